@@ -1,0 +1,164 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+)
+
+// Reader is the Sampler of a loaded instance. It opens the maps for each
+// sample, so that it follows an instance that is replaced.
+type Reader struct {
+	api      datapath.API
+	instance string
+}
+
+// NewReader returns a Sampler for a loaded instance of pod-traffic. It doesn't
+// touch the kernel before the first sample.
+func NewReader(api datapath.API, instance string) *Reader {
+	return &Reader{api: api, instance: instance}
+}
+
+// The keys and values of the maps, as the BPF side lays them out.
+type (
+	podKey struct {
+		Address [16]byte
+		IfIndex uint32
+	}
+	cgroupPodKey struct {
+		Address  [16]byte
+		CgroupID uint64
+	}
+)
+
+// rows is the BPF side's enum traffic_row, in its order.
+var rows = []Row{
+	{TC, "non_ip"},
+	{TC, "truncated"},
+	{TC, "map_full"},
+	{TC, "not_a_pod"},
+	{Cgroup, "truncated"},
+	{Cgroup, "map_full"},
+}
+
+// Sample implements Sampler.
+func (r *Reader) Sample(ctx context.Context) (Sample, error) {
+	instances, err := r.api.Instances(ctx, r.instance)
+	if err != nil {
+		return Sample{}, err
+	}
+	if len(instances) != 1 {
+		return Sample{}, fault.New(fault.ErrNotFound, "read %s: not loaded", r.instance)
+	}
+	s := Sample{Time: time.Now(), Pods: map[Key]Counters{}, Rows: map[Row]Counters{}}
+	s.Attached, s.Devices = attached(instances[0].Attachments)
+	if err := r.readRows(&s); err != nil {
+		return Sample{}, err
+	}
+	if err := r.readPods(ctx, &s); err != nil {
+		return Sample{}, err
+	}
+	return s, r.readCgroupPods(ctx, &s)
+}
+
+// attached says at which points attachments hang, and names their devices.
+func attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
+	points, devices := []Point{}, map[uint32]string{}
+	for _, a := range attachments {
+		if a.Defunct {
+			continue
+		}
+		point := TC
+		if strings.HasPrefix(a.Hook, "cgroup") {
+			point = Cgroup
+		}
+		if !slices.Contains(points, point) {
+			points = append(points, point)
+		}
+		if a.IfIndex != nil && a.DevName != nil {
+			devices[*a.IfIndex] = *a.DevName
+		}
+	}
+	slices.Sort(points)
+	return points, devices
+}
+
+func (r *Reader) readRows(s *Sample) error {
+	return r.read("rows", func(m *ebpf.Map) error {
+		var perCPU []Counters
+		for i, row := range rows {
+			if err := m.Lookup(uint32(i), &perCPU); err != nil {
+				return err
+			}
+			s.Rows[row] = sum(perCPU)
+		}
+		return nil
+	})
+}
+
+func (r *Reader) readPods(ctx context.Context, s *Sample) error {
+	return r.read("pods", func(m *ebpf.Map) error {
+		return each(ctx, m, func(key podKey, c Counters) {
+			s.Pods[Key{Point: TC, Address: address(key.Address), IfIndex: key.IfIndex}] = c
+		})
+	})
+}
+
+func (r *Reader) readCgroupPods(ctx context.Context, s *Sample) error {
+	return r.read("cgroup_pods", func(m *ebpf.Map) error {
+		return each(ctx, m, func(key cgroupPodKey, c Counters) {
+			s.Pods[Key{Point: Cgroup, Address: address(key.Address), CgroupID: key.CgroupID}] = c
+		})
+	})
+}
+
+// read opens a map of the instance for fn.
+func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
+	m, err := r.api.OpenMap(r.instance, name, true)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if err := fn(m); err != nil {
+		return fmt.Errorf("read %s/%s: %w", r.instance, name, err)
+	}
+	return nil
+}
+
+// each calls fn for the entries of a per-CPU hash. An entry that is seen twice,
+// because the map changed meanwhile, has its newer value the second time.
+func each[K any](ctx context.Context, m *ebpf.Map, fn func(K, Counters)) error {
+	var key K
+	var perCPU []Counters
+	entries := m.Iterate()
+	for entries.Next(&key, &perCPU) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		fn(key, sum(perCPU))
+	}
+	if err := entries.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
+		return err
+	}
+	return nil
+}
+
+func sum(perCPU []Counters) Counters {
+	var total Counters
+	for _, c := range perCPU {
+		total.add(c)
+	}
+	return total
+}
+
+// address reads an ip_addr_t: IPv6, or IPv4 mapped into it.
+func address(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }

@@ -1,0 +1,81 @@
+// Package traffic is the Go side of pod-traffic: it reads the counters that the
+// program keeps for each Pod address and turns two readings into totals, rates
+// and a top list whose sums match what passed. It never writes a counter.
+package traffic
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Point is where packets were seen. The same packet passes several points, so
+// counts of different points are never added up.
+type Point string
+
+// The points that pod-traffic counts at.
+const (
+	TC     Point = "tc"     // a device; bytes include the link-layer header
+	Cgroup Point = "cgroup" // a cgroup's sockets; bytes start at the IP header
+)
+
+// Counters are bytes and packets as the Pod sees them: transmit is what the Pod
+// sent. Packets are segments. They only grow while an instance is loaded.
+type Counters struct {
+	TransmitBytes   uint64 `json:"transmit_bytes"`
+	TransmitPackets uint64 `json:"transmit_packets"`
+	ReceiveBytes    uint64 `json:"receive_bytes"`
+	ReceivePackets  uint64 `json:"receive_packets"`
+}
+
+func (c *Counters) add(other Counters) {
+	c.TransmitBytes += other.TransmitBytes
+	c.TransmitPackets += other.TransmitPackets
+	c.ReceiveBytes += other.ReceiveBytes
+	c.ReceivePackets += other.ReceivePackets
+}
+
+func (c Counters) bytes() uint64   { return c.TransmitBytes + c.ReceiveBytes }
+func (c Counters) packets() uint64 { return c.TransmitPackets + c.ReceivePackets }
+
+// Key tells one Pod's counters from another's.
+type Key struct {
+	Point    Point
+	Address  netip.Addr
+	IfIndex  uint32 // at tc: the device; otherwise 0
+	CgroupID uint64 // at cgroup: the socket's cgroup; otherwise 0
+}
+
+// Row names counters of packets that belong to no Pod's entry.
+type Row struct {
+	Point Point
+	Name  string // "non_ip", "truncated", "map_full", "not_a_pod"
+}
+
+// Sample is one reading of a loaded instance. Counters are summed over CPUs.
+type Sample struct {
+	Time     time.Time
+	Pods     map[Key]Counters
+	Rows     map[Row]Counters
+	Attached []Point           // where the instance is attached now
+	Devices  map[uint32]string // ifindex -> name, of the attached devices
+}
+
+// Default returns the point to show when none is asked for: the one the
+// instance is attached at, or tc if it is attached at both or at neither.
+// several says that there was a choice.
+func (s Sample) Default() (point Point, several bool) {
+	tc, cgroup := slices.Contains(s.Attached, TC), slices.Contains(s.Attached, Cgroup)
+	if cgroup && !tc {
+		return Cgroup, false
+	}
+	return TC, tc && cgroup
+}
+
+// Sampler reads the counters of one loaded instance.
+type Sampler interface {
+	// Sample returns the counters as they are now; fault.ErrNotFound if the
+	// instance isn't loaded or has no such maps.
+	Sample(ctx context.Context) (Sample, error)
+}
