@@ -1,0 +1,214 @@
+// Package output writes result documents as tables for people or as JSON, YAML
+// and NDJSON for programs. It is the only place that knows formats: what is
+// written is a plain value with JSON tags, and a function that makes a table of
+// it.
+package output
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"bpfnet/internal/fault"
+)
+
+// Format is the value of --output.
+type Format string
+
+// The formats.
+const (
+	FormatTable  Format = "table"
+	FormatJSON   Format = "json"
+	FormatYAML   Format = "yaml"
+	FormatNDJSON Format = "ndjson"
+)
+
+// Formats lists the formats in the order in which help shows them.
+func Formats() []string {
+	return []string{string(FormatTable), string(FormatJSON), string(FormatYAML), string(FormatNDJSON)}
+}
+
+// ParseFormat returns the format of that name, or fault.ErrUsage.
+func ParseFormat(name string) (Format, error) {
+	for _, f := range Formats() {
+		if f == name {
+			return Format(f), nil
+		}
+	}
+	return "", fault.New(fault.ErrUsage, "parse output format %q: no such format", name).
+		Hint("the formats are %s", strings.Join(Formats(), ", "))
+}
+
+// Printer writes documents in one format. It is not safe for concurrent use.
+type Printer struct {
+	w        io.Writer
+	format   Format
+	terminal bool
+	color    bool
+	events   int // written so far
+}
+
+// Option changes how a Printer writes.
+type Option func(*Printer)
+
+// Terminal makes tables of a stream redraw in place instead of following each
+// other, with colour when color is set.
+func Terminal(color bool) Option {
+	return func(p *Printer) { p.terminal, p.color = true, color }
+}
+
+// New returns a Printer that writes to w.
+func New(w io.Writer, format Format, options ...Option) *Printer {
+	p := &Printer{w: w, format: format}
+	for _, option := range options {
+		option(p)
+	}
+	return p
+}
+
+// Format returns the format that p writes.
+func (p *Printer) Format() Format { return p.format }
+
+// Object writes one document.
+func (p *Printer) Object(doc any, table func() Table) error {
+	switch p.format {
+	case FormatJSON:
+		return p.indented(doc)
+	case FormatNDJSON:
+		return p.line(doc)
+	case FormatYAML:
+		return p.yaml(doc)
+	default:
+		return p.table(table())
+	}
+}
+
+// List writes a slice of documents: an array, or a line for each with ndjson.
+// A nil slice is an empty array.
+func (p *Printer) List(docs any, table func() Table) error {
+	switch p.format {
+	case FormatTable:
+		return p.table(table())
+	case FormatNDJSON:
+		return p.lines(docs)
+	}
+	items, err := elements(docs)
+	if err != nil {
+		return err
+	}
+	return p.Object(items, nil)
+}
+
+// Event writes one document of a stream: a line with json and ndjson, a
+// document after "---" with yaml. Tables are redrawn on a terminal and follow
+// each other, an empty line between, elsewhere.
+func (p *Printer) Event(doc any, table func() Table) error {
+	first := p.events == 0
+	p.events++
+	switch p.format {
+	case FormatJSON, FormatNDJSON:
+		return p.line(doc)
+	case FormatYAML:
+		if _, err := io.WriteString(p.w, "---\n"); err != nil {
+			return err
+		}
+		return p.yaml(doc)
+	}
+	return p.frame(table(), first)
+}
+
+// frame writes one table of a stream.
+func (p *Printer) frame(t Table, first bool) error {
+	var b bytes.Buffer
+	switch {
+	case p.terminal:
+		b.WriteString(clearScreen)
+	case !first:
+		b.WriteByte('\n')
+	}
+	if err := t.render(&b, p.color); err != nil {
+		return err
+	}
+	_, err := p.w.Write(b.Bytes())
+	return err
+}
+
+// clearScreen moves the cursor to the first column of the first line and
+// clears from there on.
+const clearScreen = "\x1b[H\x1b[J"
+
+func (p *Printer) table(t Table) error {
+	var b bytes.Buffer
+	if err := t.render(&b, p.color); err != nil {
+		return err
+	}
+	_, err := p.w.Write(b.Bytes())
+	return err
+}
+
+func (p *Printer) indented(doc any) error {
+	compact, err := Marshal(doc)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, compact, "", "  "); err != nil {
+		return fmt.Errorf("indent document: %w", err)
+	}
+	b.WriteByte('\n')
+	_, err = p.w.Write(b.Bytes())
+	return err
+}
+
+func (p *Printer) line(doc any) error {
+	b, err := Marshal(doc)
+	if err != nil {
+		return err
+	}
+	_, err = p.w.Write(append(b, '\n'))
+	return err
+}
+
+func (p *Printer) lines(docs any) error {
+	items, err := elements(docs)
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		if err := p.line(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Printer) yaml(doc any) error {
+	b, err := Marshal(doc)
+	if err != nil {
+		return err
+	}
+	text, err := yamlOf(b)
+	if err != nil {
+		return err
+	}
+	_, err = p.w.Write(text)
+	return err
+}
+
+// elements returns the JSON of each element of a slice, never nil.
+func elements(docs any) ([]json.RawMessage, error) {
+	b, err := Marshal(docs)
+	if err != nil {
+		return nil, err
+	}
+	items := []json.RawMessage{}
+	if err := json.Unmarshal(b, &items); err != nil {
+		return nil, fmt.Errorf("split list of documents: %w", err)
+	}
+	if items == nil {
+		items = []json.RawMessage{}
+	}
+	return items, nil
+}

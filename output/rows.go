@@ -1,0 +1,79 @@
+package output
+
+import "bufio"
+
+// Rows writes a list whose length isn't known, an item at a time and in
+// constant memory. Close completes the document.
+type Rows struct {
+	p     *Printer
+	w     *bufio.Writer
+	count int
+}
+
+// Rows begins a list.
+func (p *Printer) Rows() *Rows {
+	return &Rows{p: p, w: bufio.NewWriterSize(p.w, 64<<10)}
+}
+
+// Add writes one item: its compact JSON, or for tables the line, which is
+// escaped.
+func (r *Rows) Add(json []byte, line func() string) error {
+	r.count++
+	var err error
+	switch r.p.format {
+	case FormatTable:
+		_, err = r.w.WriteString(Escape(line()) + "\n")
+	case FormatNDJSON:
+		_, err = r.w.Write(append(printable(json), '\n'))
+	case FormatYAML:
+		err = r.yaml(json)
+	default:
+		err = r.json(json)
+	}
+	return err
+}
+
+func (r *Rows) json(item []byte) error {
+	separator := ",\n  "
+	if r.count == 1 {
+		separator = "[\n  "
+	}
+	if _, err := r.w.WriteString(separator); err != nil {
+		return err
+	}
+	_, err := r.w.Write(printable(item))
+	return err
+}
+
+func (r *Rows) yaml(item []byte) error {
+	text, err := yamlOf(append(append([]byte("["), item...), ']'))
+	if err != nil {
+		return err
+	}
+	_, err = r.w.Write(text)
+	return err
+}
+
+// Close ends the list and writes what is still buffered.
+func (r *Rows) Close() error {
+	if _, err := r.w.WriteString(r.end()); err != nil {
+		return err
+	}
+	return r.w.Flush()
+}
+
+func (r *Rows) end() string {
+	empty := r.count == 0
+	switch r.p.format {
+	case FormatJSON:
+		if empty {
+			return "[]\n"
+		}
+		return "\n]\n"
+	case FormatYAML:
+		if empty {
+			return "[]\n"
+		}
+	}
+	return ""
+}

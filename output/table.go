@@ -1,0 +1,149 @@
+package output
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/olekukonko/tablewriter"
+	"github.com/olekukonko/tablewriter/renderer"
+	"github.com/olekukonko/tablewriter/tw"
+)
+
+// Table is what people see of a document. Cells are escaped when they are
+// written; an empty cell is shown as "-".
+type Table struct {
+	Header []string
+	Rows   [][]string
+	Footer []string // totals, below the rows; may be nil
+}
+
+// render writes the table: header in capitals, columns of numbers to the right,
+// no trailing blanks. A table without rows is its header.
+func (t Table) render(w io.Writer, color bool) error {
+	var b bytes.Buffer
+	table := tablewriter.NewTable(&b, tableOptions(t)...)
+	table.Header(capitals(t.Header))
+	for _, row := range t.lines() {
+		if err := table.Append(row); err != nil {
+			return fmt.Errorf("write table: %w", err)
+		}
+	}
+	if err := table.Render(); err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	return trimBlanks(w, &b, color)
+}
+
+// lines returns the escaped rows with the footer below.
+func (t Table) lines() [][]string {
+	rows := t.Rows
+	if len(t.Footer) > 0 {
+		rows = append(rows[:len(rows):len(rows)], t.Footer)
+	}
+	lines := make([][]string, len(rows))
+	for i, row := range rows {
+		lines[i] = make([]string, len(t.Header))
+		for j := range lines[i] {
+			lines[i][j] = cell(row, j)
+		}
+	}
+	return lines
+}
+
+func cell(row []string, column int) string {
+	if column >= len(row) || row[column] == "" {
+		return "-"
+	}
+	return Escape(row[column])
+}
+
+func capitals(header []string) []string {
+	upper := make([]string, len(header))
+	for i, h := range header {
+		upper[i] = strings.ToUpper(h)
+	}
+	return upper
+}
+
+func tableOptions(t Table) []tablewriter.Option {
+	cells := tw.CellConfig{
+		Formatting: tw.CellFormatting{AutoWrap: tw.WrapNone, AutoFormat: tw.Off},
+		Alignment:  tw.CellAlignment{Global: tw.AlignLeft, PerColumn: alignments(t)},
+		Padding:    tw.CellPadding{Global: tw.Padding{Right: "  ", Overwrite: true}},
+	}
+	return []tablewriter.Option{
+		tablewriter.WithConfig(tablewriter.Config{Header: cells, Row: cells, Behavior: tw.Behavior{TrimSpace: tw.Off}}),
+		tablewriter.WithRenderer(renderer.NewBlueprint(tw.Rendition{
+			Borders: tw.BorderNone,
+			Settings: tw.Settings{
+				Separators: tw.SeparatorsNone,
+				Lines:      tw.LinesNone,
+			},
+		})),
+	}
+}
+
+// alignments puts the columns whose cells are all numbers to the right.
+func alignments(t Table) []tw.Align {
+	aligns := make([]tw.Align, len(t.Header))
+	for column := range aligns {
+		aligns[column] = tw.AlignLeft
+		if numeric(t.Rows, column) {
+			aligns[column] = tw.AlignRight
+		}
+	}
+	return aligns
+}
+
+// numeric says whether every cell of a column is empty or a number, with a unit
+// perhaps, and at least one is.
+func numeric(rows [][]string, column int) bool {
+	found := false
+	for _, row := range rows {
+		if column >= len(row) || row[column] == "" || row[column] == "-" {
+			continue
+		}
+		if !number(row[column]) {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+// number accepts "12", "-1", "1.2 kB", "5%", and not "10.0.0.1" or "2 links".
+func number(text string) bool {
+	digits, unit, _ := strings.Cut(text, " ")
+	digits = strings.TrimSuffix(strings.TrimPrefix(digits, "-"), "%")
+	if digits == "" || strings.Count(digits, ".") > 1 || strings.Trim(digits, "0123456789.") != "" {
+		return false
+	}
+	return unit == "" || units[unit]
+}
+
+// trimBlanks copies a table without trailing blanks and empty lines, its header
+// bold when color is set.
+func trimBlanks(w io.Writer, table io.Reader, color bool) error {
+	var b bytes.Buffer
+	lines := bufio.NewScanner(table)
+	lines.Buffer(nil, 16<<20)
+	for header := true; lines.Scan(); {
+		line := strings.TrimRight(lines.Text(), " ")
+		switch {
+		case line == "":
+			continue
+		case header && color:
+			line = "\x1b[1m" + line + "\x1b[0m"
+		}
+		header = false
+		b.WriteString(line + "\n")
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
