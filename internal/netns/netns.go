@@ -1,0 +1,102 @@
+// Package netns runs code inside another network namespace and names
+// namespaces by the inode that the kernel knows them by.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+)
+
+const (
+	namedDir = "/run/netns" // where ip-netns(8) keeps named namespaces
+	self     = "/proc/thread-self/ns/net"
+)
+
+// Resolve turns what --netns takes, NAME, PATH or PID, into the path of the
+// namespace.
+func Resolve(ref string) (string, error) {
+	path := ref
+	switch {
+	case strings.HasPrefix(ref, "container:"), strings.HasPrefix(ref, "pod:"):
+		return "", fault.New(fault.ErrUnsupported, "resolve network namespace %q: containers and Pods are not looked up by name yet", ref).
+			Hint("give the process id of the container, or the path of its namespace")
+	case strings.Contains(ref, "/"):
+	case isNumber(ref):
+		path = "/proc/" + ref + "/ns/net"
+	default:
+		path = filepath.Join(namedDir, ref)
+	}
+	if _, err := Inode(path); err != nil {
+		return "", err
+	}
+	return path, nil
+}
+
+func isNumber(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 32)
+	return err == nil
+}
+
+// Inode returns the inode of the namespace at path, "" for the caller's.
+func Inode(path string) (uint64, error) {
+	if path == "" {
+		path = self
+	}
+	var stat unix.Stat_t
+	var fsys unix.Statfs_t
+	if err := unix.Stat(path, &stat); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return 0, fault.New(fault.ErrNotFound, "no network namespace %q", path).Hint("ip netns list   (or give a process id)")
+		}
+		return 0, fmt.Errorf("open network namespace %q: %w", path, err)
+	}
+	if err := unix.Statfs(path, &fsys); err != nil || fsys.Type != unix.NSFS_MAGIC {
+		return 0, fault.New(fault.ErrUsage, "%q is not a network namespace", path)
+	}
+	return stat.Ino, nil
+}
+
+// Do runs fn on a thread that is in the namespace at path; an empty path means
+// the namespace the process is in. Sockets that fn opens stay in the namespace;
+// goroutines that it starts don't.
+func Do(path string, fn func() error) error {
+	if path == "" {
+		return fn()
+	}
+	target, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open network namespace %q: %w", path, err)
+	}
+	defer target.Close()
+
+	result := make(chan error, 1)
+	go func() {
+		// The thread isn't unlocked: the runtime ends it with the goroutine, so
+		// that no other code ever runs in the wrong namespace.
+		runtime.LockOSThread()
+		if err := netns.Set(netns.NsHandle(int(target.Fd()))); err != nil {
+			result <- enterError(path, err)
+			return
+		}
+		result <- fn()
+	}()
+	return <-result
+}
+
+func enterError(path string, err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fault.New(fault.ErrPermission, "enter network namespace %q: %w", path, err).Hint("entering a namespace needs CAP_SYS_ADMIN")
+	}
+	return fmt.Errorf("enter network namespace %q: %w", path, err)
+}

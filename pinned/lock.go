@@ -1,0 +1,127 @@
+package pinned
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+)
+
+const lockPoll = 5 * time.Millisecond
+
+// LockShared takes the lock for reading. A root that doesn't exist needs none:
+// there is nothing to read.
+func (r Root) LockShared(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
+	unlock, err = r.lock(ctx, unix.LOCK_SH, timeout)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	return unlock, err
+}
+
+// Lock takes the lock for writing, makes the root if it is missing, and
+// finishes or undoes what a killed writer left half-done. unlock removes the
+// root again if it is empty.
+func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
+	if err := r.Check(); err != nil {
+		return nil, err
+	}
+	for {
+		if err := os.MkdirAll(string(r), 0o700); err != nil {
+			return nil, permission("make", string(r), err)
+		}
+		release, err := r.lock(ctx, unix.LOCK_EX, timeout)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed by another writer meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := r.recover(); err != nil {
+			release()
+			return nil, err
+		}
+		return func() {
+			_ = os.Remove(string(r)) // fails unless it is empty
+			release()
+		}, nil
+	}
+}
+
+func permission(verb, path string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fault.New(fault.ErrPermission, "%s %s: %w", verb, path, err).Hint("run as root, or give the user write access to %s", path)
+	}
+	return fmt.Errorf("%s %s: %w", verb, path, err)
+}
+
+func (r Root) lock(ctx context.Context, how int, timeout time.Duration) (func(), error) {
+	dir, err := os.Open(string(r))
+	if err != nil {
+		return nil, permission("open", string(r), err)
+	}
+	if err := flock(ctx, dir, how, timeout); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	if !sameFile(dir, string(r)) {
+		dir.Close()
+		return nil, fmt.Errorf("lock %s: %w", r, fs.ErrNotExist)
+	}
+	return func() { dir.Close() }, nil
+}
+
+func flock(ctx context.Context, dir *os.File, how int, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	for {
+		err := unix.Flock(int(dir.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %s: %w", dir.Name(), err)
+		}
+		if time.Now().After(deadline) {
+			return fault.New(fault.ErrLocked, "lock %s: %s held it for more than %s", dir.Name(), holder(dir), timeout).
+				Hint("wait longer with --lock-timeout, or look at what that process does")
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	mine, err1 := f.Stat()
+	now, err2 := os.Stat(path)
+	return err1 == nil && err2 == nil && os.SameFile(mine, now)
+}
+
+// holder names the process that /proc/locks says holds a lock on dir.
+func holder(dir *os.File) string {
+	var stat unix.Stat_t
+	locks, err := os.Open("/proc/locks")
+	if err != nil || unix.Fstat(int(dir.Fd()), &stat) != nil {
+		return "another process"
+	}
+	defer locks.Close()
+	suffix := fmt.Sprintf(":%d", stat.Ino)
+	for s := bufio.NewScanner(locks); s.Scan(); {
+		// "1: FLOCK  ADVISORY  WRITE 708 00:13:22 0 EOF"
+		f := strings.Fields(s.Text())
+		if len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], suffix) {
+			return "process " + f[4]
+		}
+	}
+	return "another process"
+}

@@ -1,0 +1,216 @@
+// Package pinned keeps bpfnet's state in bpffs: where things are, the lock that
+// guards them, and creation and replacement that are atomic for readers and
+// survive a kill at any moment.
+//
+// Below the root every loaded instance has a directory:
+//
+//	NAME/progs/FUNCTION     pinned programs
+//	NAME/maps/MAP           pinned maps
+//	NAME/links/ATTACHMENT   pinned links
+//	NAME/sections/FUNCTION  symbolic link whose text is the ELF section
+//	NAME/targets/ATTACHMENT symbolic link whose text describes the target
+//	NAME/spec               symbolic link whose text is the Spec as JSON
+//
+// bpffs stores no files, but it does store the text of symbolic links; that is
+// where the little that the kernel doesn't remember is kept. Names that start
+// with "@" are directories in the making or on their way out; whoever holds the
+// exclusive lock may remove those that it didn't make.
+package pinned
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+)
+
+// MountPoint is where bpffs is mounted by convention.
+const MountPoint = "/sys/fs/bpf"
+
+// DefaultRoot is the directory that holds everything unless told otherwise.
+const DefaultRoot = MountPoint + "/bpfnet"
+
+// The directories of an instance.
+const (
+	Progs    = "progs"
+	Maps     = "maps"
+	Links    = "links"
+	Sections = "sections"
+	Targets  = "targets"
+)
+
+const (
+	specName   = "spec"
+	tempPrefix = "@"
+	newPrefix  = "@new-"  // an instance being made
+	oldPrefix  = "@old-"  // an instance being replaced
+	gonePrefix = "@gone-" // an instance being removed
+)
+
+// Encode makes a file name that bpffs accepts (it refuses dots) and that Decode
+// turns back into name.
+func Encode(name string) string {
+	return strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
+}
+
+// Decode is the inverse of Encode. Text that Encode can't have made is returned
+// as it is.
+func Decode(file string) string {
+	name, err := url.PathUnescape(file)
+	if err != nil {
+		return file
+	}
+	return name
+}
+
+// CheckName refuses names that can't name an instance.
+func CheckName(name string) error {
+	if name == "" || strings.HasPrefix(name, tempPrefix) || len(Encode(name)) > unix.NAME_MAX-len(gonePrefix) {
+		return fault.New(fault.ErrUsage, "name %q: must be 1 to %d bytes long and not start with %q", name, unix.NAME_MAX-len(gonePrefix), tempPrefix)
+	}
+	return nil
+}
+
+// Root is bpfnet's directory in bpffs. Its methods that change something need
+// the exclusive lock.
+type Root string
+
+// Instance returns the directory of the instance of that name.
+func (r Root) Instance(name string) string { return filepath.Join(string(r), Encode(name)) }
+
+// Path returns the pin of an object of an instance; kind is Progs, Maps, ….
+func (r Root) Path(instance, kind, name string) string {
+	return filepath.Join(r.Instance(instance), kind, Encode(name))
+}
+
+// Check says whether the root is, or would be, on bpffs.
+func (r Root) Check() error {
+	dir := filepath.Clean(string(r))
+	if !filepath.IsAbs(dir) {
+		return fault.New(fault.ErrUsage, "bpffs directory %q: must be an absolute path", dir)
+	}
+	for {
+		var stat unix.Statfs_t
+		err := unix.Statfs(dir, &stat)
+		switch {
+		case err == nil && uint64(stat.Type) == unix.BPF_FS_MAGIC:
+			return nil
+		case err == nil:
+			return notBPFFS(string(r))
+		case !errors.Is(err, unix.ENOENT) || dir == "/":
+			return fmt.Errorf("read the file system of %q: %w", dir, err)
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// ErrNotBPFFS says that a directory is on another kind of file system.
+var ErrNotBPFFS = errors.New("not on bpffs")
+
+func notBPFFS(dir string) error {
+	err := &fault.Error{Kind: ErrNotBPFFS, Message: fmt.Sprintf("%s is not on a mounted bpffs", dir)}
+	return err.Hint("mount -t bpf bpf %s   (or add --mount to the command)", MountPoint)
+}
+
+// Mount mounts bpffs on MountPoint unless it is mounted there already. It
+// refuses to hide the content of a directory that isn't empty.
+func Mount() error {
+	if Root(MountPoint).Check() == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(MountPoint)
+	if err != nil {
+		return fmt.Errorf("mount bpffs: %w", err)
+	}
+	if len(entries) > 0 {
+		return fault.New(fault.ErrConflict, "mount bpffs: %s is not empty", MountPoint)
+	}
+	if err := unix.Mount("bpf", MountPoint, "bpf", 0, "mode=0700"); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fault.New(fault.ErrPermission, "mount bpffs on %s: %w", MountPoint, err).Hint("mounting needs CAP_SYS_ADMIN")
+		}
+		return fmt.Errorf("mount bpffs on %s: %w", MountPoint, err)
+	}
+	return nil
+}
+
+// Names lists the instances, sorted. A root that doesn't exist has none.
+func (r Root) Names() ([]string, error) {
+	files, err := list(string(r))
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(files))
+	for _, f := range files {
+		if !strings.HasPrefix(f, tempPrefix) {
+			names = append(names, f)
+		}
+	}
+	return names, nil
+}
+
+// Exists says whether an instance of that name is loaded.
+func (r Root) Exists(name string) bool {
+	info, err := os.Lstat(r.Instance(name))
+	return err == nil && info.IsDir()
+}
+
+// List names the objects of one kind that an instance has, sorted.
+func (r Root) List(instance, kind string) ([]string, error) {
+	return list(filepath.Join(r.Instance(instance), kind))
+}
+
+func list(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", dir, err)
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = Decode(e.Name())
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// Note returns the text that SetNote stored, "" when there is none.
+func (r Root) Note(instance, kind, name string) string {
+	text, err := os.Readlink(r.Path(instance, kind, name))
+	if err != nil {
+		return ""
+	}
+	return text
+}
+
+// SetNote stores a text beside an object: kind is Sections or Targets, the text
+// at most 4,095 bytes and not empty.
+func (r Root) SetNote(instance, kind, name, text string) error {
+	return setNote(r.Path(instance, kind, name), text)
+}
+
+func setNote(path, text string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("store %s: %w", path, err)
+	}
+	err := os.Symlink(text, path)
+	if errors.Is(err, fs.ErrExist) {
+		if err = os.Remove(path); err == nil {
+			err = os.Symlink(text, path)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("store %s: %w", path, err)
+	}
+	return nil
+}
