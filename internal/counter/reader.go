@@ -34,10 +34,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, fault.New(fault.ErrNotFound, "read %s: not loaded", r.instance)
 	}
 	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(instances[0].Attachments)}
-	if err := r.read("interfaces", s.readInterfaces); err != nil {
-		return Sample{}, err
-	}
-	return s, r.read("packets", s.readTotal)
+	return s, r.read("interfaces", s.readInterfaces)
 }
 
 // devices names the interfaces that are attached.
@@ -69,17 +66,6 @@ func (s *Sample) readInterfaces(m *ebpf.Map) error {
 		if attached || sum.total().Packets > 0 {
 			s.Interfaces[index] = sum
 		}
-	}
-	return nil
-}
-
-func (s *Sample) readTotal(m *ebpf.Map) error {
-	var perCPU []Counter
-	if err := m.Lookup(uint32(0), &perCPU); err != nil {
-		return err
-	}
-	for _, cpu := range perCPU {
-		s.Total.add(cpu)
 	}
 	return nil
 }

@@ -19,13 +19,10 @@ func (c *Counter) add(other Counter) {
 	c.Bytes += other.Bytes
 }
 
-// classes is how many classes the program tells apart.
-const classes = 13
-
-// Classes are the counters of one interface. Each packet is in exactly one, so
-// that their sum is the interface's total. The order is that of the BPF side's
-// struct interface_counters and of the names in this package's documents.
-type Classes [classes]Counter
+// Classes are the counters of one interface, in the order of the BPF side's
+// struct interface_counters. Each packet is in exactly one, so that their sum is
+// the interface's total. The last three are reserved and 0.
+type Classes [16]Counter
 
 func (c Classes) total() Counter {
 	var total Counter
@@ -38,7 +35,6 @@ func (c Classes) total() Counter {
 // Sample is one reading of a loaded instance. Counters are summed over CPUs.
 type Sample struct {
 	Time       time.Time
-	Total      Counter            // everything the program has seen
 	Interfaces map[uint32]Classes // by ifindex; 0: indices beyond the map
 	Devices    map[uint32]string  // ifindex -> name, of the attached devices
 }

@@ -1,0 +1,325 @@
+package traffic
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bpfnet/internal/fault"
+)
+
+// Schema names the document that View.Document makes.
+const Schema = "bpfnet.pods/v1"
+
+// Document is what has passed at one point, by Pod. The sum of Pods and Others
+// is Total.
+type Document struct {
+	Schema          string    `json:"schema"`
+	Time            time.Time `json:"time"`
+	IntervalSeconds *float64  `json:"interval_seconds"` // null: no sample before, no rates
+	ObservedAt      Point     `json:"observed_at"`
+	Loss            Loss      `json:"loss"`
+	Pods            []Pod     `json:"pods"`
+	Others          Others    `json:"others"`
+	Total           Traffic   `json:"total"`
+}
+
+// Loss is what could not be attributed to a Pod for want of space.
+type Loss struct {
+	MapFull uint64 `json:"map_full"` // packets; they are in the row of that name
+}
+
+// Traffic is counters with their growth per second, null when it is unknown.
+type Traffic struct {
+	Counters
+	TransmitBytesPerSecond   *uint64 `json:"transmit_bytes_per_second"`
+	TransmitPacketsPerSecond *uint64 `json:"transmit_packets_per_second"`
+	ReceiveBytesPerSecond    *uint64 `json:"receive_bytes_per_second"`
+	ReceivePacketsPerSecond  *uint64 `json:"receive_packets_per_second"`
+}
+
+// Pod is the traffic of one address at one device or in one cgroup.
+type Pod struct {
+	Address   netip.Addr `json:"address"`
+	Namespace *string    `json:"namespace"`
+	Pod       *string    `json:"pod"`
+	Container *string    `json:"container"`
+	DevName   *string    `json:"devname"`
+	IfIndex   *uint32    `json:"ifindex"`   // null at cgroup
+	CgroupID  *string    `json:"cgroup_id"` // null at tc
+	Traffic
+}
+
+// Others is the traffic of everything that Pods doesn't show.
+type Others struct {
+	Traffic
+	Pods int        `json:"pods"` // Pods that a limit or a filter leaves out
+	Rows []NamedRow `json:"rows"` // packets that belong to no Pod's entry, by why
+}
+
+// NamedRow is the traffic that belongs to no Pod's entry for one reason.
+type NamedRow struct {
+	Row string `json:"row"`
+	Traffic
+}
+
+// View says what of a sample to show, and how.
+type View struct {
+	Point   Point        // empty: Sample.Default
+	Sort    string       // one of SortFields, "-" in front: descending; empty: DefaultSort
+	Limit   int          // Pods to show; 0: all
+	Device  string       // only Pods behind the device of that name
+	Address netip.Prefix // only Pods in the prefix; the zero value: all
+}
+
+// DefaultSort puts the Pods with the most traffic first.
+const DefaultSort = "-bytes"
+
+// order compares two Pods by a field.
+type order func(a, b Pod) int
+
+var orders = map[string]order{
+	"address": func(a, b Pod) int { return a.Address.Compare(b.Address) },
+	"devname": func(a, b Pod) int { return cmp.Compare(deref(a.DevName), deref(b.DevName)) },
+	"bytes":   byNumber(Counters.bytes),
+	"packets": byNumber(Counters.packets),
+
+	"transmit_bytes":   byNumber(func(c Counters) uint64 { return c.TransmitBytes }),
+	"transmit_packets": byNumber(func(c Counters) uint64 { return c.TransmitPackets }),
+	"receive_bytes":    byNumber(func(c Counters) uint64 { return c.ReceiveBytes }),
+	"receive_packets":  byNumber(func(c Counters) uint64 { return c.ReceivePackets }),
+
+	"bytes_per_second": byRate(func(t Traffic) uint64 {
+		return deref(t.TransmitBytesPerSecond) + deref(t.ReceiveBytesPerSecond)
+	}),
+	"packets_per_second": byRate(func(t Traffic) uint64 {
+		return deref(t.TransmitPacketsPerSecond) + deref(t.ReceivePacketsPerSecond)
+	}),
+	"transmit_bytes_per_second":   byRate(func(t Traffic) uint64 { return deref(t.TransmitBytesPerSecond) }),
+	"transmit_packets_per_second": byRate(func(t Traffic) uint64 { return deref(t.TransmitPacketsPerSecond) }),
+	"receive_bytes_per_second":    byRate(func(t Traffic) uint64 { return deref(t.ReceiveBytesPerSecond) }),
+	"receive_packets_per_second":  byRate(func(t Traffic) uint64 { return deref(t.ReceivePacketsPerSecond) }),
+}
+
+func byNumber(field func(Counters) uint64) order {
+	return func(a, b Pod) int { return cmp.Compare(field(a.Counters), field(b.Counters)) }
+}
+
+func byRate(field func(Traffic) uint64) order {
+	return func(a, b Pod) int { return cmp.Compare(field(a.Traffic), field(b.Traffic)) }
+}
+
+// deref returns the zero value for nil.
+func deref[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
+
+// SortFields lists what View.Sort can name.
+func SortFields() []string {
+	fields := make([]string, 0, len(orders))
+	for field := range orders {
+		fields = append(fields, field)
+	}
+	slices.Sort(fields)
+	return fields
+}
+
+// Check returns an error of kind fault.ErrUsage if the view can't be shown.
+func (v View) Check() error {
+	if _, ok := orders[strings.TrimPrefix(v.sort(), "-")]; !ok {
+		return fault.New(fault.ErrUsage, "sort by %q: no such field", v.Sort).
+			Hint("fields are %s; a - in front sorts descending", strings.Join(SortFields(), ", "))
+	}
+	if v.Point != "" && v.Point != TC && v.Point != Cgroup {
+		return fault.New(fault.ErrUsage, "observe %q: no such point", string(v.Point)).Hint("points are tc and cgroup")
+	}
+	if v.Limit < 0 {
+		return fault.New(fault.ErrUsage, "show %d Pods: the limit is negative", v.Limit)
+	}
+	return nil
+}
+
+func (v View) sort() string { return cmp.Or(v.Sort, DefaultSort) }
+
+// Document shows a sample, with rates since an earlier one if before isn't nil.
+// The view must pass Check. A counter that is lower than before started anew,
+// its rates are unknown.
+func (v View) Document(before *Sample, now Sample) Document {
+	point := v.Point
+	if point == "" {
+		point, _ = now.Default()
+	}
+	rates := newRates(before, now)
+	d := Document{
+		Schema: Schema, Time: now.Time.UTC().Truncate(time.Second), IntervalSeconds: rates.interval(),
+		ObservedAt: point, Pods: []Pod{}, Others: Others{Rows: []NamedRow{}},
+	}
+	var total, others change
+	for _, pod := range v.arrange(pods(point, rates, now)) {
+		c := rates.pod(pod.key)
+		total.add(c)
+		if pod.hidden {
+			d.Others.Pods++
+			others.add(c)
+			continue
+		}
+		d.Pods = append(d.Pods, pod.Pod)
+	}
+	for _, row := range rows {
+		if row.Point != point {
+			continue
+		}
+		c := rates.row(row)
+		total.add(c)
+		others.add(c)
+		d.Others.Rows = append(d.Others.Rows, NamedRow{row.Name, rates.traffic(c)})
+	}
+	d.Others.Traffic, d.Total = rates.traffic(others), rates.traffic(total)
+	d.Loss.MapFull = now.Rows[Row{point, "map_full"}].packets()
+	return d
+}
+
+// candidate is a Pod of the sample that may be shown.
+type candidate struct {
+	Pod
+	key    Key
+	hidden bool
+}
+
+func pods(point Point, rates rates, now Sample) []candidate {
+	var all []candidate
+	for key := range now.Pods {
+		if key.Point != point {
+			continue
+		}
+		pod := Pod{Address: key.Address, Traffic: rates.traffic(rates.pod(key))}
+		if point == TC {
+			pod.IfIndex = &key.IfIndex
+		} else {
+			id := strconv.FormatUint(key.CgroupID, 10)
+			pod.CgroupID = &id
+		}
+		if name, ok := now.Devices[key.IfIndex]; ok && point == TC {
+			pod.DevName = &name
+		}
+		all = append(all, candidate{Pod: pod, key: key})
+	}
+	return all
+}
+
+// arrange sorts Pods, ties by address, device and cgroup, and hides those that
+// the filters and the limit leave out.
+func (v View) arrange(all []candidate) []candidate {
+	field, descending := strings.CutPrefix(v.sort(), "-")
+	compare := orders[field]
+	slices.SortFunc(all, func(a, b candidate) int {
+		first := compare(a.Pod, b.Pod)
+		if descending {
+			first = -first
+		}
+		return cmp.Or(first, a.Address.Compare(b.Address),
+			cmp.Compare(a.key.IfIndex, b.key.IfIndex), cmp.Compare(a.key.CgroupID, b.key.CgroupID))
+	})
+	shown := 0
+	for i := range all {
+		all[i].hidden = !v.matches(all[i].Pod) || v.Limit > 0 && shown == v.Limit
+		if !all[i].hidden {
+			shown++
+		}
+	}
+	return all
+}
+
+func (v View) matches(pod Pod) bool {
+	if v.Device != "" && deref(pod.DevName) != v.Device {
+		return false
+	}
+	return !v.Address.IsValid() || v.Address.Contains(pod.Address)
+}
+
+// change is counters and by how much they grew.
+type change struct {
+	now, grown Counters
+	unknown    bool // counters that started anew make the growth unknown
+}
+
+func (c *change) add(other change) {
+	c.now.add(other.now)
+	c.grown.add(other.grown)
+	c.unknown = c.unknown || other.unknown
+}
+
+// rates makes changes of two samples.
+type rates struct {
+	before  *Sample
+	now     Sample
+	elapsed time.Duration // 0: no rates
+}
+
+func newRates(before *Sample, now Sample) rates {
+	r := rates{before: before, now: now}
+	if before != nil {
+		r.elapsed = max(0, now.Time.Sub(before.Time))
+	}
+	return r
+}
+
+// interval is the time between the samples in seconds, in milliseconds' steps.
+func (r rates) interval() *float64 {
+	if r.elapsed == 0 {
+		return nil
+	}
+	seconds := math.Round(r.elapsed.Seconds()*1000) / 1000
+	return &seconds
+}
+
+func (r rates) pod(key Key) change {
+	if r.elapsed == 0 {
+		return change{now: r.now.Pods[key]}
+	}
+	return difference(r.before.Pods[key], r.now.Pods[key])
+}
+
+func (r rates) row(row Row) change {
+	if r.elapsed == 0 {
+		return change{now: r.now.Rows[row]}
+	}
+	return difference(r.before.Rows[row], r.now.Rows[row])
+}
+
+func difference(before, now Counters) change {
+	c := change{now: now, grown: Counters{
+		TransmitBytes:   now.TransmitBytes - before.TransmitBytes,
+		TransmitPackets: now.TransmitPackets - before.TransmitPackets,
+		ReceiveBytes:    now.ReceiveBytes - before.ReceiveBytes,
+		ReceivePackets:  now.ReceivePackets - before.ReceivePackets,
+	}}
+	c.unknown = now.TransmitBytes < before.TransmitBytes || now.TransmitPackets < before.TransmitPackets ||
+		now.ReceiveBytes < before.ReceiveBytes || now.ReceivePackets < before.ReceivePackets
+	return c
+}
+
+// traffic gives a change its rates, rounded to whole bytes and packets.
+func (r rates) traffic(c change) Traffic {
+	t := Traffic{Counters: c.now}
+	if r.elapsed == 0 || c.unknown {
+		return t
+	}
+	perSecond := func(grown uint64) *uint64 {
+		rate := uint64(math.Round(float64(grown) / r.elapsed.Seconds()))
+		return &rate
+	}
+	t.TransmitBytesPerSecond = perSecond(c.grown.TransmitBytes)
+	t.TransmitPacketsPerSecond = perSecond(c.grown.TransmitPackets)
+	t.ReceiveBytesPerSecond = perSecond(c.grown.ReceiveBytes)
+	t.ReceivePacketsPerSecond = perSecond(c.grown.ReceivePackets)
+	return t
+}
