@@ -2,8 +2,11 @@ package commands
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
+
+	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
@@ -11,6 +14,7 @@ import (
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
 	"bpfnet/internal/traffic"
+	"bpfnet/output"
 )
 
 // Env is everything outside the program that a command touches. SystemEnv binds
@@ -44,4 +48,60 @@ type Backend interface {
 	Counters(instance string) (counter.Sampler, error)
 	Ports(instance string) (ports.API, error)
 	Close() error
+}
+
+// printer returns the Printer of the format that was asked for.
+func (e *Env) printer(c *cli.Context) (*output.Printer, error) {
+	format, err := output.ParseFormat(e.setting(c, "output", "BPFNET_OUTPUT", string(output.FormatTable)))
+	if err != nil {
+		return nil, err
+	}
+	var options []output.Option
+	if _, ok := e.Terminal(); ok {
+		options = append(options, output.Terminal(e.Getenv("NO_COLOR") == ""))
+	}
+	return output.New(e.Stdout, format, options...), nil
+}
+
+// backend opens what the command works on; close it when done.
+func (e *Env) backend(c *cli.Context) (Backend, error) {
+	options := datapath.Options{
+		Root:        e.setting(c, "bpffs", "BPFNET_BPFFS", ""),
+		LockTimeout: c.Duration("lock-timeout"),
+		Mount:       c.Bool("mount"),
+	}
+	if name := c.String("netns"); name != "" {
+		path, err := e.Resolve(name)
+		if err != nil {
+			return nil, err
+		}
+		options.NetNS = path
+	}
+	return e.Open(c.Context, options)
+}
+
+// setting is the value of a global flag, else of its environment variable, else
+// the default.
+func (e *Env) setting(c *cli.Context, flag, variable, byDefault string) string {
+	if c.IsSet(flag) {
+		return c.String(flag)
+	}
+	if value := e.Getenv(variable); value != "" {
+		return value
+	}
+	return byDefault
+}
+
+// note tells the user something that isn't the result, unless --quiet.
+func (e *Env) note(c *cli.Context, format string, args ...any) {
+	if !c.Bool("quiet") {
+		fmt.Fprintln(e.Stderr, output.Escape(fmt.Sprintf(format, args...)))
+	}
+}
+
+// notes writes several notes.
+func (e *Env) notes(c *cli.Context, notes []string) {
+	for _, n := range notes {
+		e.note(c, "note: %s", n)
+	}
 }

@@ -1,0 +1,256 @@
+package commands
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/fault"
+)
+
+// node is what reorder needs to know of one command.
+type node struct {
+	words map[string]*node // subcommands
+	flags map[string]bool  // own flags, without dashes: does it take a value
+	raw   bool             // what follows is arguments, whatever it looks like
+}
+
+// grammar describes a command tree to reorder. The root's flags are global.
+func grammar(app *cli.App) *node {
+	return nodeOf(&cli.Command{Subcommands: app.Commands, Flags: app.Flags})
+}
+
+func nodeOf(command *cli.Command) *node {
+	n := &node{words: map[string]*node{}, flags: map[string]bool{}, raw: command.Name == completeWord}
+	for _, f := range command.Flags {
+		for _, name := range f.Names() {
+			n.flags[name] = takesValue(f)
+		}
+	}
+	for _, sub := range command.Subcommands {
+		for _, name := range sub.Names() {
+			n.words[name] = nodeOf(sub)
+		}
+	}
+	return n
+}
+
+func takesValue(f cli.Flag) bool {
+	d, ok := f.(cli.DocGenerationFlag)
+	return ok && d.TakesValue()
+}
+
+// flag is one flag of a command line.
+type flag struct {
+	name  string // without dashes
+	value string
+	given bool // a value was
+}
+
+func (f flag) String() string {
+	if f.given {
+		return dashed(f.name) + "=" + f.value
+	}
+	return dashed(f.name)
+}
+
+// dashed writes a flag's name as users do.
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
+}
+
+// line is a command line taken apart.
+type line struct {
+	path  []string // the words that name the command
+	node  *node    // the command
+	flags []flag
+	args  []string
+}
+
+// reorder puts a command line, without the program's name, into the order that
+// urfave/cli parses: global flags, command, its flags, "--", arguments. Flags
+// may stand anywhere before a "--", and a value is always joined to its flag by
+// "=", so that none is taken for a command or the other way round. A flag
+// without its value, an unknown flag and an unknown command are usage errors.
+func reorder(root *node, argv []string) ([]string, error) {
+	l, err := parse(root, argv)
+	if err != nil {
+		return nil, err
+	}
+	if len(l.node.words) > 0 && len(l.args) > 0 {
+		return nil, unknownCommand(l)
+	}
+	var global, local []string
+	for _, f := range l.flags {
+		_, own := l.node.flags[f.name]
+		_, anywhere := root.flags[f.name]
+		switch {
+		case own && isHelp(f.name):
+			return append(l.path, "--help"), nil
+		case own:
+			local = append(local, f.String())
+		case anywhere:
+			global = append(global, f.String())
+		default:
+			return nil, unknownFlag(root, l, f.name)
+		}
+	}
+	ordered := slices.Concat(global, l.path, local)
+	if len(l.args) > 0 {
+		ordered = append(append(ordered, "--"), l.args...)
+	}
+	return ordered, nil
+}
+
+// parse takes a command line apart.
+func parse(root *node, argv []string) (line, error) {
+	l := line{node: root}
+	for i := 0; i < len(argv); i++ {
+		word := argv[i]
+		switch {
+		case l.node.raw:
+			l.args = append(l.args, word)
+		case word == "--":
+			l.args = append(l.args, argv[i+1:]...)
+			return l, nil
+		case isFlag(word):
+			f := splitFlag(word)
+			if !f.given && l.takesValue(root, f.name) {
+				i++
+				if i == len(argv) || isFlag(argv[i]) {
+					return l, fault.New(fault.ErrUsage, "flag %s needs a value", dashed(f.name)).
+						Hint("a value that begins with a dash is written %s=VALUE", dashed(f.name))
+				}
+				f.value, f.given = argv[i], true
+			}
+			l.flags = append(l.flags, f)
+		default:
+			l.word(word)
+		}
+	}
+	return l, nil
+}
+
+// word takes the next word that isn't a flag: a subcommand or an argument.
+func (l *line) word(word string) {
+	if next, ok := l.node.words[word]; ok && len(l.args) == 0 {
+		l.node, l.path = next, append(l.path, word)
+		return
+	}
+	l.args = append(l.args, word)
+}
+
+// takesValue says whether a flag takes a value. While the command isn't named
+// in full, a flag of any command below counts: one name means the same
+// everywhere.
+func (l *line) takesValue(root *node, name string) bool {
+	if takes, known := root.flags[name]; known {
+		return takes
+	}
+	return l.node.anyTakes(name)
+}
+
+func (n *node) anyTakes(name string) bool {
+	if takes, known := n.flags[name]; known {
+		return takes
+	}
+	for _, sub := range n.words {
+		if sub.anyTakes(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// isFlag says whether a word is a flag: not "-", which means standard input,
+// and not a negative number.
+func isFlag(word string) bool {
+	if len(word) < 2 || word[0] != '-' {
+		return false
+	}
+	return word[1] < '0' || word[1] > '9'
+}
+
+func splitFlag(word string) flag {
+	name := strings.TrimPrefix(word[1:], "-")
+	name, value, given := strings.Cut(name, "=")
+	return flag{name, value, given}
+}
+
+func isHelp(name string) bool { return name == "help" || name == "h" }
+
+func unknownCommand(l line) error {
+	word := strings.Join(append(slices.Clone(l.path), l.args[0]), " ")
+	err := fault.New(fault.ErrUsage, "unknown command %q", word)
+	if near := nearest(l.args[0], keys(l.node.words)); near != "" {
+		return err.Hint("did you mean %q?", near)
+	}
+	return err.Hint("see: %s", helpLine(l.path))
+}
+
+func unknownFlag(root *node, l line, name string) error {
+	err := fault.New(fault.ErrUsage, "unknown flag %s", dashed(name))
+	near := nearest(name, append(keys(l.node.flags), keys(root.flags)...))
+	if near != "" && len(name) > 1 {
+		return err.Hint("did you mean %s?", dashed(near))
+	}
+	return err.Hint("see: %s", helpLine(l.path))
+}
+
+func helpLine(path []string) string {
+	return strings.Join(slices.Concat([]string{"bpfnet"}, path, []string{"--help"}), " ")
+}
+
+// keys lists the words that users may see, sorted.
+func keys[V any](m map[string]V) []string {
+	var words []string
+	for k := range m {
+		if !strings.HasPrefix(k, "__") {
+			words = append(words, k)
+		}
+	}
+	slices.Sort(words)
+	return words
+}
+
+// nearest returns the word that is most like the given one, or "" when none is
+// close enough to be meant.
+func nearest(word string, words []string) string {
+	best, least := "", len(word)/3+2
+	for _, w := range words {
+		if d := distance(word, w); d < least && d < len(w) {
+			best, least = w, d
+		}
+	}
+	return best
+}
+
+// distance is how many letters have to be added, removed, changed or swapped
+// with their neighbour to turn a into b.
+func distance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range b {
+		rows[0][j+1] = j + 1
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			change := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				change++
+			}
+			rows[i][j] = min(change, rows[i-1][j]+1, rows[i][j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,106 @@
+package commands
+
+import (
+	"context"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"bpfnet/internal/counter"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/maps"
+	"bpfnet/internal/netns"
+	"bpfnet/internal/ports"
+	"bpfnet/internal/probe"
+	"bpfnet/internal/traffic"
+	"bpfnet/pinned"
+)
+
+// Main runs the command line of this process and returns its exit code. The
+// first SIGINT, SIGTERM or SIGHUP lets the command end in order, the next one
+// ends the process.
+func Main() int {
+	signal.Ignore(syscall.SIGPIPE) // a closed pipe is an error of the write
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return Run(ctx, SystemEnv(), os.Args[1:])
+}
+
+// SystemEnv binds Env to this process, its kernel and its bpffs.
+func SystemEnv() *Env {
+	return &Env{
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		Open:       openSystem,
+		Resolve:    netns.Resolve,
+		Now:        time.Now,
+		Getenv:     os.Getenv,
+		ReadFile:   os.ReadFile,
+		Terminal:   stdoutTerminal,
+		Interfaces: interfaceNames,
+	}
+}
+
+func stdoutTerminal() (columns int, ok bool) {
+	fd := int(os.Stdout.Fd())
+	if !term.IsTerminal(fd) {
+		return 0, false
+	}
+	columns, _, err := term.GetSize(fd)
+	if err != nil {
+		columns = 80
+	}
+	return columns, true
+}
+
+func interfaceNames() ([]string, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(interfaces))
+	for i, in := range interfaces {
+		names[i] = in.Name
+	}
+	return names, nil
+}
+
+// system is the Backend of a real kernel.
+type system struct {
+	*datapath.Engine
+	root string
+}
+
+func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
+	if options.Root == "" {
+		options.Root = pinned.DefaultRoot
+	}
+	engine, err := datapath.Open(options)
+	if err != nil {
+		return nil, err
+	}
+	return &system{Engine: engine, root: options.Root}, nil
+}
+
+func (s *system) Maps() maps.API                            { return maps.New(s.root) }
+func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
+func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
+func (s *system) Close() error                              { return nil }
+
+func (s *system) PodTraffic(instance string) (traffic.Sampler, error) {
+	return traffic.NewReader(s.Engine, instance), nil
+}
+
+func (s *system) Counters(instance string) (counter.Sampler, error) {
+	return counter.NewReader(s.Engine, instance), nil
+}
+
+func (s *system) Ports(instance string) (ports.API, error) {
+	return ports.NewFilter(s.Engine, instance), nil
+}
