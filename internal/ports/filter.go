@@ -25,33 +25,31 @@ func NewFilter(api datapath.API, instance string) *Filter {
 	return &Filter{api: api, instance: instance}
 }
 
-// edit returns a changed policy and whether it differs.
-type edit func(Policy) (Policy, bool, error)
-
 // Allow implements API.
 func (f *Filter) Allow(ctx context.Context, ranges []Range, dryRun bool) (Result, error) {
-	return f.change(ctx, dryRun, func(p Policy) (Policy, bool, error) { return p.With(ranges, false) })
+	return f.change(ctx, dryRun, addition(ranges, false))
 }
 
 // Deny implements API.
 func (f *Filter) Deny(ctx context.Context, ranges []Range, dryRun bool) (Result, error) {
-	return f.change(ctx, dryRun, func(p Policy) (Policy, bool, error) { return p.With(ranges, true) })
+	return f.change(ctx, dryRun, addition(ranges, true))
 }
 
 // Remove implements API.
 func (f *Filter) Remove(ctx context.Context, ranges []Range, dryRun bool) (Result, error) {
-	return f.change(ctx, dryRun, func(p Policy) (Policy, bool, error) {
-		next, changed := p.Without(ranges)
-		return next, changed, nil
-	})
+	return f.change(ctx, dryRun, removal(ranges))
 }
 
 // Default implements API.
 func (f *Filter) Default(ctx context.Context, change DefaultChange, dryRun bool) (Result, error) {
-	return f.change(ctx, dryRun, func(p Policy) (Policy, bool, error) {
-		next, changed := p.WithDefault(change)
-		return next, changed, nil
-	})
+	return f.change(ctx, dryRun, defaults(change))
+}
+
+// List implements API.
+func (f *Filter) List(context.Context) (Listing, error) {
+	unchanged := func(p Policy) (Policy, bool, error) { return p, false, nil }
+	result, err := f.apply(unchanged, true)
+	return result.Listing, err
 }
 
 func (f *Filter) change(ctx context.Context, dryRun bool, edit edit) (result Result, err error) {
@@ -65,12 +63,18 @@ func (f *Filter) change(ctx context.Context, dryRun bool, edit edit) (result Res
 	return result, err
 }
 
+// apply edits the policy; only with dryRun it does without the lock.
 func (f *Filter) apply(edit edit, dryRun bool) (Result, error) {
 	policies, err := f.api.OpenMap(f.instance, "policy", dryRun)
 	if err != nil {
 		return Result{}, err
 	}
 	defer policies.Close()
+	counters, err := f.api.OpenMap(f.instance, "counters", dryRun)
+	if err != nil {
+		return Result{}, err
+	}
+	defer counters.Close()
 	current, err := f.policy(policies)
 	if err != nil {
 		return Result{}, err
@@ -80,9 +84,15 @@ func (f *Filter) apply(edit edit, dryRun bool) (Result, error) {
 		return Result{}, err
 	}
 	if changed && !dryRun {
-		err = f.replace(policies, current, next)
+		if err := f.replace(policies, counters, current, next); err != nil {
+			return Result{}, err
+		}
 	}
-	return Result{Changed: changed, Policy: next}, err
+	listing, err := count(counters, current, next)
+	if err != nil {
+		return Result{}, fmt.Errorf("read counters of %s: %w", f.instance, err)
+	}
+	return Result{Changed: changed, Listing: listing}, nil
 }
 
 // policy reads the policy that packets meet now.
@@ -112,14 +122,14 @@ func readError(instance string, err error) error {
 
 // replace lays the policy out beside the running one and swaps it in with one
 // update, so that each packet meets either all of the old or all of the new.
-func (f *Filter) replace(policies *ebpf.Map, current, next Policy) error {
+func (f *Filter) replace(policies, counters *ebpf.Map, current, next Policy) error {
 	inner, err := fill(next)
 	if err != nil {
 		return fmt.Errorf("lay out policy of %s: %w", f.instance, err)
 	}
 	defer inner.Close()
-	if err := f.zeroCounters(current, next); err != nil {
-		return err
+	if err := zeroCounters(counters, current, next); err != nil {
+		return fmt.Errorf("clear counters of %s: %w", f.instance, err)
 	}
 	if err := policies.Put(uint32(0), inner); err != nil {
 		return fmt.Errorf("replace policy of %s: %w", f.instance, err)
@@ -164,89 +174,57 @@ func innerSpec() (*ebpf.MapSpec, error) {
 
 // zeroCounters clears the counters of the rules that are new in next: their
 // numbers may have belonged to rules that were removed before.
-func (f *Filter) zeroCounters(current, next Policy) error {
-	counters, err := f.api.OpenMap(f.instance, "counters", false)
-	if err != nil {
-		return err
-	}
-	defer counters.Close()
+func zeroCounters(counters *ebpf.Map, current, next Policy) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return err
 	}
-	zero := make([]Counter, cpus)
 	kept := numbers(current.Rules)
 	for _, rule := range next.Rules {
 		if kept[rule.Number] {
 			continue
 		}
-		if err := counters.Put(firstRuleCounter+uint32(rule.Number), zero); err != nil {
-			return fmt.Errorf("clear counter %d of %s: %w", rule.Number, f.instance, err)
+		if err := counters.Put(firstRuleCounter+uint32(rule.Number), make([]Counter, cpus)); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// rows is the BPF side's enum port_row, in its order.
-var rows = []string{
-	"default_pass", "default_drop", "established", "untouched",
-	"fragment_pass", "fragment_drop", "truncated", "non_ip",
 }
 
 // firstRuleCounter is where the rules' counters start: that of rule n is n
 // further on.
 const firstRuleCounter = 16
 
-// List implements API.
-func (f *Filter) List(ctx context.Context) (Listing, error) {
-	policies, err := f.api.OpenMap(f.instance, "policy", true)
-	if err != nil {
-		return Listing{}, err
-	}
-	defer policies.Close()
-	policy, err := f.policy(policies)
-	if err != nil {
-		return Listing{}, err
-	}
-	counters, err := f.api.OpenMap(f.instance, "counters", true)
-	if err != nil {
-		return Listing{}, err
-	}
-	defer counters.Close()
-	listing, err := count(policy, counters)
-	if err != nil {
-		return Listing{}, fmt.Errorf("read counters of %s: %w", f.instance, err)
-	}
-	return listing, ctx.Err()
-}
-
-func count(policy Policy, counters *ebpf.Map) (Listing, error) {
-	listing := Listing{Policy: policy, Rules: make([]Counter, len(policy.Rules)), Rows: make([]Row, len(rows))}
-	for i, name := range rows {
-		counter, err := sum(counters, uint32(i))
-		if err != nil {
+// count reads what next has counted. Rules that current doesn't have start at
+// 0, whatever their counters hold.
+func count(counters *ebpf.Map, current, next Policy) (Listing, error) {
+	listing := listing(next)
+	for i := range listing.Rows {
+		if err := sum(counters, uint32(i), &listing.Rows[i]); err != nil {
 			return Listing{}, err
 		}
-		listing.Rows[i] = Row{name, counter}
 	}
-	for i, rule := range policy.Rules {
-		counter, err := sum(counters, firstRuleCounter+uint32(rule.Number))
-		if err != nil {
+	kept := numbers(current.Rules)
+	for i, rule := range next.Rules {
+		if !kept[rule.Number] {
+			continue
+		}
+		if err := sum(counters, firstRuleCounter+uint32(rule.Number), &listing.Rules[i]); err != nil {
 			return Listing{}, err
 		}
-		listing.Rules[i] = counter
 	}
 	return listing, nil
 }
 
 // sum adds a counter up over all CPUs.
-func sum(counters *ebpf.Map, index uint32) (Counter, error) {
+func sum(counters *ebpf.Map, index uint32, total *Counter) error {
 	var perCPU []Counter
-	var total Counter
-	err := counters.Lookup(index, &perCPU)
+	if err := counters.Lookup(index, &perCPU); err != nil {
+		return err
+	}
 	for _, cpu := range perCPU {
 		total.Packets += cpu.Packets
 		total.Bytes += cpu.Bytes
 	}
-	return total, err
+	return nil
 }

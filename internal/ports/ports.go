@@ -25,7 +25,15 @@ type API interface {
 // Result is the policy after a change.
 type Result struct {
 	Changed bool
-	Policy  Policy
+	Listing
+}
+
+// Listing is a policy with what it has counted since it was loaded, a rule since
+// it was added.
+type Listing struct {
+	Policy Policy
+	Rules  []Counter // one for each rule of Policy
+	Rows   []Counter // packets that no rule decided, one for each of Rows
 }
 
 // Counter is packets and bytes.
@@ -34,15 +42,78 @@ type Counter struct {
 	Bytes   uint64 `json:"bytes"`
 }
 
-// Listing is a policy with what its rules have counted.
-type Listing struct {
-	Policy Policy
-	Rules  []Counter // one for each rule of Policy
-	Rows   []Row     // packets that no rule decided, in the program's order
+// Row is one reason for a verdict that no rule decided.
+type Row struct {
+	Name string
+	Drop bool
 }
 
-// Row counts packets that no rule decided, by why.
-type Row struct {
-	Name string `json:"row"`
-	Counter
+// Rows returns the rows in the order in which the program counts them.
+func Rows() []Row {
+	return []Row{
+		{"default_pass", false},
+		{"default_drop", true},
+		{"established", false},
+		{"untouched", false},
+		{"fragment_pass", false},
+		{"fragment_drop", true},
+		{"truncated", true},
+		{"non_ip", false},
+		{"too_deep", true},
+	}
+}
+
+// edit returns a changed policy and whether it differs.
+type edit func(Policy) (Policy, bool, error)
+
+func addition(ranges []Range, drop bool) edit {
+	return func(p Policy) (Policy, bool, error) { return p.With(ranges, drop) }
+}
+
+func removal(ranges []Range) edit {
+	return func(p Policy) (Policy, bool, error) {
+		next, changed := p.Without(ranges)
+		return next, changed, nil
+	}
+}
+
+func defaults(change DefaultChange) edit {
+	return func(p Policy) (Policy, bool, error) {
+		next, changed := p.WithDefault(change)
+		return next, changed, nil
+	}
+}
+
+// Unloaded returns the API of an instance that isn't loaded yet: it has the
+// policy that the program starts with, and changes to it are only planned.
+func Unloaded() API { return unloaded{} }
+
+type unloaded struct{}
+
+func (unloaded) Allow(_ context.Context, ranges []Range, _ bool) (Result, error) {
+	return plan(addition(ranges, false))
+}
+
+func (unloaded) Deny(_ context.Context, ranges []Range, _ bool) (Result, error) {
+	return plan(addition(ranges, true))
+}
+
+func (unloaded) Remove(_ context.Context, ranges []Range, _ bool) (Result, error) {
+	return plan(removal(ranges))
+}
+
+func (unloaded) Default(_ context.Context, change DefaultChange, _ bool) (Result, error) {
+	return plan(defaults(change))
+}
+
+func (unloaded) List(context.Context) (Listing, error) { return listing(Policy{}), nil }
+
+func plan(edit edit) (Result, error) {
+	policy, changed, err := edit(Policy{})
+	return Result{Changed: changed, Listing: listing(policy)}, err
+}
+
+// listing returns a policy that hasn't counted anything.
+func listing(policy Policy) Listing {
+	return Listing{Policy: policy, Rules: make([]Counter, len(policy.Rules)), Rows: make([]Counter, len(Rows()))}
 }

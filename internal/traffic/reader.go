@@ -44,6 +44,7 @@ type (
 var rows = []Row{
 	{TC, "non_ip"},
 	{TC, "truncated"},
+	{TC, "too_deep"},
 	{TC, "map_full"},
 	{TC, "not_a_pod"},
 	{Cgroup, "truncated"},
