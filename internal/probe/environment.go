@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,8 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-const defaultDir = "/sys/fs/bpf/bpfnet"
 
 // Environment is what can be read about the machine and this process without
 // trying anything.
@@ -181,21 +180,26 @@ func activeLSMs() []string {
 	return strings.Split(strings.TrimSpace(text), ",")
 }
 
-// readSecurity reads a file of securityfs, through a mount that nobody else
-// sees where it isn't mounted.
+// readSecurity reads a file of securityfs.
 func readSecurity(name string) (string, error) {
-	text, err := os.ReadFile("/sys/kernel/security/" + name)
-	if err == nil {
-		return string(text), nil
+	return readFilesystem("securityfs", "/sys/kernel/security", name)
+}
+
+// readFilesystem reads a file of a filesystem that is usually mounted on dir,
+// through a mount that nobody else sees where it isn't.
+func readFilesystem(fstype, dir, name string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return string(text), err
 	}
-	root, err := detachedMount("securityfs")
+	root, err := detachedMount(fstype)
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(root)
 	fd, err := unix.Openat(root, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("open %s of securityfs: %w", name, err)
+		return "", fmt.Errorf("open %s of %s: %w", name, fstype, err)
 	}
 	file := os.NewFile(uintptr(fd), name)
 	defer file.Close()

@@ -29,7 +29,8 @@ const (
 	OpAttachClsact   Op = "attach a tc program as a clsact filter"
 	OpAttachCgroup   Op = "attach a cgroup program"
 	OpAttachTracing  Op = "attach a tracing program"
-	OpAttachPerf     Op = "attach a kprobe, uprobe or tracepoint program"
+	OpAttachPerf     Op = "attach a kprobe or tracepoint program"
+	OpAttachUprobe   Op = "attach a uprobe program"
 	OpPerfBuffer     Op = "open a perf buffer"
 	OpUpdateLink     Op = "replace the program of a link"
 	OpQueryHook      Op = "query the programs of a hook"
@@ -58,6 +59,7 @@ var opNeeds = map[Op][]Capability{
 	OpAttachCgroup:   {CapBPF, CapNetAdmin},
 	OpAttachTracing:  {CapBPF, CapPerfmon},
 	OpAttachPerf:     {CapBPF, CapPerfmon},
+	OpAttachUprobe:   {CapBPF, CapSysAdmin},
 	OpPerfBuffer:     {CapBPF, CapPerfmon},
 	OpUpdateLink:     {CapBPF},
 	OpQueryHook:      {CapBPF, CapNetAdmin},

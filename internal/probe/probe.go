@@ -7,6 +7,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/pinned"
 )
 
 // ErrNotSupported is in the tree of a probe's error when the kernel answered
@@ -81,7 +83,7 @@ func (r Report) Result(feature string) (Result, bool) {
 // Run probes everything. dir is bpfnet's directory in bpffs; it needn't exist.
 // When ctx ends, the features not yet probed are Unknown.
 func Run(ctx context.Context, dir string) Report {
-	report := Report{Environment: environment(dir)}
+	report := Report{Environment: environment(dir), Features: make([]Result, 0, len(features))}
 	needed := neededBy()
 	for _, f := range features {
 		report.Features = append(report.Features, f.result(ctx, dir, needed[f.name]))
@@ -92,14 +94,14 @@ func Run(ctx context.Context, dir string) Report {
 
 // Feature probes one feature by its name and returns nil if the kernel has it,
 // an error that is ErrNotSupported or ErrForbidden if it can't be had, or
-// another error if that couldn't be found out. The first two are remembered for
-// the life of the process.
+// another error if that couldn't be found out. What can't change is remembered
+// for the life of the process.
 func Feature(name string) error {
 	f, ok := lookup(name)
 	if !ok {
 		return fault.New(fault.ErrNotFound, "probe kernel feature %q: no such feature", name)
 	}
-	return f.cached(defaultDir)
+	return f.cached(pinned.DefaultRoot)
 }
 
 var cache sync.Map // feature name -> outcome
@@ -112,7 +114,7 @@ func (f feature) cached(dir string) error {
 		return known.(outcome).err
 	}
 	err := f.judge(f.probe(dir))
-	if conclusive(err) {
+	if !f.mount && conclusive(err) {
 		cache.Store(f.name, outcome{err})
 	}
 	return err
@@ -124,13 +126,10 @@ func conclusive(err error) bool {
 
 // judge tells a refusal by the kernel from a missing capability.
 func (f feature) judge(err error) error {
-	if !isDenied(err) || len(missing(f.needs)) > 0 || inUserNamespace() {
+	if !f.guarded || !isDenied(err) || len(missing(Needs(f.op))) > 0 || inUserNamespace() {
 		return err
 	}
-	if f.guarded {
-		return errors.Join(ErrForbidden, err)
-	}
-	return err
+	return fmt.Errorf("%w: %w", ErrForbidden, err)
 }
 
 func isDenied(err error) bool {
