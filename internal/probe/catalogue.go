@@ -1,5 +1,15 @@
 package probe
 
+import "bpfnet/bpf"
+
 // neededBy returns the names of the built-in programs by the feature that they
 // depend on.
-func neededBy() map[string][]string { return nil }
+func neededBy() map[string][]string {
+	needed := map[string][]string{}
+	for _, program := range bpf.Catalogue() {
+		for _, name := range program.Features {
+			needed[name] = append(needed[name], program.Name)
+		}
+	}
+	return needed
+}

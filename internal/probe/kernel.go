@@ -66,8 +66,8 @@ func (a *attributes) put64(offset int, value uint64) {
 	}
 }
 
-// bpf calls bpf(2) with the first size bytes of a and returns the descriptor.
-func bpf(command int, a *attributes, size int) (int, error) {
+// call calls bpf(2) with the first size bytes of a and returns the descriptor.
+func call(command int, a *attributes, size int) (int, error) {
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(unsafe.Pointer(a)), uintptr(size))
 	runtime.KeepAlive(a)
 	if errno != 0 {
@@ -83,7 +83,7 @@ func createLink(program *ebpf.Program, target int, attach ebpf.AttachType, flags
 	a.put32(4, uint32(target))
 	a.put32(8, uint32(attach))
 	a.put32(12, flags)
-	fd, err := bpf(cmdLinkCreate, &a, 16)
+	fd, err := call(cmdLinkCreate, &a, 16)
 	runtime.KeepAlive(program)
 	if err != nil {
 		return -1, unknownToKernel(fmt.Errorf("create link: %w", err))
@@ -95,7 +95,7 @@ func updateLink(link int, program *ebpf.Program) error {
 	var a attributes
 	a.put32(0, uint32(link))
 	a.put32(4, uint32(program.FD()))
-	_, err := bpf(cmdLinkUpdate, &a, 16)
+	_, err := call(cmdLinkUpdate, &a, 16)
 	runtime.KeepAlive(program)
 	if err != nil {
 		return unknownToKernel(fmt.Errorf("update link: %w", err))
@@ -115,7 +115,7 @@ func openTracepoint(program *ebpf.Program, name string) (int, error) {
 		a.put64(0, uint64(uintptr(unsafe.Pointer(&text[0]))))
 	}
 	a.put32(8, uint32(program.FD()))
-	fd, err := bpf(cmdRawTracepointOpen, &a, 16)
+	fd, err := call(cmdRawTracepointOpen, &a, 16)
 	runtime.KeepAlive(program)
 	if err != nil {
 		return -1, unknownToKernel(fmt.Errorf("attach: %w", err))
@@ -127,7 +127,7 @@ func openTracepoint(program *ebpf.Program, name string) (int, error) {
 func createIterator(link int) (int, error) {
 	var a attributes
 	a.put32(0, uint32(link))
-	fd, err := bpf(cmdIterCreate, &a, 8)
+	fd, err := call(cmdIterCreate, &a, 8)
 	if err != nil {
 		return -1, unknownToKernel(fmt.Errorf("create iterator: %w", err))
 	}

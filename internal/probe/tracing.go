@@ -198,7 +198,7 @@ func probeKprobeMulti(string) error {
 	a.put32(8, uint32(ebpf.AttachTraceKprobeMulti))
 	a.put32(20, uint32(len(list)))
 	a.put64(24, uint64(uintptr(unsafe.Pointer(&list[0]))))
-	fd, err := bpf(cmdLinkCreate, &a, 48)
+	fd, err := call(cmdLinkCreate, &a, 48)
 	if err != nil {
 		return unknownToKernel(fmt.Errorf("create link: %w", err))
 	}
