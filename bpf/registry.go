@@ -40,6 +40,70 @@ type Map struct {
 	Summary string `json:"summary"`
 }
 
+// Catalogue returns the built-in programs, sorted by name.
+func Catalogue() []Program {
+	return []Program{podTraffic(), portFilter(), xdpCounter()}
+}
+
+func podTraffic() Program {
+	return Program{
+		Name:    "pod-traffic",
+		Summary: "count bytes and packets in both directions per Pod address",
+		Hooks:   []string{"tc", "cgroup"},
+		Parameters: []Parameter{{
+			Name:    "match_prefixes",
+			Type:    "u8",
+			Default: "0",
+			Summary: "1: an address is a Pod's if pod_prefixes holds it, whatever the direction (tc)",
+		}},
+		Maps: []Map{
+			{"pods", "traffic per Pod address and interface, seen at tc"},
+			{"cgroup_pods", "traffic per Pod address and cgroup, seen at cgroup_skb"},
+			{"pod_prefixes", "which addresses are Pods, for match_prefixes"},
+			{"rows", "traffic that is in no Pod's entry"},
+		},
+		Features:     []string{"tcx", "cls_bpf", "cgroup_skb", "map_percpu_hash", "map_percpu_array", "map_lpm_trie"},
+		PerInterface: true,
+		Object:       _PodTrafficBytes,
+		Spec:         loadPodTraffic,
+	}
+}
+
+func portFilter() Program {
+	return Program{
+		Name:       "port-filter",
+		Summary:    "pass or drop packets by protocol and port, source or destination",
+		Hooks:      []string{"tc", "xdp"},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"policy", "the policy in force, swapped as a whole"},
+			{"first_policy", "the policy that it starts with: no rules, pass"},
+			{"counters", "what was passed and dropped, by rule"},
+			{"fragments", "verdicts of first fragments, for the later ones"},
+		},
+		Features: []string{"tcx", "cls_bpf", "xdp", "map_in_map", "map_percpu_array", "map_lru_hash"},
+		Object:   _PortFilterBytes,
+		Spec:     loadPortFilter,
+	}
+}
+
+func xdpCounter() Program {
+	return Program{
+		Name:       "xdp-counter",
+		Summary:    "count packets and bytes, in total and by interface and protocol",
+		Hooks:      []string{"xdp"},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"packets", "everything that was seen"},
+			{"interfaces", "what was seen on each interface, by protocol"},
+		},
+		Features:     []string{"xdp", "map_percpu_array"},
+		PerInterface: true,
+		Object:       _XdpCounterBytes,
+		Spec:         loadXdpCounter,
+	}
+}
+
 // Lookup returns the built-in program of that name.
 func Lookup(name string) (Program, bool) {
 	for _, p := range Catalogue() {

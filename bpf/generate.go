@@ -1,0 +1,9 @@
+package bpf
+
+// The objects are committed, so building needs Go alone. Generating needs
+// clang-19, llvm-strip-19 and the headers of linux-libc-dev and libbpf-dev; the
+// output doesn't depend on the directory it is made in.
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type counter -type interface_counters xdpCounter xdp_counter.bpf.c -- -O2 -Wall -Werror -mcpu=v2 -Iheaders -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type pod_key -type cgroup_pod_key -type pod_counters -type prefix -type traffic_row podTraffic pod_traffic.bpf.c -- -O2 -Wall -Werror -mcpu=v2 -Iheaders -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type counter -type policy_page -type policy_header -type policy_rule -type port_row -type port_protocol -type port_side portFilter port_filter.bpf.c -- -O2 -Wall -Werror -mcpu=v2 -Iheaders -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu

@@ -1,0 +1,91 @@
+package bpf
+
+// The types that programs and user space share, generated from the C sources.
+// Counters are per CPU and never reset; user space adds the CPUs up.
+type (
+	// Counter is a value of the maps packets (xdp-counter) and counters
+	// (port-filter).
+	Counter = portFilterCounter
+	// InterfaceCounters is a value of the map interfaces: packets and bytes by
+	// class, each packet in exactly one.
+	InterfaceCounters = xdpCounterInterfaceCounters
+
+	// PodKey is a key of the map pods.
+	PodKey = podTrafficPodKey
+	// CgroupPodKey is a key of the map cgroup_pods.
+	CgroupPodKey = podTrafficCgroupPodKey
+	// PodCounters is a value of the maps pods, cgroup_pods and rows.
+	PodCounters = podTrafficPodCounters
+	// Prefix is a key of the map pod_prefixes. IPv4 prefixes are mapped
+	// (::ffff:a.b.c.d), their length is 96 more.
+	Prefix = podTrafficPrefix
+	// TrafficRow is a key of the map rows.
+	TrafficRow = podTrafficTrafficRow
+
+	// PolicyPage is a page of a policy that holds verdicts.
+	PolicyPage = portFilterPolicyPage
+	// PolicyHeader is page PolicyHeaderPage of a policy.
+	PolicyHeader = portFilterPolicyHeader
+	// PolicyRule is one of the RulesPerPage rules of a page from
+	// PolicyRulesPage on. A number of 0 ends them.
+	PolicyRule = portFilterPolicyRule
+	// PortProtocol says which protocol's ports a rule means.
+	PortProtocol = portFilterPortProtocol
+	// PortSide says which port of a packet a rule means.
+	PortSide = portFilterPortSide
+	// PortRow is a key of the map counters: one of the rows below, or PortRows
+	// plus the number of a rule.
+	PortRow = portFilterPortRow
+)
+
+// What is in no Pod's entry: keys of the map rows of pod-traffic.
+const (
+	TCNonIP         = podTrafficTrafficRowTC_NON_IP
+	TCTruncated     = podTrafficTrafficRowTC_TRUNCATED
+	TCMapFull       = podTrafficTrafficRowTC_MAP_FULL
+	TCNotAPod       = podTrafficTrafficRowTC_NOT_A_POD
+	TCTooDeep       = podTrafficTrafficRowTC_TOO_DEEP
+	CgroupTruncated = podTrafficTrafficRowCGROUP_TRUNCATED
+	CgroupMapFull   = podTrafficTrafficRowCGROUP_MAP_FULL
+	TrafficRows     = podTrafficTrafficRowTRAFFIC_ROWS // how many there are
+)
+
+// Where port-filter counts packets that no rule names: keys of its map counters.
+const (
+	DefaultPass  = portFilterPortRowDEFAULT_PASS
+	DefaultDrop  = portFilterPortRowDEFAULT_DROP
+	Established  = portFilterPortRowESTABLISHED
+	Untouched    = portFilterPortRowUNTOUCHED
+	FragmentPass = portFilterPortRowFRAGMENT_PASS
+	FragmentDrop = portFilterPortRowFRAGMENT_DROP
+	Truncated    = portFilterPortRowTRUNCATED
+	NonIP        = portFilterPortRowNON_IP
+	TooDeep      = portFilterPortRowTOO_DEEP
+	PortRows     = portFilterPortRowPORT_ROWS // rule n is counted in PortRows+n
+)
+
+// Protocols and sides of port-filter's rules.
+const (
+	PortTCP  = portFilterPortProtocolPORT_TCP
+	PortUDP  = portFilterPortProtocolPORT_UDP
+	PortSCTP = portFilterPortProtocolPORT_SCTP
+
+	SideDestination = portFilterPortSideSIDE_DESTINATION
+	SideSource      = portFilterPortSideSIDE_SOURCE
+)
+
+// The layout of a policy of port-filter; see PolicyIndex.
+const (
+	VerdictDrop      = 0x8000 // bit of an entry; the others are the rule's number
+	PolicyHeaderPage = 1536
+	PolicyRulesPage  = PolicyHeaderPage + 1
+	RulesPerPage     = 32
+	MaxRules         = 4095 // highest number of a rule
+)
+
+// PolicyIndex returns which page of a policy holds the verdict for a port, and
+// where in the page it is. An entry is 0 without a rule, else the rule's number
+// with VerdictDrop added if it drops.
+func PolicyIndex(side PortSide, protocol PortProtocol, port uint16) (page uint32, entry int) {
+	return (uint32(side)*3+uint32(protocol))*256 + uint32(port>>8), int(port & 0xff)
+}
