@@ -121,6 +121,7 @@ type Attachment struct {
 	NetNS      *uint64  `json:"netns"` // inode of the network namespace
 	Cgroup     *string  `json:"cgroup"`
 	CgroupID   *string  `json:"cgroup_id"` // text: jq would round it
+	Target     *string  `json:"target"`    // trace: what is traced, "sched/sched_switch"
 	ProgID     uint32   `json:"prog_id"`
 	LinkID     *uint32  `json:"link_id"` // null for clsact filters
 	Pinned     *string  `json:"pinned"`

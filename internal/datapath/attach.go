@@ -1,0 +1,348 @@
+package datapath
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+	"bpfnet/pinned"
+)
+
+// Attach puts programs of a loaded instance on a hook, by the best mechanism
+// that works, and pins what holds them there. What is attached already stays as
+// it is. Either everything the request asks for is attached or nothing more
+// than before.
+func (e *Engine) Attach(ctx context.Context, req AttachRequest) (Attached, error) {
+	var attached Attached
+	err := e.change(ctx, req.DryRun, func() error {
+		var err error
+		attached, err = e.attach(req)
+		return err
+	})
+	if err != nil {
+		return Attached{}, fmt.Errorf("attach %s %q%s: %w", req.Hook, req.Name, requestTarget(req), err)
+	}
+	return attached, nil
+}
+
+func requestTarget(req AttachRequest) string {
+	switch {
+	case req.Device != "":
+		return fmt.Sprintf(" to %q", req.Device)
+	case req.Cgroup != "":
+		return fmt.Sprintf(" to %q", req.Cgroup)
+	default:
+		return ""
+	}
+}
+
+// spot is one program on its way to one hook of one target.
+type spot struct {
+	candidate
+	hook  string
+	at    target
+	dev   device
+	notes []string
+}
+
+func (e *Engine) attach(req AttachRequest) (Attached, error) {
+	if err := e.mustExist(req.Name); err != nil {
+		return Attached{}, err
+	}
+	spots, err := e.spots(req)
+	if err != nil {
+		return Attached{}, err
+	}
+	existing, err := e.attachments(req.Name)
+	if err != nil {
+		return Attached{}, err
+	}
+	result := Attached{Name: req.Name}
+	for _, s := range spots {
+		doc, err := e.attachSpot(req, s, existing)
+		if err != nil {
+			return Attached{}, errors.Join(err, e.undo(result.Attachments))
+		}
+		result.Changed = result.Changed || doc.Changed
+		result.Attachments = append(result.Attachments, doc)
+	}
+	return result, nil
+}
+
+// undo takes off again what this request attached.
+func (e *Engine) undo(docs []Attachment) error {
+	var errs []error
+	for _, doc := range docs {
+		if doc.Changed && doc.ProgID != 0 {
+			errs = append(errs, e.detachOne(doc))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// spots resolves a request: which programs go where.
+func (e *Engine) spots(req AttachRequest) ([]spot, error) {
+	switch req.Hook {
+	case "xdp", "tc":
+		return e.deviceSpots(req)
+	case "sockops", "cgroup":
+		return e.cgroupSpots(req)
+	case "trace":
+		return e.traceSpots(req)
+	default:
+		return nil, fault.New(fault.ErrUsage, "unknown hook %q", req.Hook)
+	}
+}
+
+func (e *Engine) deviceSpots(req AttachRequest) ([]spot, error) {
+	dev, err := resolveDevice(req.Device)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.checkPerInterface(req.Name, dev); err != nil {
+		return nil, err
+	}
+	directions := []Direction{""}
+	switch {
+	case req.Hook == "tc" && req.Direction == Both:
+		directions = []Direction{Ingress, Egress}
+	case req.Hook == "tc":
+		directions = []Direction{req.Direction}
+	}
+	var spots []spot
+	for _, direction := range directions {
+		fitting, err := e.pick(req.Name, req.Hook, req.Program, direction)
+		if err != nil {
+			return nil, err
+		}
+		s := spot{dev: dev, at: dev.target, hook: hookXDP}
+		if req.Hook == "tc" {
+			s.hook = "tcx_" + string(direction)
+		}
+		if s.candidate, err = one(req.Name, fitting, dev, &s.notes); err != nil {
+			return nil, err
+		}
+		spots = append(spots, s)
+	}
+	return spots, nil
+}
+
+// checkPerInterface refuses an attachment that would mix the counters of two
+// interfaces with one index.
+func (e *Engine) checkPerInterface(instance string, dev device) error {
+	builtin, ok := lookupBuiltin(e.root.Spec(instance).Source)
+	if !ok || !builtin.PerInterface {
+		return nil
+	}
+	docs, err := e.attachments(instance)
+	if err != nil {
+		return err
+	}
+	for _, a := range docs {
+		if a.IfIndex != nil && *a.IfIndex == dev.IfIndex && *a.NetNS != dev.NetNS && !a.Defunct {
+			return fault.New(fault.ErrConflict, "it counts interface %d of another network namespace (%s) already, and couldn't tell the two apart", dev.IfIndex, *a.DevName).
+				Hint("load a second instance: bpfnet load %s --name NAME", builtin.Name)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) attachSpot(req AttachRequest, s spot, existing []Attachment) (Attachment, error) {
+	for _, a := range existing {
+		if s.isAt(a) {
+			return e.alreadyAttached(req, s, a)
+		}
+	}
+	if req.DryRun {
+		return planned(req, s), e.checkFree(req, s)
+	}
+	prog, err := e.openProgram(req.Name, s.name)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer prog.Close()
+	switch hookGroup(s.hook) {
+	case "xdp":
+		return e.attachXDP(req, s, prog)
+	case "tc":
+		return e.attachTC(req, s, prog)
+	case "trace":
+		return e.attachTrace(req, s, prog)
+	default:
+		return e.attachCgroup(req, s, prog)
+	}
+}
+
+// isAt says whether an attachment is the one that the spot asks for, whatever
+// mechanism holds it.
+func (s spot) isAt(a Attachment) bool {
+	if a.Defunct || a.Program != s.name || hookGroup(a.Hook) != hookGroup(s.hook) || hookDirection(a.Hook) != hookDirection(s.hook) {
+		return false
+	}
+	switch {
+	case s.at.IfIndex != 0:
+		return a.IfIndex != nil && *a.IfIndex == s.at.IfIndex && *a.NetNS == s.at.NetNS
+	case s.at.CgroupID != 0:
+		return a.Hook == s.hook && a.CgroupID != nil && *a.CgroupID == fmt.Sprint(s.at.CgroupID)
+	default:
+		return a.Target != nil && *a.Target == s.at.Trace
+	}
+}
+
+// alreadyAttached checks that what is there is what the request asks for.
+func (e *Engine) alreadyAttached(req AttachRequest, s spot, a Attachment) (Attachment, error) {
+	if req.Hook == "xdp" && req.Mode != "" && req.Mode != ModeAuto && a.Mode != nil && *a.Mode != string(req.Mode) {
+		return Attachment{}, fault.New(fault.ErrConflict, "it is attached in mode %s", *a.Mode).Hint("bpfnet detach xdp %s --dev %s", req.Name, req.Device)
+	}
+	if req.Hook == "tc" {
+		if err := e.checkPosition(req, a); err != nil {
+			return Attachment{}, err
+		}
+	}
+	stale, err := e.staleAttachments(req.Name)
+	if err != nil {
+		return Attachment{}, err
+	}
+	for _, old := range stale {
+		if s.isAt(old) {
+			a.Changed = true
+			if req.DryRun {
+				return a, nil
+			}
+			if err := e.moveAttachment(req.Name, old); err != nil {
+				return Attachment{}, err
+			}
+			return e.readBack(req.Name, s, a)
+		}
+	}
+	return a, nil
+}
+
+func (e *Engine) readBack(instance string, s spot, doc Attachment) (Attachment, error) {
+	docs, err := e.attachments(instance)
+	if err != nil {
+		return Attachment{}, err
+	}
+	for _, a := range docs {
+		if s.isAt(a) {
+			a.Changed = true
+			a.RefusedWhy, a.Notes = doc.RefusedWhy, doc.Notes
+			return a, nil
+		}
+	}
+	return Attachment{}, fault.New(fault.ErrNotFound, "its target went away while it was being attached")
+}
+
+// planned is the document of an attachment that a dry run would make.
+func planned(req AttachRequest, s spot) Attachment {
+	doc := Attachment{
+		Changed: true, Name: req.Name, Program: s.name, Hook: s.hook,
+		Mechanism: mechanismLink, RefusedWhy: []string{}, Notes: append([]string{}, s.notes...),
+	}
+	describeRemembered(&doc, s.at)
+	return doc
+}
+
+// pinLink pins a fresh link in its instance and reads it back. On error the link
+// is gone again.
+func (e *Engine) pinLink(req AttachRequest, s spot, l link.Link, refused []string) (Attachment, error) {
+	defer l.Close() // the pin holds it, if there is one
+	text, err := json.Marshal(s.at)
+	if err != nil {
+		return Attachment{}, err
+	}
+	pin := linkPin(s.hook, s.name, s.at)
+	if err := e.dropDefunct(req.Name, pin); err != nil {
+		return Attachment{}, err
+	}
+	if err := e.root.SetNote(req.Name, pinned.Targets, pin, string(text)); err != nil {
+		return Attachment{}, err
+	}
+	path := e.root.Path(req.Name, pinned.Links, pin)
+	if err := l.Pin(path); err != nil {
+		return Attachment{}, fmt.Errorf("pin link: %w", probe.Explain(probe.OpPin, err))
+	}
+	doc, err := e.readBack(req.Name, s, Attachment{RefusedWhy: append([]string{}, refused...), Notes: append([]string{}, s.notes...)})
+	if err != nil {
+		return Attachment{}, errors.Join(err, os.Remove(path))
+	}
+	return doc, nil
+}
+
+// dropDefunct removes a pin whose target is gone, so that a new one can take its
+// name: indices of interfaces are used again.
+func (e *Engine) dropDefunct(instance, pin string) error {
+	err := os.Remove(e.root.Path(instance, pinned.Links, pin))
+	if err != nil && !isNotExist(err) {
+		return fmt.Errorf("remove defunct link %s: %w", pin, err)
+	}
+	return nil
+}
+
+// checkFree says for a dry run whether the hook can be taken.
+func (e *Engine) checkFree(req AttachRequest, s spot) error {
+	if s.hook != hookXDP || req.Replace {
+		return nil
+	}
+	if x := s.dev.link.Attrs().Xdp; x != nil && x.Attached {
+		return e.xdpHeld(s.dev)
+	}
+	return nil
+}
+
+// traceSpots resolves what the programs of an instance trace.
+func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
+	fitting, err := e.pick(req.Name, req.Hook, req.Program, "")
+	if err != nil {
+		return nil, err
+	}
+	var spots []spot
+	for _, c := range fitting {
+		kind, what, ok := strings.Cut(c.section, "/")
+		if !ok || what == "" {
+			return nil, fault.New(fault.ErrUsage, "program %s: section %q doesn't say what to trace", c.name, c.section).
+				Hint(`name it in the object, such as SEC("tp_btf/sched_switch")`)
+		}
+		spots = append(spots, spot{candidate: c, hook: hookTrace, at: target{Trace: kind + "/" + what}})
+	}
+	return spots, nil
+}
+
+func (e *Engine) attachTrace(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {
+	l, err := traceLink(s, prog)
+	if err != nil {
+		return Attachment{}, fmt.Errorf("%s: %w", s.at.Trace, probe.Explain(probe.OpAttachTracing, err))
+	}
+	return e.pinLink(req, s, l, nil)
+}
+
+func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {
+	kind, what, _ := strings.Cut(s.at.Trace, "/")
+	switch s.typ {
+	case ebpf.RawTracepoint, ebpf.RawTracepointWritable:
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: what, Program: prog})
+	case ebpf.TracePoint:
+		group, name, ok := strings.Cut(what, "/")
+		if !ok {
+			return nil, fault.New(fault.ErrUsage, "section %q: want tracepoint/GROUP/NAME", s.section)
+		}
+		return link.Tracepoint(group, name, prog, nil)
+	case ebpf.Kprobe:
+		if strings.HasPrefix(kind, "kret") {
+			return link.Kretprobe(what, prog, nil)
+		}
+		return link.Kprobe(what, prog, nil)
+	case ebpf.LSM:
+		return link.AttachLSM(link.LSMOptions{Program: prog})
+	default:
+		return link.AttachTracing(link.TracingOptions{Program: prog})
+	}
+}

@@ -1,0 +1,228 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf/link"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+	"bpfnet/pinned"
+)
+
+// Detach takes attachments of an instance off their hooks. Nothing that matches
+// is success without a change; a device or cgroup that doesn't exist and has no
+// attachment is ErrNotFound.
+func (e *Engine) Detach(ctx context.Context, req DetachRequest) (Attached, error) {
+	var detached Attached
+	err := e.change(ctx, req.DryRun, func() error {
+		var err error
+		detached, err = e.detach(req)
+		return err
+	})
+	if err != nil {
+		return detached, fmt.Errorf("detach %s: %w", req.describe(), err)
+	}
+	return detached, nil
+}
+
+func (r DetachRequest) describe() string {
+	text := r.Hook
+	if r.Name != "" {
+		text += fmt.Sprintf(" %q", r.Name)
+	}
+	return text
+}
+
+func (e *Engine) detach(req DetachRequest) (Attached, error) {
+	names := []string{req.Name}
+	if req.Name == "" {
+		if !req.Defunct {
+			return Attached{}, fault.New(fault.ErrUsage, "which one? give the NAME of a loaded program")
+		}
+		var err error
+		if names, err = e.root.Names(); err != nil {
+			return Attached{}, err
+		}
+	} else if err := e.mustExist(req.Name); err != nil {
+		return Attached{}, err
+	}
+	result := Attached{Name: req.Name, Attachments: []Attachment{}}
+	for _, name := range names {
+		if err := e.detachMatching(name, req, &result); err != nil {
+			return result, err
+		}
+	}
+	return result, e.checkSelectors(req, result)
+}
+
+func (e *Engine) detachMatching(name string, req DetachRequest, result *Attached) error {
+	docs, err := e.attachments(name)
+	if err != nil {
+		return err
+	}
+	for _, a := range docs {
+		if !e.matches(req, a) {
+			continue
+		}
+		if !req.DryRun {
+			if err := e.detachOne(a); err != nil {
+				return fmt.Errorf("%s from %s: %w", a.Program, describeTarget(a), err)
+			}
+		}
+		a.Changed = true
+		result.Changed = true
+		result.Attachments = append(result.Attachments, a)
+	}
+	return nil
+}
+
+func (e *Engine) matches(req DetachRequest, a Attachment) bool {
+	switch {
+	case req.Hook != "" && req.Hook != hookGroup(a.Hook),
+		req.Program != "" && req.Program != a.Program,
+		req.Defunct && !a.Defunct,
+		req.Direction != "" && req.Direction != Both && req.Direction != hookDirection(a.Hook):
+		return false
+	case req.Device != "":
+		return a.DevName != nil && *a.DevName == req.Device && (a.Defunct || e.isHere(a))
+	case req.Cgroup != "":
+		return a.Cgroup != nil && sameCgroup(req.Cgroup, a)
+	default:
+		return true
+	}
+}
+
+// isHere says whether an attachment is in the namespace of the command: names of
+// interfaces repeat between namespaces.
+func (e *Engine) isHere(a Attachment) bool {
+	dev, err := resolveDevice(*a.DevName)
+	return err == nil && dev.NetNS == *a.NetNS && dev.IfIndex == *a.IfIndex
+}
+
+func sameCgroup(path string, a Attachment) bool {
+	abs, err := filepath.Abs(path)
+	if err == nil && abs == *a.Cgroup {
+		return true
+	}
+	at, err := resolveCgroup(path)
+	return err == nil && fmt.Sprint(at.CgroupID) == *a.CgroupID
+}
+
+// checkSelectors tells a mistyped target from one that is simply free.
+func (e *Engine) checkSelectors(req DetachRequest, result Attached) error {
+	if result.Changed || req.Defunct {
+		return nil
+	}
+	if req.Device != "" {
+		_, err := resolveDevice(req.Device)
+		return err
+	}
+	if req.Cgroup != "" {
+		_, err := resolveCgroup(req.Cgroup)
+		return err
+	}
+	return nil
+}
+
+// detachOne takes one attachment off. When it returns, no packet meets the
+// program any more.
+func (e *Engine) detachOne(a Attachment) error {
+	if a.Mechanism == mechanismNetlink {
+		return detachClsact(a)
+	}
+	// Detaching is explicit because the kernel frees a link whose pin goes some
+	// time later; tracing links have no detach, and closing the last descriptor
+	// does it.
+	l, err := link.LoadPinnedLink(*a.Pinned, nil)
+	if err == nil {
+		defer l.Close()
+		if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) && !a.Defunct {
+			return probe.Explain(probe.OpUpdateLink, err)
+		}
+	}
+	if err := os.Remove(*a.Pinned); err != nil && !isNotExist(err) {
+		return fmt.Errorf("remove %s: %w", *a.Pinned, err)
+	}
+	_ = os.Remove(e.root.Path(a.Name, pinned.Targets, pinName(a))) // a note without its pin is harmless
+	return nil
+}
+
+// pinName returns the name that an attachment is pinned under.
+func pinName(a Attachment) string { return pinned.Decode(filepath.Base(*a.Pinned)) }
+
+// Unload removes instances from bpffs. While attached, an instance is a
+// conflict unless Detach asks to detach it first.
+func (e *Engine) Unload(ctx context.Context, req UnloadRequest) (Unloaded, error) {
+	unloaded := Unloaded{Names: []string{}}
+	err := e.change(ctx, req.DryRun, func() error { return e.unload(req, &unloaded) })
+	if err != nil && req.Name != "" {
+		err = fmt.Errorf("unload %q: %w", req.Name, err)
+	} else if err != nil {
+		err = fmt.Errorf("unload: %w", err)
+	}
+	return unloaded, err
+}
+
+func (e *Engine) unload(req UnloadRequest, result *Unloaded) error {
+	names := []string{req.Name}
+	if req.All {
+		var err error
+		if names, err = e.root.Names(); err != nil {
+			return err
+		}
+	} else if err := pinned.CheckName(req.Name); err != nil {
+		return err
+	}
+	attached, err := e.attachedTo(names, req.Detach)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !e.root.Exists(name) {
+			continue // already so
+		}
+		if !req.DryRun {
+			if err := e.unloadOne(name, attached[name]); err != nil {
+				return err
+			}
+		}
+		result.Changed = true
+		result.Names = append(result.Names, name)
+		result.Detached += len(attached[name])
+	}
+	return nil
+}
+
+// attachedTo lists the attachments of instances. Without leave to detach, live
+// ones are a conflict, found before anything is changed.
+func (e *Engine) attachedTo(names []string, detach bool) (map[string][]Attachment, error) {
+	all := map[string][]Attachment{}
+	for _, name := range names {
+		docs, err := e.attachments(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range docs {
+			if !a.Defunct && !detach {
+				return nil, fault.New(fault.ErrConflict, "%s is attached to %s", name, describeTarget(a)).
+					Hint("add --detach, or first: bpfnet detach %s %s", hookGroup(a.Hook), name)
+			}
+		}
+		all[name] = docs
+	}
+	return all, nil
+}
+
+func (e *Engine) unloadOne(name string, attachments []Attachment) error {
+	for _, a := range attachments {
+		if err := e.detachOne(a); err != nil {
+			return fmt.Errorf("detach %s from %s: %w", a.Program, describeTarget(a), err)
+		}
+	}
+	return e.root.Remove(name)
+}

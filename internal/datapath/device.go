@@ -1,0 +1,98 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/netns"
+)
+
+// device is a resolved network interface.
+type device struct {
+	target
+	kind     string // "veth", "bridge", "device", "tun", …
+	ethernet bool   // packets start with an Ethernet header
+	link     netlink.Link
+}
+
+// resolveDevice looks an interface up by name in the namespace of the calling
+// thread.
+func resolveDevice(name string) (device, error) {
+	l, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return device{}, noInterface(name)
+	}
+	if err != nil {
+		return device{}, fmt.Errorf("look up interface %q: %w", name, err)
+	}
+	inode, err := netns.Inode("")
+	if err != nil {
+		return device{}, err
+	}
+	a := l.Attrs()
+	return device{
+		target:   target{DevName: a.Name, IfIndex: uint32(a.Index), NetNS: inode},
+		kind:     l.Type(),
+		ethernet: hasEthernetHeader(a.EncapType),
+		link:     l,
+	}, nil
+}
+
+// hasEthernetHeader says whether frames of a device start with an Ethernet
+// header, by the name that netlink gives its ARPHRD type. Loopback has one.
+func hasEthernetHeader(encap string) bool {
+	return encap == "ether" || encap == "loopback"
+}
+
+func noInterface(name string) error {
+	err := fault.New(fault.ErrNotFound, "no such interface")
+	if names := interfaceNames(); len(names) > 0 {
+		err.Hint("interfaces: %s", join(names))
+	}
+	return err.Hint("an interface of a container is in its network namespace: --netns")
+}
+
+func interfaceNames() []string {
+	interfaces, err := net.Interfaces()
+	if err != nil || len(interfaces) > 20 {
+		return nil
+	}
+	var names []string
+	for _, i := range interfaces {
+		names = append(names, i.Name)
+	}
+	return names
+}
+
+// describeDevice fills in what the kernel says now of the interface of an
+// attachment in this namespace.
+func describeDevice(doc *Attachment) {
+	l, err := netlink.LinkByIndex(int(*doc.IfIndex))
+	if err != nil {
+		return
+	}
+	doc.DevName = ptr(l.Attrs().Name)
+	if x := l.Attrs().Xdp; x != nil && doc.Hook == hookXDP {
+		doc.Mode = xdpModeWord(x.AttachMode)
+	}
+}
+
+// xdpModeWord translates IFLA_XDP_ATTACHED.
+func xdpModeWord(attached uint32) *string {
+	switch attached {
+	case unix.XDP_ATTACHED_DRV:
+		return ptr(string(ModeNative))
+	case unix.XDP_ATTACHED_SKB:
+		return ptr(string(ModeGeneric))
+	case unix.XDP_ATTACHED_HW:
+		return ptr(string(ModeOffload))
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,413 @@
+package datapath
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/codec"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+	"bpfnet/pinned"
+)
+
+// Load verifies an object and pins it; nothing runs yet. Loading again what is
+// already loaded from the same object with the same parameters changes nothing.
+// ErrConflict: the name is taken by something else and Replace isn't set.
+// ErrRejected: the verifier refused a program.
+func (e *Engine) Load(ctx context.Context, req LoadRequest) (Loaded, error) {
+	plan, err := newLoadPlan(req)
+	if err != nil {
+		return Loaded{}, fmt.Errorf("load %q: %w", req.Source, err)
+	}
+	var loaded Loaded
+	err = e.change(ctx, req.DryRun, func() error {
+		loaded, err = e.load(plan, req)
+		return err
+	})
+	if err != nil {
+		return Loaded{}, fmt.Errorf("load %q: %w", req.Source, err)
+	}
+	return loaded, nil
+}
+
+// loadPlan is a checked LoadRequest.
+type loadPlan struct {
+	name  string
+	spec  *ebpf.CollectionSpec
+	notes []string
+	from  pinned.Spec
+}
+
+func newLoadPlan(req LoadRequest) (*loadPlan, error) {
+	p := &loadPlan{name: req.Name}
+	object := req.Object
+	if builtin, ok := lookupBuiltin(req.Source); ok && object == nil {
+		object, p.from.Builtin = builtin.Object, true
+	}
+	if object == nil {
+		return nil, fault.New(fault.ErrNotFound, "no such built-in program or object file").Hint("bpfnet programs")
+	}
+	if p.name == "" {
+		p.name = defaultName(req.Source)
+	}
+	if err := pinned.CheckName(p.name); err != nil {
+		return nil, err
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return nil, fault.New(fault.ErrUsage, "not a usable BPF object: %w", err)
+	}
+	p.spec = spec
+	for _, prepare := range []func() error{
+		func() error { return p.choose(req.Programs) },
+		func() error { return p.size(req.MaxEntries) },
+		func() error { return p.set(req.Set) },
+		p.check,
+	} {
+		if err := prepare(); err != nil {
+			return nil, err
+		}
+	}
+	p.from.Source = req.Source
+	p.from.Parameters = parameters(req)
+	p.from.Digest = digest(object, req)
+	return p, nil
+}
+
+// lookupBuiltin finds a built-in program; a name with a path separator or an
+// ending is always a file.
+func lookupBuiltin(name string) (bpf.Program, bool) { return bpf.Lookup(name) }
+
+func defaultName(source string) string {
+	base := filepath.Base(source)
+	for _, ending := range []string{".bpf.o", ".o", ".elf"} {
+		if name, ok := strings.CutSuffix(base, ending); ok && name != "" {
+			return name
+		}
+	}
+	return base
+}
+
+func parameters(req LoadRequest) map[string]string {
+	all := map[string]string{}
+	for k, v := range req.Set {
+		all[k] = v
+	}
+	for k, v := range req.MaxEntries {
+		all["max_entries:"+k] = strconv.FormatUint(uint64(v), 10)
+	}
+	for _, prog := range req.Programs {
+		all["prog:"+prog] = "1"
+	}
+	return all
+}
+
+// digest identifies an object and everything that shapes what becomes of it.
+func digest(object []byte, req LoadRequest) string {
+	h := sha256.New()
+	h.Write(object)
+	enc := json.NewEncoder(h) // maps are encoded in key order
+	_ = enc.Encode(parameters(req))
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// choose keeps only the named programs and the maps they use.
+func (p *loadPlan) choose(names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	for _, name := range names {
+		if p.spec.Programs[name] == nil {
+			return fault.New(fault.ErrNotFound, "the object has no program %q", name).Hint("programs: %s", join(keys(p.spec.Programs)))
+		}
+	}
+	used := map[string]bool{}
+	for name, prog := range p.spec.Programs {
+		if !slices.Contains(names, name) {
+			delete(p.spec.Programs, name)
+			continue
+		}
+		for _, ins := range prog.Instructions {
+			used[ins.Reference()] = true
+		}
+	}
+	for name := range p.spec.Maps {
+		if !used[name] {
+			delete(p.spec.Maps, name)
+		}
+	}
+	return nil
+}
+
+func (p *loadPlan) size(entries map[string]uint32) error {
+	for name, n := range entries {
+		m := p.spec.Maps[name]
+		if m == nil {
+			return fault.New(fault.ErrUsage, "--max-entries %s: the object has no such map", name).Hint("maps: %s", join(keys(p.spec.Maps)))
+		}
+		if n == 0 {
+			return fault.New(fault.ErrUsage, "--max-entries %s: must be at least 1", name)
+		}
+		m.MaxEntries = n
+	}
+	return nil
+}
+
+func (p *loadPlan) set(values map[string]string) error {
+	for name, text := range values {
+		v := p.spec.Variables[name]
+		if v == nil {
+			return fault.New(fault.ErrUsage, "--set %s: the object has no such global variable", name).Hint("variables: %s", join(keys(p.spec.Variables)))
+		}
+		if v.Type == nil {
+			return fault.New(fault.ErrUsage, "--set %s: the object has no type information (BTF) for it", name).Hint("compile it with clang -g")
+		}
+		raw, err := codec.New(v.Type.Type, int(v.Size())).Parse(text)
+		if err != nil {
+			return fault.New(fault.ErrUsage, "--set %s=%s: %w", name, text, err)
+		}
+		if err := v.Set(raw); err != nil {
+			return fault.New(fault.ErrUsage, "--set %s=%s: %w", name, text, err)
+		}
+	}
+	return nil
+}
+
+// check finds what the kernel would refuse with a message nobody understands,
+// and prepares the object for being pinned by us.
+func (p *loadPlan) check() error {
+	if len(p.spec.Programs) == 0 && len(p.spec.Maps) == 0 {
+		return fault.New(fault.ErrUsage, "the object has no programs and no maps")
+	}
+	for _, prog := range p.spec.Programs {
+		if prog.Type == ebpf.UnspecifiedProgram {
+			prog.Type = guessType(prog.SectionName)
+		}
+		if prog.Type == ebpf.UnspecifiedProgram {
+			return fault.New(fault.ErrUsage, "program %s: section %q names no known program type", prog.Name, prog.SectionName).
+				Hint(`use a section name that libbpf knows, such as SEC("tc") or SEC("xdp")`)
+		}
+	}
+	for name, m := range p.spec.Maps {
+		if m.Pinning != ebpf.PinNone {
+			m.Pinning = ebpf.PinNone
+			p.notes = append(p.notes, fmt.Sprintf("map %s asks to be pinned by name: it is pinned with the rest of %s", name, p.name))
+		}
+	}
+	sort.Strings(p.notes)
+	return nil
+}
+
+// guessType knows the section names of objects made for iproute2 and for
+// loaders of their own.
+func guessType(section string) ebpf.ProgramType {
+	for _, guess := range []struct {
+		prefix string
+		typ    ebpf.ProgramType
+	}{
+		{"xdp", ebpf.XDP}, {"classifier", ebpf.SchedCLS}, {"cls", ebpf.SchedCLS}, {"tc", ebpf.SchedCLS},
+		{"ingress", ebpf.SchedCLS}, {"egress", ebpf.SchedCLS}, {"act", ebpf.SchedACT}, {"sockops", ebpf.SockOps},
+		{"sock_ops", ebpf.SockOps}, {"cgroup_skb", ebpf.CGroupSKB},
+	} {
+		if strings.HasPrefix(section, guess.prefix) {
+			return guess.typ
+		}
+	}
+	return ebpf.UnspecifiedProgram
+}
+
+func (e *Engine) load(p *loadPlan, req LoadRequest) (Loaded, error) {
+	exists := e.root.Exists(p.name)
+	same := exists && e.root.Spec(p.name).Digest == p.from.Digest
+	switch {
+	case same:
+		return e.reload(p, req.DryRun)
+	case exists && !req.Replace:
+		return Loaded{}, fault.New(fault.ErrConflict, "%q is already loaded from another object or with other parameters", p.name).
+			Hint("add --replace to swap it in place, or --name for a second instance")
+	case exists:
+		return e.replace(p, req)
+	default:
+		return e.create(p, req.DryRun)
+	}
+}
+
+// create loads an instance under a name that is free.
+func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
+	coll, err := p.newCollection(nil)
+	if err != nil {
+		return Loaded{}, err
+	}
+	defer coll.Close()
+	if dryRun {
+		return p.document(true, p.programs(coll), p.maps(coll)), nil
+	}
+	stage, err := e.stage(p, coll)
+	if err != nil {
+		return Loaded{}, err
+	}
+	if err := stage.Commit(); err != nil {
+		return Loaded{}, errors.Join(err, stage.Abort())
+	}
+	return e.loadedDocument(p, true)
+}
+
+// newCollection loads maps and programs into the kernel, with reuse in place of
+// the maps of those names.
+func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	_ = rlimit.RemoveMemlock() // only kernels before 5.11 need it, and then loading says so
+	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
+	var verifier *ebpf.VerifierError
+	switch {
+	case err == nil:
+		return coll, nil
+	case errors.As(err, &verifier) && !isPermission(err):
+		return nil, &rejection{cause: err, log: verifier.Log}
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).Hint("without --reuse-maps the maps start empty")
+	default:
+		return nil, probe.Explain(p.operation(), err)
+	}
+}
+
+// operation is what loading needs the capabilities for: those of the program
+// type that asks for most.
+func (p *loadPlan) operation() probe.Op {
+	rank := []probe.Op{probe.OpCreateMap, probe.OpLoadCgroup, probe.OpLoadTC, probe.OpLoadXDP, probe.OpLoadTracing, probe.OpLoadTrampoline}
+	most := 0
+	for _, prog := range p.spec.Programs {
+		most = max(most, slices.Index(rank, loadOperation(prog)))
+	}
+	return rank[most]
+}
+
+func loadOperation(prog *ebpf.ProgramSpec) probe.Op {
+	switch {
+	case prog.Type == ebpf.LSM, prog.Type == ebpf.Tracing && !strings.HasPrefix(prog.SectionName, "tp_btf") && !strings.HasPrefix(prog.SectionName, "iter"):
+		return probe.OpLoadTrampoline
+	case isTrace(prog.Type):
+		return probe.OpLoadTracing
+	case prog.Type == ebpf.XDP:
+		return probe.OpLoadXDP
+	case prog.Type == ebpf.SchedCLS, prog.Type == ebpf.SchedACT:
+		return probe.OpLoadTC
+	default:
+		return probe.OpLoadCgroup
+	}
+}
+
+// stage pins a collection beside the instance.
+func (e *Engine) stage(p *loadPlan, coll *ebpf.Collection) (*pinned.Stage, error) {
+	stage, err := e.root.NewStage(p.name, p.from)
+	if err != nil {
+		return nil, err
+	}
+	if err := pinAll(stage, p.spec, coll); err != nil {
+		return nil, errors.Join(err, stage.Abort())
+	}
+	return stage, nil
+}
+
+func pinAll(stage *pinned.Stage, spec *ebpf.CollectionSpec, coll *ebpf.Collection) error {
+	for name, m := range coll.Maps {
+		// A clone, because pinning a map that is pinned already would move it.
+		clone, err := m.Clone()
+		if err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+		err = clone.Pin(stage.Path(pinned.Maps, name))
+		clone.Close()
+		if err != nil {
+			return fmt.Errorf("pin map %s: %w", name, probe.Explain(probe.OpPin, err))
+		}
+	}
+	for name, prog := range coll.Programs {
+		if err := prog.Pin(stage.Path(pinned.Progs, name)); err != nil {
+			return fmt.Errorf("pin program %s: %w", name, probe.Explain(probe.OpPin, err))
+		}
+		s := spec.Programs[name]
+		if err := stage.SetNote(pinned.Sections, name, sectionNote(s.SectionName, s.AttachType)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sectionNote is what is remembered of a program: the ELF section and the
+// attach type, which the kernel doesn't report.
+func sectionNote(section string, attach ebpf.AttachType) string {
+	return fmt.Sprintf("%d %s", attach, section)
+}
+
+func parseSectionNote(text string) (section string, attach ebpf.AttachType) {
+	number, section, _ := strings.Cut(text, " ")
+	n, _ := strconv.ParseUint(number, 10, 32)
+	return section, ebpf.AttachType(n)
+}
+
+func (p *loadPlan) document(changed bool, progs []Program, maps []MapRef) Loaded {
+	return Loaded{
+		Changed: changed, Name: p.name, Source: p.from.Source, Builtin: p.from.Builtin,
+		Programs: progs, Maps: maps, Notes: append([]string{}, p.notes...),
+	}
+}
+
+func (e *Engine) loadedDocument(p *loadPlan, changed bool) (Loaded, error) {
+	progs, err := e.programs(p.name)
+	if err != nil {
+		return Loaded{}, err
+	}
+	maps, err := e.mapRefs(p.name)
+	if err != nil {
+		return Loaded{}, err
+	}
+	return p.document(changed, progs, maps), nil
+}
+
+func (p *loadPlan) programs(coll *ebpf.Collection) []Program {
+	var docs []Program
+	for _, name := range keys(coll.Programs) {
+		doc, err := describeProgram(coll.Programs[name], name)
+		if err != nil {
+			continue
+		}
+		doc.Set, doc.Section = p.name, p.spec.Programs[name].SectionName
+		docs = append(docs, doc)
+	}
+	return docs
+}
+
+func (p *loadPlan) maps(coll *ebpf.Collection) []MapRef {
+	var docs []MapRef
+	for _, name := range keys(coll.Maps) {
+		if doc, err := describeMap(coll.Maps[name], name); err == nil {
+			docs = append(docs, doc)
+		}
+	}
+	return docs
+}
+
+func keys[V any](m map[string]V) []string {
+	names := make([]string, 0, len(m))
+	for k := range m {
+		names = append(names, k)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func join(names []string) string { return strings.Join(names, ", ") }

@@ -1,0 +1,223 @@
+package pinned
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bpfnet/internal/fault"
+)
+
+func testRoot(t *testing.T) Root {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it writes to bpffs")
+	}
+	if err := Mount(); err != nil {
+		t.Skipf("needs bpffs: %v", err)
+	}
+	dir := filepath.Join(MountPoint, fmt.Sprintf("bpfnet-test-pinned-%d-%d", os.Getpid(), time.Now().UnixNano()))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return Root(dir)
+}
+
+func mustLock(t *testing.T, r Root) func() {
+	t.Helper()
+	unlock, err := r.Lock(context.Background(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return unlock
+}
+
+func commit(t *testing.T, r Root, name, source string) *Stage {
+	t.Helper()
+	s, err := r.NewStage(name, Spec{Source: source})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestEncodeIsReversibleAndHasNoDots(t *testing.T) {
+	for _, name := range []string{"eth0.100", "a/b", "%2E", ".rodata", "ü", "a:b", "@x", "..", "plain"} {
+		file := Encode(name)
+		if Decode(file) != name {
+			t.Errorf("Decode(Encode(%q)) = %q", name, Decode(file))
+		}
+		for _, c := range file {
+			if c == '.' || c == '/' {
+				t.Errorf("Encode(%q) = %q has a %q", name, file, c)
+			}
+		}
+	}
+}
+
+func FuzzEncode(f *testing.F) {
+	f.Add("eth0.100")
+	f.Add("%")
+	f.Fuzz(func(t *testing.T, name string) {
+		if got := Decode(Encode(name)); got != name {
+			t.Errorf("Decode(Encode(%q)) = %q", name, got)
+		}
+	})
+}
+
+func TestRefusesOtherFileSystems(t *testing.T) {
+	err := Root(filepath.Join(t.TempDir(), "x")).Check()
+	if !errors.Is(err, ErrNotBPFFS) || len(fault.Hints(err)) == 0 {
+		t.Fatalf("got %v with hints %v", err, fault.Hints(err))
+	}
+	if err := Root("relative").Check(); !errors.Is(err, fault.ErrUsage) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestInstanceLifeCycle(t *testing.T) {
+	r := testRoot(t)
+	unlock := mustLock(t, r)
+	s := commit(t, r, "one.two", "first")
+	if err := s.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := r.Names(); !slices.Equal(got, []string{"one.two"}) {
+		t.Fatalf("names %q", got)
+	}
+	s = commit(t, r, "one.two", "second")
+	if got := r.Spec("one.two").Source; got != "second" {
+		t.Fatalf("source %q", got)
+	}
+	if err := s.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Spec("one.two").Source; got != "first" {
+		t.Fatalf("source after rollback %q", got)
+	}
+	if err := r.Remove("one.two"); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if _, err := os.Stat(string(r)); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the empty root is still there: %v", err)
+	}
+}
+
+// A writer that was killed leaves directories behind. Whatever it left, the next
+// one finds every instance whole.
+func TestRecoversFromEveryStepOfAReplacement(t *testing.T) {
+	for _, step := range []struct {
+		name  string
+		leave func(r Root, s *Stage) error
+		want  string
+	}{
+		{"staged", func(Root, *Stage) error { return nil }, "first"},
+		{"old moved aside", func(r Root, s *Stage) error { return os.Rename(r.Instance("x"), s.oldDir()) }, "first"},
+		{"committed", func(_ Root, s *Stage) error { return s.Commit() }, "second"},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			r := testRoot(t)
+			unlock := mustLock(t, r)
+			commit(t, r, "x", "first")
+			s, err := r.NewStage("x", Spec{Source: "second"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := step.leave(r, s); err != nil {
+				t.Fatal(err)
+			}
+			unlock()
+			mustLock(t, r)()
+			if got := r.Spec("x").Source; got != step.want {
+				t.Errorf("source %q, want %q", got, step.want)
+			}
+			entries, _ := os.ReadDir(string(r))
+			if len(entries) != 1 {
+				t.Errorf("left over: %v", entries)
+			}
+		})
+	}
+}
+
+func TestLockExcludesAndNamesItsHolder(t *testing.T) {
+	r := testRoot(t)
+	unlock := mustLock(t, r)
+	defer unlock()
+	_, err := r.Lock(context.Background(), 20*time.Millisecond)
+	if !errors.Is(err, fault.ErrLocked) {
+		t.Fatalf("got %v", err)
+	}
+	if want := fmt.Sprintf("process %d", os.Getpid()); !strings.Contains(err.Error(), want) {
+		t.Errorf("%q doesn't name %q", err, want)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := r.Lock(ctx, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Writers that make and remove the root all the time never work in a root that
+// another one has just removed.
+func TestLockSurvivesRemovalOfTheRoot(t *testing.T) {
+	r := testRoot(t)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				unlock, err := r.Lock(context.Background(), 10*time.Second)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if !mu.TryLock() {
+					t.Error("two writers at once")
+				} else {
+					s, err := r.NewStage("n", Spec{})
+					if err == nil {
+						err = s.Commit()
+					}
+					if err == nil {
+						err = r.Remove("n")
+					}
+					if err != nil {
+						t.Error(err)
+					}
+					mu.Unlock()
+				}
+				unlock()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestMountRefusesWhatIsNotEmpty(t *testing.T) {
+	if err := Mount(); err != nil && !errors.Is(err, fault.ErrPermission) && !errors.Is(err, fault.ErrConflict) {
+		t.Fatal(err)
+	}
+}
+
+func TestNotes(t *testing.T) {
+	r := testRoot(t)
+	defer mustLock(t, r)()
+	commit(t, r, "x", "s")
+	for _, text := range []string{`46 tcx/ingress`, `{"devname":"eth0.100"}`} {
+		if err := r.SetNote("x", Sections, "f", text); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Note("x", Sections, "f"); got != text {
+			t.Errorf("note %q, want %q", got, text)
+		}
+	}
+}
