@@ -102,14 +102,23 @@ func (f *Filter) policy(policies *ebpf.Map) (Policy, error) {
 		return Policy{}, readError(f.instance, err)
 	}
 	defer inner.Close()
-	policy, err := decode(func(number int) (*page, error) {
-		p := new(page)
-		return p, inner.Lookup(uint32(number), p)
-	})
+	policy, err := readLayout(inner)
 	if err != nil {
 		return Policy{}, readError(f.instance, err)
 	}
 	return policy, nil
+}
+
+func readLayout(inner *ebpf.Map) (Policy, error) {
+	var header bpf.PolicyHeader
+	if err := inner.Lookup(uint32(bpf.PolicyHeaderPage), &header); err != nil {
+		return Policy{}, err
+	}
+	return decode(header, func(position int) (rulePage, error) {
+		var page rulePage
+		err := inner.Lookup(uint32(bpf.PolicyRulesPage+position), &page)
+		return page, err
+	})
 }
 
 func readError(instance string, err error) error {
@@ -123,7 +132,7 @@ func readError(instance string, err error) error {
 // replace lays the policy out beside the running one and swaps it in with one
 // update, so that each packet meets either all of the old or all of the new.
 func (f *Filter) replace(policies, counters *ebpf.Map, current, next Policy) error {
-	inner, err := fill(next)
+	inner, err := newInner(next)
 	if err != nil {
 		return fmt.Errorf("lay out policy of %s: %w", f.instance, err)
 	}
@@ -137,8 +146,8 @@ func (f *Filter) replace(policies, counters *ebpf.Map, current, next Policy) err
 	return nil
 }
 
-// fill returns a new map with the policy.
-func fill(policy Policy) (*ebpf.Map, error) {
+// newInner returns a new map with the policy.
+func newInner(policy Policy) (*ebpf.Map, error) {
 	spec, err := innerSpec()
 	if err != nil {
 		return nil, err
@@ -147,13 +156,26 @@ func fill(policy Policy) (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	for number, page := range compile(policy) {
-		if err := inner.Put(uint32(number), page); err != nil {
-			inner.Close()
-			return nil, err
-		}
+	if err := compile(policy).write(inner); err != nil {
+		inner.Close()
+		return nil, err
 	}
 	return inner, nil
+}
+
+// write fills a map that is all zero.
+func (l layout) write(inner *ebpf.Map) error {
+	for number, page := range l.table {
+		if err := inner.Put(number, page); err != nil {
+			return err
+		}
+	}
+	for position := range l.rules {
+		if err := inner.Put(uint32(bpf.PolicyRulesPage+position), &l.rules[position]); err != nil {
+			return err
+		}
+	}
+	return inner.Put(uint32(bpf.PolicyHeaderPage), &l.header)
 }
 
 func innerSpec() (*ebpf.MapSpec, error) {
@@ -184,23 +206,19 @@ func zeroCounters(counters *ebpf.Map, current, next Policy) error {
 		if kept[rule.Number] {
 			continue
 		}
-		if err := counters.Put(firstRuleCounter+uint32(rule.Number), make([]Counter, cpus)); err != nil {
+		if err := counters.Put(ruleCounter(rule), make([]bpf.Counter, cpus)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// firstRuleCounter is where the rules' counters start: that of rule n is n
-// further on.
-const firstRuleCounter = 16
-
 // count reads what next has counted. Rules that current doesn't have start at
 // 0, whatever their counters hold.
 func count(counters *ebpf.Map, current, next Policy) (Listing, error) {
 	listing := listing(next)
-	for i := range listing.Rows {
-		if err := sum(counters, uint32(i), &listing.Rows[i]); err != nil {
+	for i, row := range Rows() {
+		if err := sum(counters, uint32(row.index), &listing.Rows[i]); err != nil {
 			return Listing{}, err
 		}
 	}
@@ -209,16 +227,19 @@ func count(counters *ebpf.Map, current, next Policy) (Listing, error) {
 		if !kept[rule.Number] {
 			continue
 		}
-		if err := sum(counters, firstRuleCounter+uint32(rule.Number), &listing.Rules[i]); err != nil {
+		if err := sum(counters, ruleCounter(rule), &listing.Rules[i]); err != nil {
 			return Listing{}, err
 		}
 	}
 	return listing, nil
 }
 
+// ruleCounter is where a rule's packets are counted.
+func ruleCounter(rule Rule) uint32 { return uint32(bpf.PortRows) + uint32(rule.Number) }
+
 // sum adds a counter up over all CPUs.
 func sum(counters *ebpf.Map, index uint32, total *Counter) error {
-	var perCPU []Counter
+	var perCPU []bpf.Counter
 	if err := counters.Lookup(index, &perCPU); err != nil {
 		return err
 	}

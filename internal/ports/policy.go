@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/fault"
 )
 
@@ -102,7 +103,7 @@ type Rule struct {
 }
 
 // MaxRules is how many rules a policy can have.
-const MaxRules = 4095
+const MaxRules = bpf.MaxRules
 
 // Policy is what port-filter does with packets. The destination port is looked
 // up first, then the source port; a drop by either wins over a pass.

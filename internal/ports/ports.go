@@ -3,7 +3,11 @@
 // without ever seeing half of it.
 package ports
 
-import "context"
+import (
+	"context"
+
+	"bpfnet/bpf"
+)
 
 // API changes and reads the policy of one loaded instance. Writers are
 // idempotent and swap the whole policy at once; with dryRun they only say what
@@ -44,22 +48,23 @@ type Counter struct {
 
 // Row is one reason for a verdict that no rule decided.
 type Row struct {
-	Name string
-	Drop bool
+	Name  string
+	Drop  bool
+	index bpf.PortRow
 }
 
-// Rows returns the rows in the order in which the program counts them.
+// Rows returns the rows in the order in which documents show them.
 func Rows() []Row {
 	return []Row{
-		{"default_pass", false},
-		{"default_drop", true},
-		{"established", false},
-		{"untouched", false},
-		{"fragment_pass", false},
-		{"fragment_drop", true},
-		{"truncated", true},
-		{"non_ip", false},
-		{"too_deep", true},
+		{"default_pass", false, bpf.DefaultPass},
+		{"default_drop", true, bpf.DefaultDrop},
+		{"established", false, bpf.Established},
+		{"untouched", false, bpf.Untouched},
+		{"fragment_pass", false, bpf.FragmentPass},
+		{"fragment_drop", true, bpf.FragmentDrop},
+		{"truncated", true, bpf.Truncated},
+		{"too_deep", true, bpf.TooDeep},
+		{"non_ip", false, bpf.NonIP},
 	}
 }
 

@@ -177,7 +177,7 @@ func (v View) Document(before *Sample, now Sample) Document {
 		if row.Point != point {
 			continue
 		}
-		c := rates.row(row)
+		c := rates.row(row.Row)
 		total.add(c)
 		others.add(c)
 		d.Others.Rows = append(d.Others.Rows, NamedRow{row.Name, rates.traffic(c)})

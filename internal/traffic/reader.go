@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
 )
@@ -28,27 +29,18 @@ func NewReader(api datapath.API, instance string) *Reader {
 	return &Reader{api: api, instance: instance}
 }
 
-// The keys and values of the maps, as the BPF side lays them out.
-type (
-	podKey struct {
-		Address [16]byte
-		IfIndex uint32
-	}
-	cgroupPodKey struct {
-		Address  [16]byte
-		CgroupID uint64
-	}
-)
-
-// rows is the BPF side's enum traffic_row, in its order.
-var rows = []Row{
-	{TC, "non_ip"},
-	{TC, "truncated"},
-	{TC, "too_deep"},
-	{TC, "map_full"},
-	{TC, "not_a_pod"},
-	{Cgroup, "truncated"},
-	{Cgroup, "map_full"},
+// rows are the BPF side's named rows in the order in which documents show them.
+var rows = []struct {
+	Row
+	index bpf.TrafficRow
+}{
+	{Row{TC, "non_ip"}, bpf.TCNonIP},
+	{Row{TC, "truncated"}, bpf.TCTruncated},
+	{Row{TC, "too_deep"}, bpf.TCTooDeep},
+	{Row{TC, "map_full"}, bpf.TCMapFull},
+	{Row{TC, "not_a_pod"}, bpf.TCNotAPod},
+	{Row{Cgroup, "truncated"}, bpf.CgroupTruncated},
+	{Row{Cgroup, "map_full"}, bpf.CgroupMapFull},
 }
 
 // Sample implements Sampler.
@@ -95,12 +87,12 @@ func attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
 
 func (r *Reader) readRows(s *Sample) error {
 	return r.read("rows", func(m *ebpf.Map) error {
-		var perCPU []Counters
-		for i, row := range rows {
-			if err := m.Lookup(uint32(i), &perCPU); err != nil {
+		var perCPU []bpf.PodCounters
+		for _, row := range rows {
+			if err := m.Lookup(row.index, &perCPU); err != nil {
 				return err
 			}
-			s.Rows[row] = sum(perCPU)
+			s.Rows[row.Row] = sum(perCPU)
 		}
 		return nil
 	})
@@ -108,16 +100,16 @@ func (r *Reader) readRows(s *Sample) error {
 
 func (r *Reader) readPods(ctx context.Context, s *Sample) error {
 	return r.read("pods", func(m *ebpf.Map) error {
-		return each(ctx, m, func(key podKey, c Counters) {
-			s.Pods[Key{Point: TC, Address: address(key.Address), IfIndex: key.IfIndex}] = c
+		return each(ctx, m, func(key bpf.PodKey, c Counters) {
+			s.Pods[Key{Point: TC, Address: address(key.Address.In6U.U6Addr8), IfIndex: key.Ifindex}] = c
 		})
 	})
 }
 
 func (r *Reader) readCgroupPods(ctx context.Context, s *Sample) error {
 	return r.read("cgroup_pods", func(m *ebpf.Map) error {
-		return each(ctx, m, func(key cgroupPodKey, c Counters) {
-			s.Pods[Key{Point: Cgroup, Address: address(key.Address), CgroupID: key.CgroupID}] = c
+		return each(ctx, m, func(key bpf.CgroupPodKey, c Counters) {
+			s.Pods[Key{Point: Cgroup, Address: address(key.Address.In6U.U6Addr8), CgroupID: key.CgroupId}] = c
 		})
 	})
 }
@@ -139,7 +131,7 @@ func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
 // because the map changed meanwhile, has its newer value the second time.
 func each[K any](ctx context.Context, m *ebpf.Map, fn func(K, Counters)) error {
 	var key K
-	var perCPU []Counters
+	var perCPU []bpf.PodCounters
 	entries := m.Iterate()
 	for entries.Next(&key, &perCPU) {
 		if err := ctx.Err(); err != nil {
@@ -153,10 +145,10 @@ func each[K any](ctx context.Context, m *ebpf.Map, fn func(K, Counters)) error {
 	return nil
 }
 
-func sum(perCPU []Counters) Counters {
+func sum(perCPU []bpf.PodCounters) Counters {
 	var total Counters
 	for _, c := range perCPU {
-		total.add(c)
+		total.add(Counters{c.TransmitBytes, c.TransmitPackets, c.ReceiveBytes, c.ReceivePackets})
 	}
 	return total
 }

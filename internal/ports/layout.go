@@ -1,0 +1,138 @@
+package ports
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"bpfnet/bpf"
+)
+
+// layoutVersion is the version of the layout that compile makes. Version 0 is
+// the empty policy that the program is loaded with.
+const layoutVersion = 1
+
+// rulePage is a page of rules as they were given. The program doesn't read
+// them; a policy is read back from them.
+type rulePage [bpf.RulesPerPage]bpf.PolicyRule
+
+// layout is a policy in the form that the program reads. Pages of the table
+// that are missing are zero.
+type layout struct {
+	table  map[uint32]*bpf.PolicyPage
+	header bpf.PolicyHeader
+	rules  []rulePage // the first rule whose number is 0 ends them
+}
+
+// compile lays a policy out.
+func compile(policy Policy) layout {
+	l := layout{table: map[uint32]*bpf.PolicyPage{}, header: bpf.PolicyHeader{
+		Version:     layoutVersion,
+		DefaultDrop: flag(policy.DefaultDrop),
+		Established: flag(policy.Established),
+		Strict:      flag(policy.Strict),
+	}}
+	for rules := range slices.Chunk(policy.Rules, bpf.RulesPerPage) {
+		l.rules = append(l.rules, newRulePage(rules))
+	}
+	for _, rule := range byPrecedence(policy.Rules) {
+		l.add(rule)
+	}
+	return l
+}
+
+func flag(set bool) uint8 {
+	if set {
+		return 1
+	}
+	return 0
+}
+
+func newRulePage(rules []Rule) rulePage {
+	var page rulePage
+	for i, rule := range rules {
+		page[i] = bpf.PolicyRule{
+			Number:    rule.Number,
+			FirstPort: rule.First,
+			LastPort:  rule.Last,
+			Protocol:  bpf.PortProtocol(rule.Protocol),
+			Side:      bpf.PortSide(rule.Side),
+			Drop:      flag(rule.Drop),
+		}
+	}
+	return page
+}
+
+// byPrecedence sorts rules so that each one overrules those in front of it.
+func byPrecedence(rules []Rule) []Rule {
+	sorted := slices.Clone(rules)
+	slices.SortStableFunc(sorted, func(a, b Rule) int { return cmp.Compare(b.width(), a.width()) })
+	return sorted
+}
+
+func (r Range) width() int { return int(r.Last) - int(r.First) }
+
+// add writes a rule to the table, over what is there.
+func (l layout) add(rule Rule) {
+	verdict := rule.Number
+	if rule.Drop {
+		verdict |= bpf.VerdictDrop
+	}
+	for port := int(rule.First); port <= int(rule.Last); port++ {
+		number, entry := bpf.PolicyIndex(bpf.PortSide(rule.Side), bpf.PortProtocol(rule.Protocol), uint16(port))
+		if l.table[number] == nil {
+			l.table[number] = new(bpf.PolicyPage)
+		}
+		l.table[number].Verdict[entry] = verdict
+	}
+}
+
+// decode reads a policy back. rules returns the pages of rules by their
+// position.
+func decode(header bpf.PolicyHeader, rules func(position int) (rulePage, error)) (Policy, error) {
+	if header.Version > layoutVersion {
+		return Policy{}, fmt.Errorf("layout %d is unknown", header.Version)
+	}
+	policy := Policy{
+		DefaultDrop: header.DefaultDrop != 0,
+		Established: header.Established != 0,
+		Strict:      header.Strict != 0,
+	}
+	for position := range rulePages {
+		page, err := rules(position)
+		if err != nil {
+			return Policy{}, err
+		}
+		last, err := policy.read(page)
+		if last || err != nil {
+			return policy, err
+		}
+	}
+	return policy, nil
+}
+
+// rulePages is how many pages of rules a policy has.
+const rulePages = (MaxRules + 1) / bpf.RulesPerPage
+
+// read adds the rules of a page; last says that there are no more.
+func (p *Policy) read(page rulePage) (last bool, err error) {
+	for _, r := range page {
+		if r.Number == 0 {
+			return true, nil
+		}
+		rule := Rule{
+			Number: r.Number,
+			Range:  Range{First: r.FirstPort, Last: r.LastPort, Protocol: Protocol(r.Protocol), Side: Side(r.Side)},
+			Drop:   r.Drop != 0,
+		}
+		if !rule.valid() {
+			return true, fmt.Errorf("rule %d is damaged", rule.Number)
+		}
+		p.Rules = append(p.Rules, rule)
+	}
+	return false, nil
+}
+
+func (r Rule) valid() bool {
+	return r.Number <= MaxRules && r.First <= r.Last && int(r.Protocol) < len(protocols) && r.Side <= Source
+}
