@@ -110,16 +110,13 @@ func (c *Codec) Form() string { return c.root.form() }
 // Append adds the JSON of b, which has Size bytes, to dst.
 func (c *Codec) Append(dst, b []byte) []byte { return c.root.append(dst, b) }
 
-// AppendText adds the JSON of b to dst, but a string without its quotes.
-func (c *Codec) AppendText(dst, b []byte) []byte { return Unquote(dst, c.root.append(nil, b)) }
-
-// Unquote adds a JSON document to dst, and if it is a string without quotes
-// that needs no escapes, without the quotes.
-func Unquote(dst, doc []byte) []byte {
+// Text returns the text of a JSON document: a string that needs no escapes
+// without its quotes, everything else as it is.
+func Text(doc []byte) []byte {
 	if len(doc) >= 2 && doc[0] == '"' && bytes.IndexByte(doc, '\\') < 0 {
-		doc = doc[1 : len(doc)-1]
+		return doc[1 : len(doc)-1]
 	}
-	return append(dst, doc...)
+	return doc
 }
 
 // Parse returns the bytes of a value that is written as text: what Append

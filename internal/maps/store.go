@@ -3,27 +3,299 @@ package maps
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/pinned"
 )
 
-// Store is the kernel's maps. The zero value isn't usable; see New.
-type Store struct{ root string }
+// Store is the kernel's maps.
+type Store struct{ root pinned.Root }
 
 var _ API = (*Store)(nil)
 
 // New returns the store whose "NAME/MAP" references are resolved below root, a
-// directory in bpffs. It doesn't touch the kernel.
-func New(root string) *Store { return &Store{root: root} }
-
-var errTODO = errors.New("not written yet")
-
-func (s *Store) List(context.Context) (Listing, error)              { return Listing{}, errTODO }
-func (s *Store) Show(context.Context, string) (Map, error)          { return Map{}, errTODO }
-func (s *Store) Get(context.Context, string, string) (Entry, error) { return Entry{}, errTODO }
-func (s *Store) Set(context.Context, SetRequest) (Change, error)    { return Change{}, errTODO }
-func (s *Store) Delete(context.Context, DeleteRequest) (Change, error) {
-	return Change{}, errTODO
+// directory in bpffs; empty means pinned.DefaultRoot. It doesn't touch the
+// kernel.
+func New(root string) *Store {
+	if root == "" {
+		root = pinned.DefaultRoot
+	}
+	return &Store{root: pinned.Root(root)}
 }
-func (s *Store) Dump(context.Context, DumpRequest, func(Row) error) (Dumped, error) {
-	return Dumped{}, errTODO
+
+const idPrefix = "id:"
+
+// open resolves a reference. For reading it asks for no more than that.
+func (s *Store) open(ref string, readOnly bool) (*handle, error) {
+	m, err := s.openMap(ref, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHandle(m, ref, specs{})
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	if _, name, ok := s.split(ref); ok {
+		h.Info.Name = name
+	}
+	return h, nil
 }
-func (s *Store) Pinned() ([]string, error) { return nil, errTODO }
+
+func (s *Store) openMap(ref string, readOnly bool) (*ebpf.Map, error) {
+	if number, ok := strings.CutPrefix(ref, idPrefix); ok {
+		return openID(ref, number)
+	}
+	path, err := s.path(ref)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
+	if err != nil {
+		return nil, s.openError(ref, path, err)
+	}
+	return m, nil
+}
+
+func openID(ref, number string) (*ebpf.Map, error) {
+	id, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return nil, fault.New(fault.ErrUsage, "open map %q: the id is not a number", ref)
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.New(fault.ErrNotFound, "open map %s: no map has that id", ref).Hint("bpfnet map list shows all maps")
+	case errors.Is(err, unix.EPERM):
+		return nil, fault.New(fault.ErrPermission, "open map %s: %w", ref, err).Hint("opening by id takes CAP_SYS_ADMIN; opening by pin doesn't")
+	case err != nil:
+		return nil, fmt.Errorf("open map %s: %w", ref, err)
+	}
+	return m, nil
+}
+
+// split takes "NAME/MAP" apart.
+func (s *Store) split(ref string) (instance, name string, ok bool) {
+	instance, name, ok = strings.Cut(ref, "/")
+	return instance, name, ok && instance != "" && name != ""
+}
+
+func (s *Store) path(ref string) (string, error) {
+	if strings.HasPrefix(ref, "/") {
+		return filepath.Clean(ref), nil
+	}
+	instance, name, ok := s.split(ref)
+	if !ok {
+		err := fault.New(fault.ErrUsage, "map %q: it must be NAME/MAP, id:N or the path of a pin", ref)
+		return "", s.suggest(err, "/"+ref)
+	}
+	return s.root.Path(instance, pinned.Maps, name), nil
+}
+
+func (s *Store) openError(ref, path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s.suggest(fault.New(fault.ErrNotFound, "open map %s: no such map", ref), ref)
+	case errors.Is(err, fs.ErrPermission):
+		return fault.New(fault.ErrPermission, "open map %s: %w", ref, err).
+			Hint("it takes CAP_BPF, and access to the file %s", path)
+	case pinned.Root(filepath.Dir(path)).Check() != nil:
+		return fault.New(fault.ErrUsage, "open map %s: %s is not on bpffs", ref, path)
+	case strings.Contains(err.Error(), "is not a Map"), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EACCES):
+		return fault.New(fault.ErrUsage, "open map %s: %s is not a map", ref, path)
+	}
+	return fmt.Errorf("open map %s: %w", ref, err)
+}
+
+// suggest adds the maps that could have been meant: those of the same name,
+// else those of the same instance, else all.
+func (s *Store) suggest(err *fault.Error, ref string) error {
+	refs, listErr := s.Pinned()
+	if listErr != nil || len(refs) == 0 {
+		return err
+	}
+	instance, name, _ := strings.Cut(ref, "/")
+	for _, near := range []func(string) bool{
+		func(r string) bool { return strings.HasSuffix(r, "/"+name) },
+		func(r string) bool { return strings.HasPrefix(r, instance+"/") },
+		func(string) bool { return true },
+	} {
+		if found := filter(refs, near); len(found) > 0 {
+			return err.Hint("maps: %s", strings.Join(found, ", "))
+		}
+	}
+	return err
+}
+
+func filter(refs []string, keep func(string) bool) []string {
+	const most = 10
+	var found []string
+	for _, ref := range refs {
+		if len(found) < most && keep(ref) {
+			found = append(found, ref)
+		}
+	}
+	return found
+}
+
+// Pinned implements API.
+func (s *Store) Pinned() ([]string, error) {
+	names, err := s.root.Names()
+	if err != nil {
+		return nil, err
+	}
+	var refs []string
+	for _, instance := range names {
+		maps, err := s.root.List(instance, pinned.Maps)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range maps {
+			refs = append(refs, instance+"/"+name)
+		}
+	}
+	return refs, nil
+}
+
+// Show implements API.
+func (s *Store) Show(_ context.Context, ref string) (Map, error) {
+	h, err := s.open(ref, true)
+	if err != nil {
+		return Map{}, err
+	}
+	defer h.Close()
+	pins, err := s.pins()
+	if err != nil {
+		return Map{}, err
+	}
+	if pin, ok := pins[h.Info.ID]; ok {
+		pin.name(&h.Info)
+	}
+	if path := filepath.Clean(ref); strings.HasPrefix(ref, "/") && !slices.Contains(h.Info.Pinned, path) {
+		h.Info.Pinned = append(h.Info.Pinned, path)
+	}
+	return h.Info, nil
+}
+
+// pin is where below the root a map is pinned.
+type pin struct{ refs, paths []string }
+
+// name fills in what a map is called after its pins.
+func (p pin) name(m *Map) {
+	m.Pinned = append(m.Pinned, p.paths...)
+	if strings.HasPrefix(m.Ref, idPrefix) {
+		m.Ref = p.refs[0]
+	}
+	_, m.Name, _ = strings.Cut(p.refs[0], "/")
+}
+
+// pins finds the maps that are pinned below the root, by id.
+func (s *Store) pins() (map[uint32]pin, error) {
+	refs, err := s.Pinned()
+	if err != nil {
+		return nil, err
+	}
+	pins := make(map[uint32]pin, len(refs))
+	for _, ref := range refs {
+		id, err := s.id(ref)
+		if errors.Is(err, fault.ErrNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		path, _ := s.path(ref)
+		p := pins[id]
+		pins[id] = pin{append(p.refs, ref), append(p.paths, path)}
+	}
+	return pins, nil
+}
+
+func (s *Store) id(ref string) (uint32, error) {
+	m, err := s.openMap(ref, true)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read about map %s: %w", ref, err)
+	}
+	id, _ := info.ID()
+	return uint32(id), nil
+}
+
+// List implements API.
+func (s *Store) List(ctx context.Context) (Listing, error) {
+	pins, err := s.pins()
+	if err != nil {
+		return Listing{}, err
+	}
+	refs, notes, err := listed(pins)
+	if err != nil {
+		return Listing{}, err
+	}
+	list := Listing{Maps: []Map{}, Notes: notes}
+	cache := specs{}
+	for _, ref := range refs {
+		if err := ctx.Err(); err != nil {
+			return Listing{}, err
+		}
+		m, err := s.listOne(ref, cache)
+		if errors.Is(err, fault.ErrNotFound) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return Listing{}, err
+		}
+		if pin, ok := pins[m.ID]; ok {
+			pin.name(&m)
+		}
+		list.Maps = append(list.Maps, m)
+	}
+	sort.Slice(list.Maps, func(i, j int) bool { return list.Maps[i].ID < list.Maps[j].ID })
+	return list, nil
+}
+
+// listed returns references to every map: those of the kernel, or without the
+// capability to walk them those that are pinned.
+func listed(pins map[uint32]pin) (refs, notes []string, err error) {
+	for id := ebpf.MapID(0); ; {
+		id, err = ebpf.MapGetNextID(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return refs, nil, nil
+		case errors.Is(err, unix.EPERM):
+			for _, p := range pins {
+				notes = append(notes, p.refs[0])
+			}
+			return notes, []string{"only bpfnet's own maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
+		case err != nil:
+			return nil, nil, fmt.Errorf("list maps: %w", err)
+		}
+		refs = append(refs, idPrefix+strconv.FormatUint(uint64(id), 10))
+	}
+}
+
+func (s *Store) listOne(ref string, cache specs) (Map, error) {
+	m, err := s.openMap(ref, true)
+	if err != nil {
+		return Map{}, err
+	}
+	defer m.Close()
+	h, err := newHandle(m, ref, cache)
+	if err != nil {
+		return Map{}, err
+	}
+	return h.Info, nil
+}

@@ -1,0 +1,198 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/codec"
+	"bpfnet/internal/fault"
+)
+
+// handle is an open map with what is needed to read and write its entries.
+type handle struct {
+	*ebpf.Map
+	Info   Map
+	kind   kind
+	key    *codec.Codec
+	value  *codec.Codec
+	cpus   int // values of an entry; 1 unless they are per CPU
+	stride int // bytes from one CPU's value to the next
+	notes  []string
+}
+
+// specs caches parsed BTF by its id.
+type specs map[uint32]*btf.Spec
+
+func newHandle(m *ebpf.Map, ref string, cache specs) (*handle, error) {
+	h := &handle{Map: m, kind: kindOf(m.Type()), cpus: 1, stride: int(m.ValueSize())}
+	if h.kind.perCPU {
+		cpus, err := ebpf.PossibleCPU()
+		if err != nil {
+			return nil, fmt.Errorf("count CPUs: %w", err)
+		}
+		h.cpus, h.stride = cpus, (h.stride+7)&^7
+	}
+	if err := h.describe(ref); err != nil {
+		return nil, err
+	}
+	key, value, err := h.types(cache)
+	if err != nil {
+		return nil, err
+	}
+	h.chooseCodecs(key, value)
+	h.Info.KeyType, h.Info.ValueType = h.key.TypeName(), h.value.TypeName()
+	return h, nil
+}
+
+func (h *handle) describe(ref string) error {
+	info, err := h.Map.Info()
+	if err != nil {
+		return fmt.Errorf("read about map %s: %w", ref, err)
+	}
+	id, _ := info.ID()
+	h.Info = Map{
+		ID: uint32(id), Type: h.kind.word, Name: info.Name, Ref: ref, Flags: info.Flags,
+		BytesKey: info.KeySize, BytesValue: info.ValueSize, MaxEntries: info.MaxEntries,
+		Frozen: info.Frozen(), Pinned: []string{},
+	}
+	if memlock, ok := info.Memlock(); ok {
+		h.Info.BytesMemlock = &memlock
+	}
+	if id, ok := info.BTFID(); ok {
+		h.Info.BTFID = (*uint32)(&id)
+	}
+	return nil
+}
+
+// types reads the BTF types of key and value; nil where there is none.
+func (h *handle) types(cache specs) (key, value btf.Type, err error) {
+	btfID, keyID, valueID, err := typeIDs(h.FD())
+	if err != nil {
+		return nil, nil, fmt.Errorf("read about map %s: %w", h.Info.Ref, err)
+	}
+	if btfID == 0 {
+		return nil, nil, nil
+	}
+	spec, err := cache.load(btfID)
+	if errors.Is(err, unix.EPERM) {
+		h.notes = append(h.notes, fmt.Sprintf("map %s: reading its types takes CAP_SYS_ADMIN; keys and values are bytes", h.Info.Ref))
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.Info.Ref, err)
+	}
+	return typeByID(spec, keyID), typeByID(spec, valueID), nil
+}
+
+func (cache specs) load(id uint32) (*btf.Spec, error) {
+	if spec, ok := cache[id]; ok {
+		return spec, nil
+	}
+	handle, err := btf.NewHandleFromID(btf.ID(id))
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	spec, err := handle.Spec(nil)
+	if err == nil {
+		cache[id] = spec
+	}
+	return spec, err
+}
+
+func typeByID(spec *btf.Spec, id uint32) btf.Type {
+	t, err := spec.TypeByID(btf.TypeID(id))
+	if err != nil || id == 0 {
+		return nil
+	}
+	return t
+}
+
+func (h *handle) chooseCodecs(key, value btf.Type) {
+	size := int(h.KeySize())
+	switch {
+	case h.kind.indexed && size == 4:
+		h.key = codec.NewIndex(key)
+	case h.Type() == ebpf.LPMTrie:
+		h.key = codec.NewPrefix(key, size)
+	default:
+		h.key = codec.New(key, size)
+	}
+	h.value = codec.New(value, int(h.ValueSize()))
+	if h.kind.holds != "" {
+		h.value = codec.NewIndex(nil)
+	}
+}
+
+// appendValue adds the JSON of a value as the kernel gave it. sum is the part
+// of it that adds up a per-CPU value.
+func (h *handle) appendValue(dst, b []byte) (out, sum []byte) {
+	if !h.kind.perCPU {
+		return h.value.Append(dst, b), nil
+	}
+	out, at := h.value.AppendPerCPU(dst, b, h.stride)
+	return out, out[at : len(out)-1]
+}
+
+func (h *handle) keyJSON(key []byte) []byte { return h.key.Append(nil, key) }
+
+func (h *handle) valueJSON(value []byte) []byte {
+	if value == nil {
+		return nil
+	}
+	doc, _ := h.appendValue(nil, value)
+	return doc
+}
+
+func (h *handle) parseKey(text string) ([]byte, error) {
+	key, err := h.key.Parse(text)
+	if err != nil {
+		return nil, fault.New(fault.ErrUsage, "key %q of map %s: %w", text, h.Info.Ref, err).
+			Hint("a key of %s is written %s", h.Info.Ref, h.key.Form())
+	}
+	return key, nil
+}
+
+// readable refuses maps without entries that could be read.
+func (h *handle) readable(verb string) error {
+	if h.kind.refuses == "" {
+		return nil
+	}
+	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.Info.Ref, h.kind.word, h.kind.refuses).
+		Hint("no command reads a %s; bpfnet map show %s describes it", h.kind.word, h.Info.Ref)
+}
+
+// lookup returns the value of a key as the kernel gives it, nil when there is
+// none. In an LPM trie that is the value of the longest prefix that matches.
+func (h *handle) lookup(key []byte) ([]byte, error) {
+	value := make([]byte, h.stride*h.cpus)
+	err := element(unix.BPF_MAP_LOOKUP_ELEM, h.FD(), key, value, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, nil
+	case err != nil:
+		return nil, h.explain("read", err)
+	}
+	return value, nil
+}
+
+// explain says what the kernel means by refusing an operation.
+func (h *handle) explain(verb string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM) && h.Info.Frozen:
+		return fault.New(fault.ErrConflict, "%s map %s: it is frozen: nothing outside of the kernel can change it any more", verb, h.Info.Ref)
+	case errors.Is(err, unix.EPERM) && h.Info.Flags&unix.BPF_F_RDONLY != 0:
+		return fault.New(fault.ErrConflict, "%s map %s: it was made read-only for everything outside of the kernel", verb, h.Info.Ref)
+	case errors.Is(err, unix.EPERM) && h.Info.Flags&unix.BPF_F_WRONLY != 0:
+		return fault.New(fault.ErrConflict, "%s map %s: it was made write-only for everything outside of the kernel", verb, h.Info.Ref)
+	case errors.Is(err, unix.EPERM):
+		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.Info.Ref, err).Hint("maps are read and written with CAP_BPF")
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, enotsupp):
+		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.Info.Ref, h.kind.word)
+	}
+	return fmt.Errorf("%s map %s: %w", verb, h.Info.Ref, err)
+}
