@@ -79,6 +79,16 @@ func newApp(env *Env) *cli.App {
 
 func commandTree(env *Env) []*cli.Command {
 	return []*cli.Command{
+		loadCommand(env),
+		attachCommand(env),
+		detachCommand(env),
+		unloadCommand(env),
+		progCommand(env),
+		linkCommand(env),
+		statusCommand(env),
+		programsCommand(env),
+		completionCommand(env),
+		completeCommand(env),
 		versionCommand(env),
 	}
 }
@@ -122,9 +132,8 @@ func cureCommand(command *cli.Command, env *Env) {
 	for _, sub := range command.Subcommands {
 		cureCommand(sub, env)
 	}
-	if len(command.Subcommands) > 0 {
+	if command.Action == nil {
 		command.Action = env.bare
-		return
 	}
 	action := command.Action
 	command.Action = func(c *cli.Context) error {

@@ -36,6 +36,14 @@ type Env struct {
 	Terminal func() (columns int, ok bool)
 	// Interfaces lists interface names, for completion.
 	Interfaces func() ([]string, error)
+	// State reads what bpffs has below a root, for completion.
+	State func(root string) State
+}
+
+// State names what is pinned, without a look at the kernel's objects.
+type State interface {
+	Names() ([]string, error)
+	List(instance, kind string) ([]string, error)
 }
 
 // Backend is what the commands call: the datapath and the programs' own maps.
@@ -80,6 +88,17 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 	return e.Open(c.Context, options)
 }
 
+// open returns what most commands begin with: the printer, and the backend,
+// which has to be closed.
+func (e *Env) open(c *cli.Context) (*output.Printer, Backend, error) {
+	p, err := e.printer(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := e.backend(c)
+	return p, b, err
+}
+
 // setting is the value of a global flag, else of its environment variable, else
 // the default.
 func (e *Env) setting(c *cli.Context, flag, variable, byDefault string) string {
@@ -96,12 +115,5 @@ func (e *Env) setting(c *cli.Context, flag, variable, byDefault string) string {
 func (e *Env) note(c *cli.Context, format string, args ...any) {
 	if !c.Bool("quiet") {
 		fmt.Fprintln(e.Stderr, output.Escape(fmt.Sprintf(format, args...)))
-	}
-}
-
-// notes writes several notes.
-func (e *Env) notes(c *cli.Context, notes []string) {
-	for _, n := range notes {
-		e.note(c, "note: %s", n)
 	}
 }

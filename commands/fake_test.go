@@ -18,6 +18,7 @@ import (
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
 	"bpfnet/internal/traffic"
+	"bpfnet/pinned"
 )
 
 // fake is a Backend without a kernel. Its instances behave as real ones as far
@@ -65,7 +66,26 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		},
 		Terminal:   func() (int, bool) { return 0, false },
 		Interfaces: func() ([]string, error) { return f.devices, nil },
+		State:      func(string) State { return fakeState{f} },
 	}
+}
+
+type fakeState struct{ *fake }
+
+func (s fakeState) Names() ([]string, error) { return s.names(), nil }
+
+func (s fakeState) List(instance, kind string) ([]string, error) {
+	var names []string
+	if in, ok := s.instances[instance]; ok && kind == pinned.Maps {
+		for _, m := range in.Maps {
+			names = append(names, m.Name)
+		}
+	} else if ok && kind == pinned.Progs {
+		for _, p := range in.Programs {
+			names = append(names, p.Name)
+		}
+	}
+	return names, nil
 }
 
 // rejection is what the datapath returns when the verifier refuses a program.

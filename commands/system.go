@@ -44,6 +44,7 @@ func SystemEnv() *Env {
 		ReadFile:   os.ReadFile,
 		Terminal:   stdoutTerminal,
 		Interfaces: interfaceNames,
+		State:      func(root string) State { return pinned.Root(root) },
 	}
 }
 

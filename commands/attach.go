@@ -1,0 +1,248 @@
+package commands
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/output"
+)
+
+// attachedDoc is the document of attach and detach: what all attachments have
+// in common, null where they differ, and each of them.
+type attachedDoc struct {
+	Schema      string                `json:"schema"`
+	Changed     bool                  `json:"changed"`
+	DryRun      bool                  `json:"dry_run"`
+	Name        *string               `json:"name"`
+	Program     *string               `json:"program"`
+	Hook        *string               `json:"hook"`
+	Mechanism   *string               `json:"mechanism"`
+	Mode        *string               `json:"mode"`
+	DevName     *string               `json:"devname"`
+	IfIndex     *uint32               `json:"ifindex"`
+	NetNS       *uint64               `json:"netns"`
+	Cgroup      *string               `json:"cgroup"`
+	CgroupID    *string               `json:"cgroup_id"`
+	ProgID      *uint32               `json:"prog_id"`
+	LinkID      *uint32               `json:"link_id"`
+	Pinned      *string               `json:"pinned"`
+	Attachments []datapath.Attachment `json:"attachments"`
+}
+
+func newAttachedDoc(answer datapath.Attached, dryRun bool) attachedDoc {
+	items := list(answer.Attachments)
+	doc := attachedDoc{
+		Schema:      "bpfnet.attachment/v1",
+		Changed:     answer.Changed,
+		DryRun:      dryRun,
+		Name:        shared(items, func(a datapath.Attachment) *string { return &a.Name }),
+		Program:     shared(items, func(a datapath.Attachment) *string { return &a.Program }),
+		Hook:        shared(items, func(a datapath.Attachment) *string { return &a.Hook }),
+		Mechanism:   shared(items, func(a datapath.Attachment) *string { return &a.Mechanism }),
+		Mode:        shared(items, func(a datapath.Attachment) *string { return a.Mode }),
+		DevName:     shared(items, func(a datapath.Attachment) *string { return a.DevName }),
+		IfIndex:     shared(items, func(a datapath.Attachment) *uint32 { return a.IfIndex }),
+		NetNS:       shared(items, func(a datapath.Attachment) *uint64 { return a.NetNS }),
+		Cgroup:      shared(items, func(a datapath.Attachment) *string { return a.Cgroup }),
+		CgroupID:    shared(items, func(a datapath.Attachment) *string { return a.CgroupID }),
+		ProgID:      shared(items, func(a datapath.Attachment) *uint32 { return &a.ProgID }),
+		LinkID:      shared(items, func(a datapath.Attachment) *uint32 { return a.LinkID }),
+		Pinned:      shared(items, func(a datapath.Attachment) *string { return a.Pinned }),
+		Attachments: items,
+	}
+	if doc.Name == nil && answer.Name != "" {
+		doc.Name = &answer.Name
+	}
+	return doc
+}
+
+// shared returns the value that a field has in every attachment, nil when they
+// differ or there are none.
+func shared[T comparable](items []datapath.Attachment, field func(datapath.Attachment) *T) *T {
+	if len(items) == 0 {
+		return nil
+	}
+	first := field(items[0])
+	for _, a := range items[1:] {
+		value := field(a)
+		if first == nil || value == nil || *value != *first {
+			return nil
+		}
+	}
+	return first
+}
+
+func attachCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "attach",
+		Usage: "run a loaded program on a hook",
+		Subcommands: []*cli.Command{
+			env.attachHook("tc", "on the traffic of an interface", slices.Concat([]cli.Flag{devFlag(), directionFlag()}, positionFlags())...),
+			env.attachHook("xdp", "on the packets that an interface receives, before anything else", devFlag(),
+				&cli.StringFlag{Name: "mode", Value: string(datapath.ModeAuto), Usage: "`MODE`: auto (native, else generic), native, generic or offload"}),
+			env.attachHook("sockops", "on the TCP connections of a cgroup", cgroupFlag()),
+			env.attachHook("cgroup", "on the traffic of a cgroup's sockets", cgroupFlag(), directionFlag()),
+			env.attachHook("trace", "on the tracepoints or kernel functions that it names"),
+		},
+	}
+}
+
+func devFlag() cli.Flag {
+	return &cli.StringFlag{Name: "dev", Usage: "`INTERFACE`"}
+}
+
+func cgroupFlag() cli.Flag {
+	return &cli.StringFlag{Name: "cgroup", Usage: "`DIR` of the cgroup, below /sys/fs/cgroup"}
+}
+
+func directionFlag() cli.Flag {
+	return &cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both"}
+}
+
+func progFlag() cli.Flag {
+	return &cli.StringFlag{Name: "prog", Usage: "`FUNCTION`, when several programs of the object fit the hook"}
+}
+
+func positionFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "first", Usage: "before all other programs"},
+		&cli.BoolFlag{Name: "last", Usage: "after all other programs (default)"},
+		&cli.StringFlag{Name: "before", Usage: "before the program of `NAME|id:N`"},
+		&cli.StringFlag{Name: "after", Usage: "after the program of `NAME|id:N`"},
+	}
+}
+
+func (e *Env) attachHook(hook, about string, flags ...cli.Flag) *cli.Command {
+	return &cli.Command{
+		Name:      hook,
+		Usage:     about,
+		ArgsUsage: "NAME",
+		Flags: append(flags, progFlag(),
+			&cli.BoolFlag{Name: "replace", Usage: "take the place of another program that bpfnet attached there"}),
+		Action: e.attach,
+	}
+}
+
+func (e *Env) attach(c *cli.Context) error {
+	if err := args(c, "NAME"); err != nil {
+		return err
+	}
+	request, err := attachRequest(c)
+	if err != nil {
+		return err
+	}
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	answer, err := b.Attach(c.Context, request)
+	if err != nil {
+		return err
+	}
+	e.done(c, p, done{
+		changed: answer.Changed,
+		did:     fmt.Sprintf("attached %q", answer.Name),
+		already: fmt.Sprintf("%q is attached already", answer.Name),
+		notes:   attachmentNotes(answer.Attachments),
+	})
+	return printAttached(p, answer, request.DryRun)
+}
+
+func printAttached(p *output.Printer, answer datapath.Attached, dryRun bool) error {
+	return p.Object(newAttachedDoc(answer, dryRun), func() output.Table { return attachmentTable(answer.Attachments) })
+}
+
+// attachmentNotes collects what users should know, each thing once.
+func attachmentNotes(items []datapath.Attachment) []string {
+	var notes []string
+	for _, a := range items {
+		for _, refused := range a.RefusedWhy {
+			notes = append(notes, "not taken: "+refused)
+		}
+		notes = append(notes, a.Notes...)
+	}
+	return unique(notes)
+}
+
+func attachRequest(c *cli.Context) (datapath.AttachRequest, error) {
+	r := datapath.AttachRequest{
+		Hook:    c.Command.Name,
+		Name:    c.Args().First(),
+		Program: c.String("prog"),
+		Device:  c.String("dev"),
+		Cgroup:  c.String("cgroup"),
+		Replace: c.Bool("replace"),
+		DryRun:  c.Bool("dry-run"),
+	}
+	if err := needed(c); err != nil {
+		return r, err
+	}
+	var err error
+	if r.Direction, err = direction(c); err != nil {
+		return r, err
+	}
+	if r.Mode, err = mode(c); err != nil {
+		return r, err
+	}
+	r.Position, err = position(c)
+	return r, err
+}
+
+// needed checks that a hook has its target.
+func needed(c *cli.Context) error {
+	flags := map[string][]string{"tc": {"dev", "direction"}, "xdp": {"dev"}, "sockops": {"cgroup"}, "cgroup": {"cgroup"}}
+	for _, name := range flags[c.Command.Name] {
+		if c.String(name) == "" {
+			return usage(c, "flag %s is missing", dashed(name))
+		}
+	}
+	return nil
+}
+
+func direction(c *cli.Context) (datapath.Direction, error) {
+	text := c.String("direction")
+	if text == "" {
+		return "", nil
+	}
+	word, err := oneOf("direction", text, string(datapath.Ingress), string(datapath.Egress), string(datapath.Both))
+	return datapath.Direction(word), err
+}
+
+func mode(c *cli.Context) (datapath.XDPMode, error) {
+	if c.Command.Name != "xdp" {
+		return "", nil
+	}
+	word, err := oneOf("mode", c.String("mode"), string(datapath.ModeAuto), string(datapath.ModeNative), string(datapath.ModeGeneric), string(datapath.ModeOffload))
+	return datapath.XDPMode(word), err
+}
+
+func position(c *cli.Context) (datapath.Position, error) {
+	var set []string
+	for _, name := range []string{"first", "last", "before", "after"} {
+		if c.IsSet(name) {
+			set = append(set, dashed(name))
+		}
+	}
+	if len(set) > 1 {
+		return datapath.Position{}, usage(c, "%s exclude each other", strings.Join(set, " and "))
+	}
+	return datapath.Position{First: c.Bool("first"), Last: c.Bool("last"), Before: c.String("before"), After: c.String("after")}, nil
+}
+
+// oneOf checks the value of a flag that takes one of a few words.
+func oneOf(flag, value string, words ...string) (string, error) {
+	if slices.Contains(words, value) {
+		return value, nil
+	}
+	err := fault.New(fault.ErrUsage, "%s %q: no such %s", dashed(flag), value, flag)
+	if near := nearest(value, words); near != "" {
+		return "", err.Hint("did you mean %q?", near)
+	}
+	return "", err.Hint("one of: %s", strings.Join(words, ", "))
+}

@@ -1,0 +1,186 @@
+package commands
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/output"
+)
+
+type loadDoc struct {
+	Schema string `json:"schema"`
+	datapath.Loaded
+	DryRun bool `json:"dry_run"`
+}
+
+func loadCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "load",
+		Usage:     "verify a program and pin it; nothing runs yet",
+		ArgsUsage: "PROGRAM|FILE.o",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "name", Usage: "`NAME` to load it under (default: that of the program or file)"},
+			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
+			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
+			&cli.StringSliceFlag{Name: "max-entries", Usage: "size of a map, `MAP=N`; may be repeated"},
+			&cli.BoolFlag{Name: "reuse-maps", Usage: "with --replace: keep the maps and what is in them"},
+			&cli.BoolFlag{Name: "replace", Usage: "replace what is loaded under that name, where it is attached too"},
+		},
+		Action: env.load,
+	}
+}
+
+func (e *Env) load(c *cli.Context) error {
+	if err := args(c, "PROGRAM|FILE.o"); err != nil {
+		return err
+	}
+	request, err := e.loadRequest(c)
+	if err != nil {
+		return err
+	}
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	loaded, err := b.Load(c.Context, request)
+	if err != nil {
+		return err
+	}
+	e.done(c, p, done{changed: loaded.Changed, did: fmt.Sprintf("loaded %q", loaded.Name), already: fmt.Sprintf("%q is loaded already", loaded.Name), notes: loaded.Notes})
+	loaded.Programs, loaded.Maps, loaded.Notes = list(loaded.Programs), list(loaded.Maps), list(loaded.Notes)
+	return p.Object(loadDoc{"bpfnet.load/v1", loaded, request.DryRun}, func() output.Table { return programTable(loaded.Programs) })
+}
+
+func (e *Env) loadRequest(c *cli.Context) (datapath.LoadRequest, error) {
+	r := datapath.LoadRequest{
+		Source:    c.Args().First(),
+		Name:      c.String("name"),
+		Programs:  c.StringSlice("prog"),
+		ReuseMaps: c.Bool("reuse-maps"),
+		Replace:   c.Bool("replace"),
+		DryRun:    c.Bool("dry-run"),
+	}
+	if r.ReuseMaps && !r.Replace {
+		return r, usage(c, "--reuse-maps goes with --replace")
+	}
+	var err error
+	if r.Set, err = pairs(c, "set"); err != nil {
+		return r, err
+	}
+	if r.MaxEntries, err = sizes(c); err != nil {
+		return r, err
+	}
+	if r.Object, err = e.object(r.Source); err != nil {
+		return r, err
+	}
+	if r.Name == "" {
+		r.Name = strings.TrimSuffix(filepath.Base(r.Source), filepath.Ext(r.Source))
+	}
+	return r, nil
+}
+
+// object reads an object file; it returns nil for the name of a built-in
+// program.
+func (e *Env) object(source string) ([]byte, error) {
+	if _, ok := bpf.Lookup(source); ok {
+		return nil, nil
+	}
+	object, err := e.ReadFile(source)
+	switch {
+	case err == nil:
+		return object, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("load %q: %w", source, err)
+	case strings.ContainsAny(source, "/."):
+		return nil, fault.New(fault.ErrNotFound, "load %q: no such file", source)
+	}
+	missing := fault.New(fault.ErrNotFound, "load %q: no built-in program and no file of that name", source)
+	if near := nearest(source, builtinNames()); near != "" {
+		missing = missing.Hint("did you mean %q?", near)
+	}
+	return nil, missing.Hint("bpfnet programs   lists the built-in ones")
+}
+
+func builtinNames() []string {
+	var names []string
+	for _, p := range bpf.Catalogue() {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// pairs reads a repeated flag of the form KEY=VALUE.
+func pairs(c *cli.Context, flag string) (map[string]string, error) {
+	values := map[string]string{}
+	for _, text := range c.StringSlice(flag) {
+		key, value, ok := strings.Cut(text, "=")
+		if !ok || key == "" {
+			return nil, usage(c, "--%s %q: not of the form NAME=VALUE", flag, text)
+		}
+		if _, twice := values[key]; twice {
+			return nil, usage(c, "--%s: %q is given twice", flag, key)
+		}
+		values[key] = value
+	}
+	return values, nil
+}
+
+func sizes(c *cli.Context) (map[string]uint32, error) {
+	texts, err := pairs(c, "max-entries")
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]uint32{}
+	for name, text := range texts {
+		n, err := strconv.ParseUint(text, 10, 32)
+		if err != nil || n == 0 {
+			return nil, usage(c, "--max-entries %s=%s: not a number from 1 to 4294967295", name, text)
+		}
+		values[name] = uint32(n)
+	}
+	return values, nil
+}
+
+// done is what a writer says about itself besides its document.
+type done struct {
+	changed      bool
+	did, already string
+	notes        []string
+}
+
+// done tells people, on stderr, what a writer did. Programs read it in the
+// document.
+func (e *Env) done(c *cli.Context, p *output.Printer, d done) {
+	if p.Format() != output.FormatTable {
+		return
+	}
+	switch {
+	case !d.changed:
+		e.note(c, "unchanged: %s", d.already)
+	case c.Bool("dry-run"):
+		e.note(c, "dry run, nothing is changed; would have: %s", d.did)
+	default:
+		e.note(c, "%s", d.did)
+	}
+	for _, n := range d.notes {
+		e.note(c, "note: %s", n)
+	}
+}
+
+// list makes a nil slice an empty one, which is [] in JSON and not null.
+func list[T any](items []T) []T {
+	if items == nil {
+		return []T{}
+	}
+	return items
+}

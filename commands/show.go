@@ -1,0 +1,263 @@
+package commands
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/output"
+)
+
+type progDoc struct {
+	Schema string `json:"schema"`
+	datapath.Program
+}
+
+func newProgDoc(p datapath.Program) progDoc {
+	p.MapIDs = list(p.MapIDs)
+	return progDoc{"bpfnet.prog/v1", p}
+}
+
+type linkDoc struct {
+	Schema string `json:"schema"`
+	datapath.Attachment
+	Changed *bool `json:"changed,omitempty"` // hides the Attachment's: nothing is being changed
+}
+
+func newLinkDoc(a datapath.Attachment) linkDoc {
+	a.RefusedWhy, a.Notes = list(a.RefusedWhy), list(a.Notes)
+	return linkDoc{Schema: "bpfnet.link/v1", Attachment: a}
+}
+
+func progCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "prog",
+		Usage: "the loaded programs",
+		Subcommands: []*cli.Command{
+			{Name: "list", Usage: "all of them, or those of NAME", ArgsUsage: "[NAME]", Action: env.progList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/FUNCTION]|id:N", Action: env.progShow},
+		},
+	}
+}
+
+func linkCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "link",
+		Usage: "where programs are attached",
+		Subcommands: []*cli.Command{
+			{Name: "list", Usage: "all attachments, or those of NAME", ArgsUsage: "[NAME]", Action: env.linkList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/HOOK]|id:N", Action: env.linkShow},
+		},
+	}
+}
+
+// instances reads what is loaded, or the instance of that name.
+func (e *Env) instances(c *cli.Context, name string) (*output.Printer, []datapath.Instance, error) {
+	p, b, err := e.open(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer b.Close()
+	instances, err := b.Instances(c.Context, name)
+	return p, instances, err
+}
+
+func (e *Env) progList(c *cli.Context) error {
+	if err := args(c, "[NAME]"); err != nil {
+		return err
+	}
+	p, instances, err := e.instances(c, c.Args().First())
+	if err != nil {
+		return err
+	}
+	programs := allPrograms(instances)
+	docs := make([]progDoc, len(programs))
+	for i, program := range programs {
+		docs[i] = newProgDoc(program)
+	}
+	return p.List(docs, func() output.Table { return programTable(programs) })
+}
+
+func allPrograms(instances []datapath.Instance) []datapath.Program {
+	var programs []datapath.Program
+	for _, in := range instances {
+		programs = append(programs, in.Programs...)
+	}
+	return programs
+}
+
+func (e *Env) progShow(c *cli.Context) error {
+	if err := args(c, "NAME[/FUNCTION]|id:N"); err != nil {
+		return err
+	}
+	ref := parseRef(c.Args().First())
+	p, instances, err := e.instances(c, ref.instance)
+	if err != nil {
+		return err
+	}
+	program, err := only("program", ref, allPrograms(instances), func(p datapath.Program) (string, string, uint32) {
+		return p.Set, p.Name, p.ID
+	})
+	if err != nil {
+		return err
+	}
+	return p.Object(newProgDoc(program), func() output.Table { return programTable([]datapath.Program{program}) })
+}
+
+func (e *Env) linkList(c *cli.Context) error {
+	if err := args(c, "[NAME]"); err != nil {
+		return err
+	}
+	p, instances, err := e.instances(c, c.Args().First())
+	if err != nil {
+		return err
+	}
+	attachments := allAttachments(instances)
+	docs := make([]linkDoc, len(attachments))
+	for i, a := range attachments {
+		docs[i] = newLinkDoc(a)
+	}
+	return p.List(docs, func() output.Table { return attachmentTable(attachments) })
+}
+
+func allAttachments(instances []datapath.Instance) []datapath.Attachment {
+	var attachments []datapath.Attachment
+	for _, in := range instances {
+		attachments = append(attachments, in.Attachments...)
+	}
+	return attachments
+}
+
+func (e *Env) linkShow(c *cli.Context) error {
+	if err := args(c, "NAME[/HOOK]|id:N"); err != nil {
+		return err
+	}
+	ref := parseRef(c.Args().First())
+	p, instances, err := e.instances(c, ref.instance)
+	if err != nil {
+		return err
+	}
+	a, err := only("attachment", ref, allAttachments(instances), func(a datapath.Attachment) (string, string, uint32) {
+		return a.Name, a.Hook, pointed(a.LinkID)
+	})
+	if err != nil {
+		return err
+	}
+	return p.Object(newLinkDoc(a), func() output.Table { return attachmentTable([]datapath.Attachment{a}) })
+}
+
+// reference is what show commands take: NAME, NAME/PART or id:N.
+type reference struct {
+	text, instance, part string
+	id                   uint32 // 0: not an id
+}
+
+func parseRef(text string) reference {
+	if digits, ok := strings.CutPrefix(text, "id:"); ok {
+		if id, err := strconv.ParseUint(digits, 10, 32); err == nil && id > 0 {
+			return reference{text: text, id: uint32(id)}
+		}
+	}
+	instance, part, _ := strings.Cut(text, "/")
+	return reference{text: text, instance: instance, part: part}
+}
+
+// only returns the one item that a reference means. name tells an item's
+// instance, part and id.
+func only[T any](kind string, ref reference, items []T, name func(T) (instance, part string, id uint32)) (T, error) {
+	var found []T
+	hint := "id:N of one of these:"
+	for _, item := range items {
+		instance, part, id := name(item)
+		if ref.id != 0 && ref.id != id || ref.id == 0 && (ref.instance != instance || ref.part != "" && ref.part != part) {
+			continue
+		}
+		found = append(found, item)
+		hint += " " + instance + "/" + part + " (id:" + strconv.FormatUint(uint64(id), 10) + ")"
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		var none T
+		return none, fault.New(fault.ErrNotFound, "show %s %q: no such %s", kind, ref.text, kind)
+	}
+	return found[0], fault.New(fault.ErrUsage, "show %s %q: %d %ss match", kind, ref.text, len(found), kind).Hint("%s", hint)
+}
+
+func pointed[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
+
+func programTable(programs []datapath.Program) output.Table {
+	t := output.Table{Header: []string{"id", "name", "program", "type", "section", "tag", "jited"}}
+	for _, p := range programs {
+		t.Rows = append(t.Rows, []string{number(p.ID), p.Set, p.Name, p.Type, p.Section, p.Tag, size(p.BytesJited)})
+	}
+	return t
+}
+
+func attachmentTable(attachments []datapath.Attachment) output.Table {
+	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "link", "prog", "state"}}
+	for _, a := range attachments {
+		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), number(pointed(a.LinkID)), number(a.ProgID), state(a)})
+	}
+	return t
+}
+
+func namesTable(names []string) output.Table {
+	t := output.Table{Header: []string{"name"}}
+	for _, name := range names {
+		t.Rows = append(t.Rows, []string{name})
+	}
+	return t
+}
+
+// target names what an attachment hangs on.
+func target(a datapath.Attachment) string {
+	switch {
+	case a.Cgroup != nil:
+		return *a.Cgroup
+	case a.DevName != nil:
+		return *a.DevName
+	case a.IfIndex != nil:
+		return "ifindex " + number(*a.IfIndex)
+	}
+	return ""
+}
+
+func how(a datapath.Attachment) string {
+	if a.Mode != nil {
+		return a.Mechanism + " (" + *a.Mode + ")"
+	}
+	return a.Mechanism
+}
+
+func state(a datapath.Attachment) string {
+	if a.Defunct {
+		return "defunct"
+	}
+	return "attached"
+}
+
+// number writes an id; there is none with the number 0.
+func number(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(n), 10)
+}
+
+func size(n *uint32) string {
+	if n == nil {
+		return ""
+	}
+	return output.Bytes(uint64(*n))
+}

@@ -1,0 +1,193 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/output"
+)
+
+// statusInterval is the time between two samples unless told otherwise.
+const statusInterval = 2 * time.Second
+
+type statusDoc struct {
+	Schema          string           `json:"schema"`
+	Time            time.Time        `json:"time"`
+	IntervalSeconds *float64         `json:"interval_seconds"` // null: no rates were measured
+	Instances       []instanceStatus `json:"instances"`
+}
+
+type instanceStatus struct {
+	Name        string            `json:"name"`
+	Source      string            `json:"source"`
+	Builtin     bool              `json:"builtin"`
+	Parameters  map[string]string `json:"parameters"`
+	Programs    []programStatus   `json:"programs"`
+	Maps        []datapath.MapRef `json:"maps"`
+	Attachments []linkDoc         `json:"attachments"`
+}
+
+// programStatus is a program with what it did between two samples; null when
+// only one was taken.
+type programStatus struct {
+	datapath.Program
+	RunsPerSecond    *float64 `json:"runs_per_second"`
+	AverageRunTimeNS *float64 `json:"average_run_time_ns"` // null too when it didn't run
+}
+
+func statusCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "status",
+		Usage:     "what is loaded and where it is attached; with --interval how often and how long it runs",
+		ArgsUsage: "[NAME]",
+		Flags:     tickFlags(statusInterval),
+		Action:    env.status,
+	}
+}
+
+func (e *Env) status(c *cli.Context) error {
+	if err := args(c, "[NAME]"); err != nil {
+		return err
+	}
+	t, err := readTicks(c)
+	if err != nil {
+		return err
+	}
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	name := c.Args().First()
+	if c.IsSet("interval") || c.IsSet("count") || c.IsSet("once") {
+		return e.watchStatus(c.Context, p, b, name, t)
+	}
+	instances, err := b.Instances(c.Context, name)
+	if err != nil {
+		return err
+	}
+	doc := newStatus(e.Now(), instances)
+	return p.Object(doc, doc.table)
+}
+
+// watchStatus has the kernel measure run times while it takes samples.
+func (e *Env) watchStatus(ctx context.Context, p *output.Printer, b Backend, name string, t ticks) (err error) {
+	stop, err := b.EnableStats()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	before, err := b.Instances(ctx, name)
+	if err != nil {
+		return err
+	}
+	last := e.Now()
+	return t.run(ctx, func() error {
+		after, err := b.Instances(ctx, name)
+		if err != nil {
+			return err
+		}
+		now := e.Now()
+		doc := newStatus(now, after)
+		doc.rates(before, now.Sub(last))
+		before, last = after, now
+		return p.Event(doc, doc.table)
+	})
+}
+
+func newStatus(now time.Time, instances []datapath.Instance) *statusDoc {
+	doc := &statusDoc{Schema: "bpfnet.status/v1", Time: now.UTC(), Instances: []instanceStatus{}}
+	for _, in := range instances {
+		s := instanceStatus{Name: in.Name, Source: in.Source, Builtin: in.Builtin, Parameters: in.Parameters,
+			Programs: []programStatus{}, Maps: list(in.Maps), Attachments: []linkDoc{}}
+		if s.Parameters == nil {
+			s.Parameters = map[string]string{}
+		}
+		for _, p := range in.Programs {
+			p.MapIDs = list(p.MapIDs)
+			s.Programs = append(s.Programs, programStatus{Program: p})
+		}
+		for _, a := range in.Attachments {
+			s.Attachments = append(s.Attachments, newLinkDoc(a))
+		}
+		doc.Instances = append(doc.Instances, s)
+	}
+	return doc
+}
+
+// rates fills in what happened since an earlier reading.
+func (d *statusDoc) rates(before []datapath.Instance, interval time.Duration) {
+	seconds := interval.Seconds()
+	d.IntervalSeconds = &seconds
+	earlier := map[uint32]datapath.Program{}
+	for _, p := range allPrograms(before) {
+		earlier[p.ID] = p
+	}
+	for _, in := range d.Instances {
+		for i := range in.Programs {
+			in.Programs[i].rate(earlier[in.Programs[i].ID], seconds)
+		}
+	}
+}
+
+func (p *programStatus) rate(before datapath.Program, seconds float64) {
+	if p.RunCount == nil || p.RunTimeNS == nil || seconds <= 0 {
+		return
+	}
+	runs := float64(*p.RunCount - min(pointed(before.RunCount), *p.RunCount))
+	perSecond := runs / seconds
+	p.RunsPerSecond = &perSecond
+	if runs > 0 {
+		average := float64(*p.RunTimeNS-min(pointed(before.RunTimeNS), *p.RunTimeNS)) / runs
+		p.AverageRunTimeNS = &average
+	}
+}
+
+// table has a line for each attachment, and one for an instance without any.
+func (d *statusDoc) table() output.Table {
+	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "state", "maps in use", "runs", "average"}}
+	for _, in := range d.Instances {
+		fill := in.fill()
+		if len(in.Attachments) == 0 {
+			t.Rows = append(t.Rows, []string{in.Name, "", "", "", "", "loaded", fill, "", ""})
+		}
+		for _, a := range in.Attachments {
+			runs, average := in.cost(a.ProgID)
+			t.Rows = append(t.Rows, []string{in.Name, a.Program, a.Hook, target(a.Attachment), how(a.Attachment), state(a.Attachment), fill, runs, average})
+			fill = ""
+		}
+	}
+	return t
+}
+
+// fill says how full the maps are whose entries can be counted.
+func (s instanceStatus) fill() string {
+	var parts []string
+	for _, m := range s.Maps {
+		if m.Entries != nil {
+			parts = append(parts, m.Name+" "+strconv.FormatUint(*m.Entries, 10)+"/"+strconv.FormatUint(uint64(m.MaxEntries), 10))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (s instanceStatus) cost(progID uint32) (runs, average string) {
+	for _, p := range s.Programs {
+		if p.ID != progID {
+			continue
+		}
+		if p.RunsPerSecond != nil {
+			runs = output.PerSecond(*p.RunsPerSecond)
+		}
+		if p.AverageRunTimeNS != nil {
+			average = strconv.FormatFloat(*p.AverageRunTimeNS, 'f', 0, 64) + " ns"
+		}
+	}
+	return runs, average
+}

@@ -1,0 +1,350 @@
+package commands
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/counter"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
+	"bpfnet/output"
+)
+
+// watchInterval is the time between two ticks unless --interval says otherwise.
+const watchInterval = 2 * time.Second
+
+func watchCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "watch",
+		Usage: "show what loaded programs count, again and again",
+		Description: "The first document comes at once, without rates (null); each later one has the rates since the one before. " +
+			"--once ends after the first; with --interval it waits that long first and shows rates.",
+		Subcommands: []*cli.Command{watchPodsCommand(env), watchCountersCommand(env)},
+	}
+}
+
+func watchPodsCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "pods",
+		Usage: "bytes and packets of each Pod address, counted by pod-traffic",
+		Flags: append(watchFlags("pod-traffic", traffic.DefaultSort, traffic.SortFields()),
+			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached, tc if at both"},
+			&cli.StringFlag{Name: "dev", Usage: "only Pods behind the device `NAME`; the others count as others"},
+			&cli.StringFlag{Name: "address", Usage: "only Pods in the `PREFIX`; the others count as others"},
+		),
+		Action: func(c *cli.Context) error {
+			view, err := podView(c)
+			if err != nil {
+				return err
+			}
+			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
+				return env.podStream(c, b, p, c.String("instance"), view)
+			})
+		},
+	}
+}
+
+func watchCountersCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "counters",
+		Usage: "packets and bytes of each interface by protocol, counted by xdp-counter",
+		Flags: append(watchFlags("xdp-counter", counter.DefaultSort, counter.SortFields()),
+			&cli.StringFlag{Name: "dev", Usage: "only the interface `NAME`; the others count as others"},
+		),
+		Action: func(c *cli.Context) error {
+			view := counter.View{Sort: c.String("sort"), Limit: c.Int("limit"), Device: c.String("dev")}
+			if err := view.Check(); err != nil {
+				return err
+			}
+			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
+				return counterStream(b, p, c.String("instance"), view)
+			})
+		},
+	}
+}
+
+func watchFlags(program, sort string, fields []string) []cli.Flag {
+	return append(tickFlags(watchInterval),
+		&cli.StringFlag{Name: "instance", Value: program, Usage: "loaded instance `NAME`"},
+		&cli.StringFlag{Name: "sort", Value: sort, Usage: "`FIELD` to sort by; --sort=-FIELD is descending; fields: " + strings.Join(fields, ", ")},
+		&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
+	)
+}
+
+func podView(c *cli.Context) (traffic.View, error) {
+	view := traffic.View{
+		Point: traffic.Point(c.String("observe")), Sort: c.String("sort"), Limit: c.Int("limit"), Device: c.String("dev"),
+	}
+	if err := view.Check(); err != nil {
+		return view, err
+	}
+	if text := c.String("address"); text != "" {
+		prefix, err := parsePrefix(text)
+		if err != nil {
+			return view, fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
+		}
+		view.Address = prefix
+	}
+	return view, nil
+}
+
+// parsePrefix reads a prefix, or an address as the prefix of itself.
+func parsePrefix(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(address, address.BitLen()), nil
+	}
+	return netip.ParsePrefix(text)
+}
+
+// stream is what a command shows again and again.
+type stream struct {
+	sample func(ctx context.Context) error // takes a sample for the next show
+	show   func() error
+}
+
+// watch runs a stream until it has shown enough or is interrupted.
+func (e *Env) watch(c *cli.Context, open func(Backend, *output.Printer) (stream, error)) error {
+	if err := args(c); err != nil {
+		return err
+	}
+	t, err := readTicks(c)
+	if err != nil {
+		return err
+	}
+	p, err := e.printer(c)
+	if err != nil {
+		return err
+	}
+	backend, err := e.backend(c)
+	if err != nil {
+		return err
+	}
+	defer backend.Close()
+	s, err := open(backend, p)
+	if err != nil {
+		return err
+	}
+	return s.run(c.Context, t, c.Bool("once") && c.IsSet("interval"))
+}
+
+// run takes the first sample at once and shows it, unless it is only there for
+// the rates of the next one. An end of ctx is a clean end.
+func (s stream) run(ctx context.Context, t ticks, ratesOnly bool) error {
+	tick := func() error {
+		if err := s.sample(ctx); err != nil {
+			return err
+		}
+		return s.show()
+	}
+	first := tick
+	if ratesOnly {
+		first = func() error { return s.sample(ctx) }
+	}
+	if err := first(); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if t.count > 0 && !ratesOnly {
+		if t.count--; t.count == 0 {
+			return nil
+		}
+	}
+	return t.run(ctx, tick)
+}
+
+// podStream shows the Pods of a loaded instance.
+func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance string, view traffic.View) (stream, error) {
+	sampler, err := b.PodTraffic(instance)
+	if err != nil {
+		return stream{}, err
+	}
+	var before, now *traffic.Sample
+	return stream{
+		sample: func(ctx context.Context) error {
+			next, err := sampler.Sample(ctx)
+			if err != nil {
+				return notLoaded(err, instance)
+			}
+			if now == nil {
+				e.notePoint(c, instance, view, next)
+			}
+			before, now = now, &next
+			return nil
+		},
+		show: func() error {
+			doc := view.Document(before, *now)
+			return p.Event(doc, func() output.Table { return podTable(doc) })
+		},
+	}, nil
+}
+
+// notePoint says what the choice of the observation point leaves out.
+func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s traffic.Sample) {
+	_, several := s.Default()
+	switch {
+	case len(s.Attached) == 0:
+		e.note(c, "note: %s is not attached, so nothing counts", instance)
+	case several && view.Point == "":
+		e.note(c, "note: %s counts at tc and at cgroups; this is tc, --observe cgroup shows the other", instance)
+	}
+}
+
+// notLoaded adds what to do when an instance isn't loaded.
+func notLoaded(err error, instance string) error {
+	return &fault.Error{Kind: err, Message: err.Error(), Hints: []string{
+		fmt.Sprintf("bpfnet run %s --dev DEVICE loads and attaches it for as long as it runs", instance),
+	}}
+}
+
+func podTable(d traffic.Document) output.Table {
+	place := "device"
+	if d.ObservedAt == traffic.Cgroup {
+		place = "cgroup"
+	}
+	t := output.Table{
+		Header: []string{"address", place, "tx", "tx rate", "tx pkts", "rx", "rx rate", "rx pkts"},
+		Footer: trafficRow("total", string(d.ObservedAt), d.Total),
+	}
+	for _, pod := range d.Pods {
+		t.Rows = append(t.Rows, trafficRow(pod.Address.String(), podPlace(pod), pod.Traffic))
+	}
+	hidden := d.Others.Pods > 0
+	for _, row := range d.Others.Rows {
+		if row.Counters != (traffic.Counters{}) && !hidden {
+			t.Rows = append(t.Rows, trafficRow(row.Row, "", row.Traffic))
+		}
+	}
+	if hidden {
+		t.Rows = append(t.Rows, trafficRow("others", "", d.Others.Traffic))
+	}
+	return t
+}
+
+// podPlace is where a Pod was seen: the device's name or index, or the cgroup.
+func podPlace(pod traffic.Pod) string {
+	switch {
+	case pod.CgroupID != nil:
+		return *pod.CgroupID
+	case pod.DevName != nil:
+		return *pod.DevName
+	case pod.IfIndex != nil:
+		return fmt.Sprintf("#%d", *pod.IfIndex)
+	}
+	return ""
+}
+
+func trafficRow(name, place string, t traffic.Traffic) []string {
+	return []string{
+		name, place,
+		output.Bytes(t.TransmitBytes), rateCell(t.TransmitBytesPerSecond), output.Count(t.TransmitPackets),
+		output.Bytes(t.ReceiveBytes), rateCell(t.ReceiveBytesPerSecond), output.Count(t.ReceivePackets),
+	}
+}
+
+func rateCell(bytesPerSecond *uint64) string {
+	if bytesPerSecond == nil {
+		return ""
+	}
+	return output.Rate(float64(*bytesPerSecond))
+}
+
+func perSecondCell(perSecond *uint64) string {
+	if perSecond == nil {
+		return ""
+	}
+	return output.PerSecond(float64(*perSecond))
+}
+
+// counterStream shows the interfaces of a loaded instance.
+func counterStream(b Backend, p *output.Printer, instance string, view counter.View) (stream, error) {
+	sampler, err := b.Counters(instance)
+	if err != nil {
+		return stream{}, err
+	}
+	var before, now *counter.Sample
+	return stream{
+		sample: func(ctx context.Context) error {
+			next, err := sampler.Sample(ctx)
+			if err != nil {
+				return notLoaded(err, instance)
+			}
+			before, now = now, &next
+			return nil
+		},
+		show: func() error {
+			doc := view.Document(before, *now)
+			return p.Event(doc, func() output.Table { return counterTable(doc) })
+		},
+	}, nil
+}
+
+func counterTable(d counter.Document) output.Table {
+	t := output.Table{
+		Header: []string{"device", "protocol", "packets", "rate", "bytes", "rate"},
+		Footer: ratedRow("total", "", d.Total),
+	}
+	for _, i := range d.Interfaces {
+		t.Rows = append(t.Rows, ratedRow(interfaceName(i), "all", i.Rated))
+		for _, protocol := range i.Protocols {
+			t.Rows = append(t.Rows, ratedRow("", protocolName(protocol), counter.Rated{Counter: protocol.Counter}))
+		}
+	}
+	if d.Others.Interfaces > 0 {
+		t.Rows = append(t.Rows, ratedRow("others", "", d.Others.Rated))
+	}
+	return t
+}
+
+func interfaceName(i counter.Interface) string {
+	switch {
+	case i.DevName != nil:
+		return *i.DevName
+	case i.IfIndex != nil:
+		return fmt.Sprintf("#%d", *i.IfIndex)
+	}
+	return "beyond the map"
+}
+
+func protocolName(p counter.Protocol) string {
+	switch {
+	case p.Truncated:
+		return "truncated"
+	case p.Protocol != nil:
+		return *p.EtherType + "/" + *p.Protocol
+	case p.EtherType != nil:
+		return *p.EtherType
+	}
+	return "other"
+}
+
+func ratedRow(name, protocol string, r counter.Rated) []string {
+	return []string{
+		name, protocol,
+		output.Count(r.Packets), perSecondCell(r.PacketsPerSecond), output.Bytes(r.Bytes), rateCell(r.BytesPerSecond),
+	}
+}
+
+// attachedText says in a note what was attached where.
+func attachedText(a datapath.Attachment) string {
+	where := ""
+	switch {
+	case a.DevName != nil:
+		where = " to " + *a.DevName
+	case a.Cgroup != nil:
+		where = " to " + *a.Cgroup
+	}
+	how := a.Mechanism
+	if a.Mode != nil {
+		how = cmp.Or(*a.Mode, how)
+	}
+	return fmt.Sprintf("attached %s%s (%s)", a.Hook, where, how)
+}
