@@ -11,9 +11,11 @@ import (
 
 // node is what reorder needs to know of one command.
 type node struct {
-	words map[string]*node // subcommands
-	flags map[string]bool  // own flags, without dashes: does it take a value
-	raw   bool             // what follows is arguments, whatever it looks like
+	words map[string]*node  // subcommands
+	flags map[string]bool   // own flags, without dashes: does it take a value
+	raw   bool              // what follows is arguments, whatever it looks like
+	usage string            // what the command is for
+	about map[string]string // what each flag is for
 }
 
 // grammar describes a command tree to reorder. The root's flags are global.
@@ -22,10 +24,20 @@ func grammar(app *cli.App) *node {
 }
 
 func nodeOf(command *cli.Command) *node {
-	n := &node{words: map[string]*node{}, flags: map[string]bool{}, raw: command.Name == completeWord}
+	n := &node{
+		words: map[string]*node{},
+		flags: map[string]bool{},
+		raw:   command.Name == completeWord,
+		usage: command.Usage,
+		about: map[string]string{},
+	}
 	for _, f := range command.Flags {
+		d, documented := f.(cli.DocGenerationFlag)
 		for _, name := range f.Names() {
-			n.flags[name] = takesValue(f)
+			n.flags[name] = documented && d.TakesValue()
+			if documented {
+				n.about[name] = strings.ReplaceAll(d.GetUsage(), "`", "")
+			}
 		}
 	}
 	for _, sub := range command.Subcommands {
@@ -34,11 +46,6 @@ func nodeOf(command *cli.Command) *node {
 		}
 	}
 	return n
-}
-
-func takesValue(f cli.Flag) bool {
-	d, ok := f.(cli.DocGenerationFlag)
-	return ok && d.TakesValue()
 }
 
 // flag is one flag of a command line.
