@@ -230,3 +230,21 @@ func (h *handle) visitKey(ctx context.Context, key, value []byte, visit visitor)
 	}
 	return visit(key, value)
 }
+
+// Entries counts the entries of a map by reading them all. It returns nil for
+// arrays, whose entries are always there, and for what can't be counted fast.
+func Entries(m *ebpf.Map) *uint64 {
+	h, err := newBytes(m)
+	if err != nil || !h.kind.batch || h.kind.fixed {
+		return nil
+	}
+	var count uint64
+	err = h.walk(context.Background(), func(_, _ []byte) error {
+		count++
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	return &count
+}

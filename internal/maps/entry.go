@@ -44,15 +44,15 @@ func (s *Store) Get(ctx context.Context, ref, keyText string) (Entry, error) {
 	if value == nil {
 		return Entry{}, h.noSuchKey(ctx, keyText)
 	}
-	return Entry{Map: ref, MapID: h.Info.ID, Key: h.keyJSON(key), Value: h.valueJSON(value)}, nil
+	return Entry{Map: ref, MapID: h.Info.ID, Key: h.keyJSON(key), Value: h.valueJSON(value), Notes: h.notes}, nil
 }
 
 func (h *handle) noSuchKey(ctx context.Context, key string) error {
 	if h.kind.indexed {
-		return fault.New(fault.ErrNotFound, "key %s of map %s: no such key", key, h.Info.Ref).
+		return fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.Info.Ref).
 			Hint("keys are 0..%d", h.MaxEntries()-1)
 	}
-	err := fault.New(fault.ErrNotFound, "key %s of map %s: no such key", key, h.Info.Ref)
+	err := fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.Info.Ref)
 	if keys := h.someKeys(ctx); len(keys) > 0 {
 		return err.Hint("keys: %s", strings.Join(keys, ", "))
 	}
@@ -100,7 +100,7 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (Change, error) {
 	}
 	change := h.change(key, previous)
 	change.Value = h.valueJSON(value.read)
-	change.Notes = value.notes
+	change.Notes = append(change.Notes, value.notes...)
 	change.Changed = !bytes.Equal(previous, value.read)
 	if err := h.allowed(ctx, r, previous, change.Changed); err != nil || !change.Changed || r.DryRun {
 		return change, err
@@ -109,7 +109,7 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (Change, error) {
 }
 
 func (h *handle) change(key, previous []byte) Change {
-	return Change{Map: h.Info.Ref, MapID: h.Info.ID, Key: h.keyJSON(key), Previous: h.valueJSON(previous), Notes: []string{}}
+	return Change{Map: h.Info.Ref, MapID: h.Info.ID, Key: h.keyJSON(key), Previous: h.valueJSON(previous), Notes: append([]string{}, h.notes...)}
 }
 
 // writable refuses maps that nothing outside of the kernel can change.
@@ -229,7 +229,7 @@ func (h *handle) allowed(ctx context.Context, r SetRequest, previous []byte, cha
 }
 
 func (h *handle) keyExists(key string) error {
-	return fault.New(fault.ErrConflict, "key %s of map %s: it is there already, with another value", key, h.Info.Ref).
+	return fault.New(fault.ErrConflict, "add key %s to map %s: it is there already, with another value", key, h.Info.Ref).
 		Hint("without --if-absent the value is replaced")
 }
 

@@ -24,10 +24,26 @@ type handle struct {
 	notes  []string
 }
 
-// specs caches parsed BTF by its id.
-type specs map[uint32]*btf.Spec
+func newHandle(m *ebpf.Map, ref string, types *typeSource) (*handle, error) {
+	h, err := newBytes(m)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.describe(ref); err != nil {
+		return nil, err
+	}
+	key, value, err := h.types(types)
+	if err != nil {
+		return nil, err
+	}
+	h.chooseCodecs(key, value)
+	h.Info.KeyType, h.Info.ValueType = h.key.TypeName(), h.value.TypeName()
+	return h, nil
+}
 
-func newHandle(m *ebpf.Map, ref string, cache specs) (*handle, error) {
+// newBytes returns a handle that knows no types and no description: enough to
+// walk the map.
+func newBytes(m *ebpf.Map) (*handle, error) {
 	h := &handle{Map: m, kind: kindOf(m.Type()), cpus: 1, stride: int(m.ValueSize())}
 	if h.kind.perCPU {
 		cpus, err := ebpf.PossibleCPU()
@@ -36,15 +52,6 @@ func newHandle(m *ebpf.Map, ref string, cache specs) (*handle, error) {
 		}
 		h.cpus, h.stride = cpus, (h.stride+7)&^7
 	}
-	if err := h.describe(ref); err != nil {
-		return nil, err
-	}
-	key, value, err := h.types(cache)
-	if err != nil {
-		return nil, err
-	}
-	h.chooseCodecs(key, value)
-	h.Info.KeyType, h.Info.ValueType = h.key.TypeName(), h.value.TypeName()
 	return h, nil
 }
 
@@ -69,7 +76,7 @@ func (h *handle) describe(ref string) error {
 }
 
 // types reads the BTF types of key and value; nil where there is none.
-func (h *handle) types(cache specs) (key, value btf.Type, err error) {
+func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
 	btfID, keyID, valueID, err := typeIDs(h.FD())
 	if err != nil {
 		return nil, nil, fmt.Errorf("read about map %s: %w", h.Info.Ref, err)
@@ -77,39 +84,18 @@ func (h *handle) types(cache specs) (key, value btf.Type, err error) {
 	if btfID == 0 {
 		return nil, nil, nil
 	}
-	spec, err := cache.load(btfID)
+	spec, err := source.load(btfID)
 	if errors.Is(err, unix.EPERM) {
-		h.notes = append(h.notes, fmt.Sprintf("map %s: reading its types takes CAP_SYS_ADMIN; keys and values are bytes", h.Info.Ref))
-		return nil, nil, nil
+		key, value, ok := source.builtin(h)
+		if !ok {
+			h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.Info.Ref))
+		}
+		return key, value, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.Info.Ref, err)
 	}
 	return typeByID(spec, keyID), typeByID(spec, valueID), nil
-}
-
-func (cache specs) load(id uint32) (*btf.Spec, error) {
-	if spec, ok := cache[id]; ok {
-		return spec, nil
-	}
-	handle, err := btf.NewHandleFromID(btf.ID(id))
-	if err != nil {
-		return nil, err
-	}
-	defer handle.Close()
-	spec, err := handle.Spec(nil)
-	if err == nil {
-		cache[id] = spec
-	}
-	return spec, err
-}
-
-func typeByID(spec *btf.Spec, id uint32) btf.Type {
-	t, err := spec.TypeByID(btf.TypeID(id))
-	if err != nil || id == 0 {
-		return nil
-	}
-	return t
 }
 
 func (h *handle) chooseCodecs(key, value btf.Type) {

@@ -67,12 +67,12 @@ func kindOf(t ebpf.MapType) kind {
 	if k, ok := kinds[t]; ok {
 		return k
 	}
-	return kind{word: TypeWord(t), hashed: true}
+	return kind{word: TypeName(t), hashed: true}
 }
 
-// TypeWord is bpftool's word for a map type, which cilium/ebpf spells
+// TypeName is bpftool's word for a map type, which cilium/ebpf spells
 // differently.
-func TypeWord(t ebpf.MapType) string {
+func TypeName(t ebpf.MapType) string {
 	if k, ok := kinds[t]; ok {
 		return k.word
 	}

@@ -41,7 +41,7 @@ func (s *Store) open(ref string, readOnly bool) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := newHandle(m, ref, specs{})
+	h, err := newHandle(m, ref, s.types())
 	if err != nil {
 		m.Close()
 		return nil, err
@@ -246,12 +246,12 @@ func (s *Store) List(ctx context.Context) (Listing, error) {
 		return Listing{}, err
 	}
 	list := Listing{Maps: []Map{}, Notes: notes}
-	cache := specs{}
+	types := s.types()
 	for _, ref := range refs {
 		if err := ctx.Err(); err != nil {
 			return Listing{}, err
 		}
-		m, err := s.listOne(ref, cache)
+		m, err := s.listOne(ref, types)
 		if errors.Is(err, fault.ErrNotFound) {
 			continue // gone meanwhile
 		}
@@ -287,13 +287,13 @@ func listed(pins map[uint32]pin) (refs, notes []string, err error) {
 	}
 }
 
-func (s *Store) listOne(ref string, cache specs) (Map, error) {
+func (s *Store) listOne(ref string, types *typeSource) (Map, error) {
 	m, err := s.openMap(ref, true)
 	if err != nil {
 		return Map{}, err
 	}
 	defer m.Close()
-	h, err := newHandle(m, ref, cache)
+	h, err := newHandle(m, ref, types)
 	if err != nil {
 		return Map{}, err
 	}

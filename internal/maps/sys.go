@@ -42,7 +42,7 @@ type mapInfo struct {
 	_           uint32
 }
 
-func bpf(command int, attr unsafe.Pointer, size uintptr) error {
+func call(command int, attr unsafe.Pointer, size uintptr) error {
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
 		runtime.KeepAlive(attr)
@@ -59,7 +59,7 @@ func bpf(command int, attr unsafe.Pointer, size uintptr) error {
 // first key.
 func element(command, fd int, key, value []byte, flags uint64) error {
 	attr := elementAttr{fd: uint32(fd), key: pointer(key), value: pointer(value), flags: flags}
-	return bpf(command, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return call(command, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 }
 
 // lookupBatch reads up to count elements. in is the place that out was filled
@@ -70,7 +70,7 @@ func lookupBatch(fd int, in, out, keys, values []byte, count int) (int, error) {
 		in: pointer(in), out: pointer(out), keys: pointer(keys), values: pointer(values),
 		count: uint32(count), fd: uint32(fd),
 	}
-	err := bpf(unix.BPF_MAP_LOOKUP_BATCH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	err := call(unix.BPF_MAP_LOOKUP_BATCH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	if err != nil && err != unix.ENOENT {
 		return 0, err
 	}
@@ -82,7 +82,7 @@ func lookupBatch(fd int, in, out, keys, values []byte, count int) (int, error) {
 func typeIDs(fd int) (btfID, key, value uint32, err error) {
 	var info mapInfo
 	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(info)), info: unsafe.Pointer(&info)}
-	err = bpf(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	err = call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	return info.btfID, info.keyTypeID, info.valueTypeID, err
 }
 

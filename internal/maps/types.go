@@ -62,6 +62,7 @@ type Entry struct {
 	MapID uint32          `json:"map_id"`
 	Key   json.RawMessage `json:"key"`
 	Value json.RawMessage `json:"value"`
+	Notes []string        `json:"-"`
 }
 
 // Condition says when Set may write.
