@@ -100,16 +100,12 @@ struct vlan_header {
 	__be16 ethertype;
 };
 
+/* The first 8 bytes of any extension header: none is shorter. */
 struct ipv6_extension {
 	__u8 next;
 	__u8 length;
-};
-
-struct ipv6_fragment {
-	__u8 next;
-	__u8 reserved;
-	__be16 offset;
-	__be32 id;
+	__be16 fragment_offset; /* this and the next in fragment headers */
+	__be32 fragment_id;
 };
 
 struct port_header {
@@ -224,47 +220,41 @@ static __always_inline _Bool is_extension(__u8 protocol)
 	       protocol == IPPROTO_FRAGMENT;
 }
 
-/* Steps over one extension header. */
-static __always_inline enum parse_result parse_extension(const struct packet_view *view,
-                                                         struct packet *packet)
+/* What follows the header of a later fragment is data. */
+static __always_inline _Bool more_extensions(const struct packet *packet)
 {
-	struct ipv6_extension extension;
-
-	if (!read_header(view, packet->transport, &extension))
-		return PARSE_TRUNCATED;
-	if (packet->protocol == IPPROTO_AH)
-		packet->transport += (extension.length + 2) * 4;
-	else
-		packet->transport += (extension.length + 1) * 8;
-	packet->protocol = extension.next;
-	return PARSE_OK;
+	return is_extension(packet->protocol) && packet->fragment != FRAGMENT_LATER;
 }
 
-/* Steps over a fragment header. One with offset 0 and nothing to follow (an atomic fragment,
- * RFC 6946) is a whole packet. */
-static __always_inline enum parse_result parse_fragment(const struct packet_view *view,
-                                                        struct packet *packet)
+/* Steps over one extension header. A fragment header with offset 0 and nothing to follow (an atomic
+ * fragment, RFC 6946) leaves the packet whole. */
+static __always_inline _Bool parse_extension(const struct packet_view *view, struct packet *packet)
 {
-	struct ipv6_fragment fragment;
+	struct ipv6_extension extension;
 	__u16 offset;
 
-	if (!read_header(view, packet->transport, &fragment))
-		return PARSE_TRUNCATED;
-	packet->transport += sizeof(fragment);
-	packet->protocol = fragment.next;
-	packet->fragment_id = fragment.id;
-	offset = bpf_ntohs(fragment.offset);
-	if (offset & IPV6_FRAGMENT_OFFSET)
-		packet->fragment = FRAGMENT_LATER;
-	else if (offset & IPV6_MORE_FRAGMENTS)
-		packet->fragment = FRAGMENT_FIRST;
-	return PARSE_OK;
+	if (!read_header(view, packet->transport, &extension))
+		return 0;
+	if (packet->protocol == IPPROTO_FRAGMENT) {
+		packet->transport += sizeof(extension);
+		packet->fragment_id = extension.fragment_id;
+		offset = bpf_ntohs(extension.fragment_offset);
+		if (offset & IPV6_FRAGMENT_OFFSET)
+			packet->fragment = FRAGMENT_LATER;
+		else if (offset & IPV6_MORE_FRAGMENTS)
+			packet->fragment = FRAGMENT_FIRST;
+	} else if (packet->protocol == IPPROTO_AH) {
+		packet->transport += (extension.length + 2) * 4;
+	} else {
+		packet->transport += (extension.length + 1) * 8;
+	}
+	packet->protocol = extension.next;
+	return 1;
 }
 
 static __always_inline enum parse_result parse_ipv6(const struct packet_view *view,
                                                     struct packet *packet)
 {
-	enum parse_result result;
 	struct ipv6hdr ip;
 
 	if (!read_header(view, packet->network, &ip) || ip.version != 6)
@@ -275,19 +265,12 @@ static __always_inline enum parse_result parse_ipv6(const struct packet_view *vi
 	packet->fragment_id = 0;
 #pragma unroll
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
-		if (likely(!is_extension(packet->protocol)))
+		if (likely(!more_extensions(packet)))
 			return PARSE_OK;
-		if (packet->protocol == IPPROTO_FRAGMENT) {
-			result = parse_fragment(view, packet);
-			if (result == PARSE_OK && packet->fragment == FRAGMENT_LATER)
-				return PARSE_OK;
-		} else {
-			result = parse_extension(view, packet);
-		}
-		if (result != PARSE_OK)
-			return result;
+		if (!parse_extension(view, packet))
+			return PARSE_TRUNCATED;
 	}
-	return is_extension(packet->protocol) ? PARSE_TOO_DEEP : PARSE_OK;
+	return more_extensions(packet) ? PARSE_TOO_DEEP : PARSE_OK;
 }
 
 /* Sets transport, protocol, fragment and fragment_id. */

@@ -1,0 +1,292 @@
+package bpf_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"bpfnet/bpf"
+	. "bpfnet/bpf/packettest"
+)
+
+func addPod(total *bpf.PodCounters, one bpf.PodCounters) {
+	total.TransmitBytes += one.TransmitBytes
+	total.TransmitPackets += one.TransmitPackets
+	total.ReceiveBytes += one.ReceiveBytes
+	total.ReceivePackets += one.ReceivePackets
+}
+
+func transmit(bytes, packets int) bpf.PodCounters {
+	return bpf.PodCounters{TransmitBytes: uint64(bytes), TransmitPackets: uint64(packets)}
+}
+
+func receive(bytes, packets int) bpf.PodCounters {
+	return bpf.PodCounters{ReceiveBytes: uint64(bytes), ReceivePackets: uint64(packets)}
+}
+
+func podKey(address string) bpf.PodKey {
+	key := bpf.PodKey{Ifindex: loopback}
+	key.Address.In6U.U6Addr8 = netip.MustParseAddr(address).As16()
+	return key
+}
+
+// wantPods checks what pod-traffic counted: these Pods, these rows and nothing
+// else; then it forgets it.
+func wantPods(t *testing.T, c *ebpf.Collection, pods map[string]bpf.PodCounters, rows map[bpf.TrafficRow]bpf.PodCounters) {
+	t.Helper()
+	for address, want := range pods {
+		if got := sum(t, c.Maps["pods"], podKey(address), addPod); got != want {
+			t.Errorf("%s has %v, want %v", address, got, want)
+		}
+		if err := c.Maps["pods"].Delete(podKey(address)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var key bpf.PodKey
+	if err := c.Maps["pods"].NextKey(nil, &key); err == nil {
+		t.Errorf("unexpected entry %v", key)
+	}
+	for row := range bpf.TrafficRows {
+		if got := sum(t, c.Maps["rows"], row, addPod); got != rows[row] {
+			t.Errorf("row %d has %v, want %v", row, got, rows[row])
+		}
+		clearEntry[bpf.PodCounters](t, c.Maps["rows"], uint32(row))
+	}
+}
+
+type podMap = map[string]bpf.PodCounters
+type rowMap = map[bpf.TrafficRow]bpf.PodCounters
+
+// ends returns the addresses of a sample.
+func ends(s sample) (source, destination string) {
+	packet := Build(s.layers...)
+	if packet[0]>>4 == 6 {
+		return source6, destination6
+	}
+	return source4, destination4
+}
+
+func TestPodTrafficDirections(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	for _, link := range links {
+		for _, s := range samples() {
+			t.Run(title(link.name, s.name), func(t *testing.T) {
+				packet := over(link.layers, s.layers)
+				source, destination := ends(s)
+				out, in := transmit(len(packet), 1), receive(len(packet), 1)
+				pods, rows := podMap{source: out}, rowMap(nil)
+				if s.other {
+					pods, rows = nil, rowMap{bpf.TCNonIP: out}
+				}
+				if verdict := run(t, c.Programs["pod_traffic_ingress"], packet); verdict != tcNext {
+					t.Errorf("verdict %d, want TC_ACT_UNSPEC", verdict)
+				}
+				wantPods(t, c, pods, rows)
+				pods, rows = podMap{destination: in}, nil
+				if s.other {
+					pods, rows = nil, rowMap{bpf.TCNonIP: in}
+				}
+				if verdict := run(t, c.Programs["pod_traffic_egress"], packet); verdict != tcNext {
+					t.Errorf("verdict %d, want TC_ACT_UNSPEC", verdict)
+				}
+				wantPods(t, c, pods, rows)
+			})
+		}
+	}
+}
+
+func TestPodTrafficWithoutEthernet(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	for _, s := range samples() {
+		if s.other {
+			continue
+		}
+		packet := Build(s.layers...)
+		source, destination := ends(s)
+		run(t, c.Programs["pod_traffic_ingress_l3"], packet)
+		wantPods(t, c, podMap{source: transmit(len(packet), 1)}, nil)
+		run(t, c.Programs["pod_traffic_egress_l3"], packet)
+		wantPods(t, c, podMap{destination: receive(len(packet), 1)}, nil)
+	}
+}
+
+// A GSO packet counts as the segments it will be split into.
+func TestPodTrafficSegments(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	packet := ethernet(ip4(IPv4Header{}), TCP(1, 2, ACK), Payload(9000))
+	for segments, want := range map[uint32]int{0: 1, 1: 1, 7: 7} {
+		context := &SKBuff{GSOSegs: segments, GSOSize: 1400}
+		runWith(t, c.Programs["pod_traffic_ingress"], packet, context)
+		runWith(t, c.Programs["pod_traffic_egress"], packet, context)
+		wantPods(t, c, podMap{
+			source4:      transmit(len(packet), want),
+			destination4: receive(len(packet), want),
+		}, nil)
+	}
+}
+
+func TestPodTrafficTruncated(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	for _, p := range []struct {
+		packet  []byte
+		headers int
+		source  string
+	}{
+		{ethernet(ip4(IPv4Header{}), UDP(1, 2)), 14 + 20, source4},
+		{over(links[2].layers, []Layer{ip4(IPv4Header{}), UDP(1, 2)}), 14 + 8 + 20, source4},
+		{ethernet(ip6(), UDP(1, 2)), 14 + 40, source6},
+	} {
+		for size := 14; size <= len(p.packet); size++ {
+			run(t, c.Programs["pod_traffic_ingress"], p.packet[:size])
+			if size < p.headers {
+				wantPods(t, c, nil, rowMap{bpf.TCTruncated: transmit(size, 1)})
+			} else {
+				wantPods(t, c, podMap{p.source: transmit(size, 1)}, nil)
+			}
+		}
+	}
+}
+
+func TestPodTrafficThreeTags(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	packet := Build(Ethernet(), VLAN(1), VLAN(2), VLAN(3), ip4(IPv4Header{}), UDP(1, 2))
+	run(t, c.Programs["pod_traffic_egress"], packet)
+	wantPods(t, c, nil, rowMap{bpf.TCTooDeep: receive(len(packet), 1)})
+}
+
+// What has no room is in a row, and those who have an entry go on counting.
+func TestPodTrafficMapFull(t *testing.T) {
+	c := load(t, "pod-traffic", func(spec *ebpf.CollectionSpec) { spec.Maps["pods"].MaxEntries = 1 })
+	first := ethernet(ip4(IPv4Header{}), UDP(1, 2))
+	second := ethernet(IPv4("10.77.0.5", destination4, IPv4Header{}), UDP(1, 2))
+	for _, packet := range [][]byte{first, second, first} {
+		run(t, c.Programs["pod_traffic_ingress"], packet)
+	}
+	wantPods(t, c, podMap{source4: transmit(2*len(first), 2)},
+		rowMap{bpf.TCMapFull: transmit(len(second), 1)})
+}
+
+func prefix(t *testing.T, text string) bpf.Prefix {
+	t.Helper()
+	p := netip.MustParsePrefix(text)
+	key := bpf.Prefix{Prefixlen: uint32(p.Bits())}
+	if p.Addr().Is4() {
+		key.Prefixlen += 96
+	}
+	key.Address.In6U.U6Addr8 = p.Addr().As16()
+	return key
+}
+
+func TestPodTrafficPrefixes(t *testing.T) {
+	c := load(t, "pod-traffic", func(spec *ebpf.CollectionSpec) {
+		if err := spec.Variables["match_prefixes"].Set(uint8(1)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, text := range []string{"10.77.0.0/16", "2001:db8::/48"} {
+		if err := c.Maps["pod_prefixes"].Put(prefix(t, text), uint32(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const pod4, pod6 = "10.77.3.3", "2001:db8:0:1::9"
+	for _, p := range []struct {
+		name   string
+		packet []byte
+		pods   func(size int) podMap
+		row    bool
+	}{
+		{"from a pod", ethernet(IPv4(pod4, "192.0.2.1", IPv4Header{}), UDP(1, 2)),
+			func(size int) podMap { return podMap{pod4: transmit(size, 1)} }, false},
+		{"to a pod", ethernet(IPv4("192.0.2.1", pod4, IPv4Header{}), UDP(1, 2)),
+			func(size int) podMap { return podMap{pod4: receive(size, 1)} }, false},
+		{"between pods", ethernet(IPv4(source4, pod4, IPv4Header{}), UDP(1, 2)),
+			func(size int) podMap { return podMap{source4: transmit(size, 1), pod4: receive(size, 1)} }, false},
+		{"neither", ethernet(IPv4("192.0.2.1", "192.0.2.2", IPv4Header{}), UDP(1, 2)),
+			func(int) podMap { return nil }, true},
+		{"from a pod, v6", ethernet(IPv6(pod6, "2001:db8:5::1"), UDP(1, 2)),
+			func(size int) podMap { return podMap{pod6: transmit(size, 1)} }, false},
+		{"between pods, v6", ethernet(IPv6(source6, pod6), UDP(1, 2)),
+			func(size int) podMap { return podMap{source6: transmit(size, 1), pod6: receive(size, 1)} }, false},
+		{"neither, v6", ethernet(IPv6("2001:db8:5::1", "2001:db8:5::2"), UDP(1, 2)),
+			func(int) podMap { return nil }, true},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			size := len(p.packet)
+			for program, row := range map[string]bpf.PodCounters{
+				"pod_traffic_ingress": transmit(size, 1),
+				"pod_traffic_egress":  receive(size, 1),
+			} {
+				run(t, c.Programs[program], p.packet)
+				rows := rowMap{}
+				if p.row {
+					rows[bpf.TCNotAPod] = row
+				}
+				wantPods(t, c, p.pods(size), rows)
+			}
+		})
+	}
+}
+
+// cgroupEntries adds up the entries of cgroup_pods by address.
+func cgroupEntries(t *testing.T, c *ebpf.Collection) map[netip.Addr]bpf.PodCounters {
+	t.Helper()
+	found := map[netip.Addr]bpf.PodCounters{}
+	var key bpf.CgroupPodKey
+	var each []bpf.PodCounters
+	entries := c.Maps["cgroup_pods"].Iterate()
+	for entries.Next(&key, &each) {
+		if key.CgroupId == 0 {
+			t.Error("an entry without a cgroup")
+		}
+		var total bpf.PodCounters
+		for _, one := range each {
+			addPod(&total, one)
+		}
+		found[netip.AddrFrom16(key.Address.In6U.U6Addr8).Unmap()] = total
+	}
+	if err := entries.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// In cgroup_skb packets have no Ethernet header; BPF_PROG_TEST_RUN takes one
+// and strips it.
+func TestPodTrafficCgroup(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	packet4 := ethernet(ip4(IPv4Header{Options: 2}), TCP(1, 2, ACK), Payload(100))
+	packet6 := ethernet(ip6(), UDP(1, 2))
+	for _, packet := range [][]byte{packet4, packet6} {
+		for _, program := range []string{"pod_traffic_cgroup_egress", "pod_traffic_cgroup_ingress"} {
+			if verdict := run(t, c.Programs[program], packet); verdict != cgroupYes {
+				t.Errorf("%s: verdict %d, want 1", program, verdict)
+			}
+		}
+	}
+	got := cgroupEntries(t, c)
+	pods := podMap{
+		source4: transmit(len(packet4)-14, 1), destination4: receive(len(packet4)-14, 1),
+		source6: transmit(len(packet6)-14, 1), destination6: receive(len(packet6)-14, 1),
+	}
+	for address, want := range pods {
+		if got[netip.MustParseAddr(address)] != want {
+			t.Errorf("%s has %v, want %v", address, got[netip.MustParseAddr(address)], want)
+		}
+	}
+	if len(got) != len(pods) {
+		t.Errorf("%d entries, want %d", len(got), len(pods))
+	}
+}
+
+func TestPodTrafficCgroupRows(t *testing.T) {
+	c := load(t, "pod-traffic", func(spec *ebpf.CollectionSpec) { spec.Maps["cgroup_pods"].MaxEntries = 1 })
+	packet := ethernet(ip4(IPv4Header{}), UDP(1, 2))
+	run(t, c.Programs["pod_traffic_cgroup_egress"], packet)
+	run(t, c.Programs["pod_traffic_cgroup_ingress"], packet)
+	run(t, c.Programs["pod_traffic_cgroup_egress"], packet[:14+8])
+	wantPods(t, c, nil, rowMap{
+		bpf.CgroupMapFull:   receive(len(packet)-14, 1),
+		bpf.CgroupTruncated: transmit(8, 1),
+	})
+}
