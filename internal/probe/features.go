@@ -26,7 +26,7 @@ var features = []feature{
 	{name: "bpffs", group: "basics", mechanism: "statfs", since: "4.4", op: OpPin, mount: true, probe: probeBPFFS},
 	{name: "bpffs_symlink", group: "basics", mechanism: "symlink", since: "4.4", op: OpPin, mount: true, probe: probeSymlink},
 	{name: "btf", group: "basics", mechanism: "open", since: "5.4", op: OpOpenPin, probe: probeBTF},
-	{name: "link_update", group: "basics", mechanism: "bpf_link", since: "5.7", op: OpUpdateLink, mount: true, probe: probeLinkUpdate},
+	{name: "link_update", group: "basics", mechanism: "bpf_link", since: "5.7", op: OpUpdateLink, probe: probeLinkUpdate},
 	{name: "prog_test_run", group: "basics", mechanism: "run", since: "4.12", op: OpTestRun, probe: probeTestRun},
 	{name: "stats", group: "basics", mechanism: "enable", since: "5.8", op: OpEnableStats, probe: probeStats},
 
@@ -35,14 +35,15 @@ var features = []feature{
 	{name: "xdp_generic", group: "xdp", mechanism: "bpf_link", since: "5.9", op: OpCreateNetNS, probe: probeXDPGeneric},
 	{name: "xdp_native", group: "xdp", mechanism: "bpf_link", since: "5.9", op: OpCreateNetNS, probe: probeXDPNative},
 
+	{name: "tc", group: "tc", mechanism: "load", since: "4.1", op: OpLoadTC, probe: probeTC},
 	{name: "tcx", group: "tc", mechanism: "bpf_link", since: "6.6", op: OpAttachTCX, probe: probeTCX},
 	{name: "cls_bpf", group: "tc", mechanism: "netlink", since: "4.5", op: OpCreateNetNS, probe: probeClsBPF},
 
 	{name: "cgroup2", group: "cgroup", mechanism: "mountinfo", since: "4.5", op: OpQueryHook, mount: true, probe: probeCgroup2},
-	{name: "cgroup_skb", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, mount: true, probe: probeCgroupSKB},
-	{name: "cgroup_sock", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, mount: true, probe: probeCgroupSock},
-	{name: "cgroup_sock_addr", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, mount: true, probe: probeCgroupSockAddr},
-	{name: "sockops", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, mount: true, probe: probeSockOps},
+	{name: "cgroup_skb", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSKB},
+	{name: "cgroup_sock", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSock},
+	{name: "cgroup_sock_addr", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSockAddr},
+	{name: "sockops", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeSockOps},
 
 	{name: "tp_btf", group: "tracing", mechanism: "attach", since: "5.5", op: OpAttachTracing, probe: probeTpBTF},
 	{name: "tp_btf_sock_length", group: "tracing", mechanism: "attach", since: "6.3", op: OpAttachTracing, probe: probeSockLength},
@@ -125,10 +126,12 @@ func (f feature) detail(status Status, err error) string {
 	case status == Forbidden:
 		return fmt.Sprintf("%v although no capability is missing: %v", rootCause(err), ErrForbidden)
 	case status == NoPermission && len(lacking) > 0:
-		return joinCapabilities(lacking) + " is missing"
+		return fmt.Sprintf("%s: %v (%s is missing)", f.op, rootCause(err), joinCapabilities(lacking))
 	case status == NoPermission:
 		return "capabilities of a user namespace don't count"
+	case isDenied(err) && lowMemlock(f.op):
+		return fmt.Sprintf("%v (RLIMIT_MEMLOCK is %s)", rootCause(err), memlockText())
 	}
 	text, _, _ := strings.Cut(err.Error(), "\n")
-	return strings.TrimPrefix(text, ErrNotSupported.Error()+": ")
+	return strings.TrimPrefix(strings.TrimSuffix(text, ": "+ErrNotSupported.Error()), ErrNotSupported.Error()+": ")
 }

@@ -25,7 +25,7 @@ func loadProgram(spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
 	spec.License = "Dual BSD/GPL"
 	program, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogDisabled: true})
 	if err != nil {
-		return nil, unknownToKernel(fmt.Errorf("load program: %w", err))
+		return nil, unknownToKernel(err)
 	}
 	return program, nil
 }

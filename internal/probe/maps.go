@@ -2,7 +2,7 @@ package probe
 
 import (
 	"errors"
-	"fmt"
+	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -23,7 +23,7 @@ func newMap(spec ebpf.MapSpec) (*ebpf.Map, error) {
 	spec.Name = "bpfnet_probe"
 	m, err := ebpf.NewMap(&spec)
 	if err != nil {
-		return nil, unknownToKernel(fmt.Errorf("create map: %w", err))
+		return nil, unknownToKernel(err)
 	}
 	return m, nil
 }
@@ -35,7 +35,7 @@ func words(kind ebpf.MapType) ebpf.MapSpec {
 
 var (
 	lpmTrie   = ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: 8, ValueSize: 4, MaxEntries: 1, Flags: unix.BPF_F_NO_PREALLOC}
-	ringBuf   = ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: 64 << 10} // a multiple of every page size in use
+	ringBuf   = ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: uint32(os.Getpagesize())}
 	sockStore = ebpf.MapSpec{
 		Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC,
 		Key: &btf.Int{Size: 4, Encoding: btf.Signed}, Value: &btf.Int{Size: 4},
@@ -55,11 +55,11 @@ func probeBatch(kind ebpf.MapType, values any, read any) func(string) error {
 		}
 		defer m.Close()
 		if _, err := m.BatchUpdate([]uint32{0, 1}, values, nil); err != nil {
-			return unknownToKernel(fmt.Errorf("update map in a batch: %w", err))
+			return unknownToKernel(err)
 		}
 		var cursor ebpf.MapBatchCursor
 		if _, err := m.BatchLookup(&cursor, make([]uint32, 2), read, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return unknownToKernel(fmt.Errorf("look map up in a batch: %w", err))
+			return unknownToKernel(err)
 		}
 		return nil
 	}

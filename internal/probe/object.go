@@ -43,7 +43,7 @@ func probeTestRun(string) error {
 	}
 	defer program.Close()
 	if _, err := program.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil {
-		return unknownToKernel(fmt.Errorf("run program: %w", err))
+		return unknownToKernel(err)
 	}
 	return nil
 }
@@ -51,7 +51,7 @@ func probeTestRun(string) error {
 func probeStats(string) error {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
-		return unknownToKernel(fmt.Errorf("enable statistics: %w", err))
+		return unknownToKernel(err)
 	}
 	return stats.Close()
 }

@@ -16,6 +16,7 @@ import (
 type Step struct {
 	Name       string  `json:"name"`
 	OK         bool    `json:"ok"`
+	Skipped    bool    `json:"skipped"` // not ok because this kernel can't
 	Mechanism  string  `json:"mechanism"`
 	Detail     *string `json:"detail"` // why it isn't ok, or what was seen
 	DurationMS float64 `json:"duration_ms"`
@@ -57,7 +58,7 @@ func SelfTest(ctx context.Context) []Step {
 		return nil
 	})
 	if err != nil {
-		steps = append(steps, newStep("namespaces", "veth", "", err, started))
+		steps = append(steps, newStep("namespaces", "veth", "", Explain(OpCreateNetNS, err), started))
 	}
 	return steps
 }
@@ -67,7 +68,7 @@ func newStep(name, mechanism, seen string, err error, began time.Time) Step {
 		seen = err.Error()
 	}
 	return Step{
-		Name: name, OK: err == nil, Mechanism: mechanism, Detail: &seen,
+		Name: name, OK: err == nil, Skipped: errors.Is(err, ErrNotSupported), Mechanism: mechanism, Detail: &seen,
 		DurationMS: float64(time.Since(began).Microseconds()) / 1000,
 	}
 }
