@@ -7,6 +7,7 @@ import (
 
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/output"
 )
 
 func detachCommand(env *Env) *cli.Command {

@@ -117,3 +117,10 @@ func (e *Env) note(c *cli.Context, format string, args ...any) {
 		fmt.Fprintln(e.Stderr, output.Escape(fmt.Sprintf(format, args...)))
 	}
 }
+
+// notes tells the user several things.
+func (e *Env) notes(c *cli.Context, notes []string) {
+	for _, n := range notes {
+		e.note(c, "note: %s", n)
+	}
+}

@@ -172,9 +172,7 @@ func (e *Env) done(c *cli.Context, p *output.Printer, d done) {
 	default:
 		e.note(c, "%s", d.did)
 	}
-	for _, n := range d.notes {
-		e.note(c, "note: %s", n)
-	}
+	e.notes(c, d.notes)
 }
 
 // list makes a nil slice an empty one, which is [] in JSON and not null.

@@ -199,7 +199,7 @@ func pointed[T any](p *T) T {
 func programTable(programs []datapath.Program) output.Table {
 	t := output.Table{Header: []string{"id", "name", "program", "type", "section", "tag", "jited"}}
 	for _, p := range programs {
-		t.Rows = append(t.Rows, []string{number(p.ID), p.Set, p.Name, p.Type, p.Section, p.Tag, size(p.BytesJited)})
+		t.Rows = append(t.Rows, []string{ident(p.ID), p.Set, p.Name, p.Type, p.Section, p.Tag, bytesOf(p.BytesJited)})
 	}
 	return t
 }
@@ -207,7 +207,7 @@ func programTable(programs []datapath.Program) output.Table {
 func attachmentTable(attachments []datapath.Attachment) output.Table {
 	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "link", "prog", "state"}}
 	for _, a := range attachments {
-		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), number(pointed(a.LinkID)), number(a.ProgID), state(a)})
+		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(a.ProgID), state(a)})
 	}
 	return t
 }
@@ -228,7 +228,7 @@ func target(a datapath.Attachment) string {
 	case a.DevName != nil:
 		return *a.DevName
 	case a.IfIndex != nil:
-		return "ifindex " + number(*a.IfIndex)
+		return "ifindex " + ident(*a.IfIndex)
 	}
 	return ""
 }
@@ -247,15 +247,15 @@ func state(a datapath.Attachment) string {
 	return "attached"
 }
 
-// number writes an id; there is none with the number 0.
-func number(n uint32) string {
+// ident writes an id; there is none with the number 0.
+func ident(n uint32) string {
 	if n == 0 {
 		return ""
 	}
 	return strconv.FormatUint(uint64(n), 10)
 }
 
-func size(n *uint32) string {
+func bytesOf(n *uint32) string {
 	if n == nil {
 		return ""
 	}
