@@ -1,0 +1,308 @@
+package commands
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/codec"
+	"bpfnet/internal/maps"
+	"bpfnet/output"
+)
+
+type mapDoc struct {
+	Schema string `json:"schema"`
+	maps.Map
+}
+
+type entryDoc struct {
+	Schema string `json:"schema"`
+	maps.Entry
+}
+
+type mapChangeDoc struct {
+	Schema string `json:"schema"`
+	maps.Change
+	DryRun bool `json:"dry_run"`
+}
+
+func mapCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "map",
+		Usage: "read and write the entries of maps, bpfnet's and others'",
+		Description: "MAP is NAME/MAP for a map of a loaded program, id:N, or the path of a pin. Keys and values are written by their BTF type: " +
+			"300, 10.0.0.1, 10.0.0.0/8, aa:bb:cc:dd:ee:ff, enum words, JSON for structs; hex:0a000001 gives the bytes themselves.",
+		Subcommands: []*cli.Command{
+			mapListCommand(env),
+			mapShowCommand(env),
+			mapGetCommand(env),
+			mapSetCommand(env),
+			mapDeleteCommand(env),
+			mapDumpCommand(env),
+		},
+	}
+}
+
+func mapListCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "list",
+		Usage: "the maps of this machine",
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			listing, err := b.Maps().List(c.Context)
+			if err != nil {
+				return err
+			}
+			env.notes(c, listing.Notes)
+			docs := make([]mapDoc, len(listing.Maps))
+			for i, m := range listing.Maps {
+				docs[i] = mapDocument(m)
+			}
+			return p.List(docs, func() output.Table { return mapTable(listing.Maps) })
+		},
+	}
+}
+
+func mapDocument(m maps.Map) mapDoc {
+	m.Pinned = list(m.Pinned)
+	return mapDoc{"bpfnet.map/v1", m}
+}
+
+func mapTable(all []maps.Map) output.Table {
+	t := output.Table{Header: []string{"id", "type", "map", "name", "key", "value", "max entries"}}
+	for _, m := range all {
+		t.Rows = append(t.Rows, []string{
+			decimal(m.ID), m.Type, m.Ref, m.Name,
+			typeOrSize(m.KeyType, m.BytesKey), typeOrSize(m.ValueType, m.BytesValue), decimal(m.MaxEntries),
+		})
+	}
+	return t
+}
+
+func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func typeOrSize(name *string, size uint32) string {
+	if name != nil {
+		return *name
+	}
+	return decimal(size) + " bytes"
+}
+
+func mapShowCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "show",
+		Usage:     "what kind of map it is, and the types of its keys and values",
+		ArgsUsage: "MAP",
+		Action: func(c *cli.Context) error {
+			if err := args(c, "MAP"); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			m, err := b.Maps().Show(c.Context, c.Args().First())
+			if err != nil {
+				return err
+			}
+			return p.Object(mapDocument(m), func() output.Table { return mapDetails(m) })
+		},
+	}
+}
+
+func mapDetails(m maps.Map) output.Table {
+	memory, btf := "unknown", "none"
+	if m.BytesMemlock != nil {
+		memory = output.Bytes(*m.BytesMemlock)
+	}
+	if m.BTFID != nil {
+		btf = decimal(*m.BTFID)
+	}
+	return output.Table{Header: []string{"field", "value"}, Rows: [][]string{
+		{"map", m.Ref},
+		{"id", decimal(m.ID)},
+		{"name", m.Name},
+		{"type", m.Type},
+		{"flags", fmt.Sprintf("0x%x", m.Flags)},
+		{"key", fmt.Sprintf("%s (%d bytes)", typeOrSize(m.KeyType, m.BytesKey), m.BytesKey)},
+		{"value", fmt.Sprintf("%s (%d bytes)", typeOrSize(m.ValueType, m.BytesValue), m.BytesValue)},
+		{"max entries", decimal(m.MaxEntries)},
+		{"memory", memory},
+		{"frozen", strconv.FormatBool(m.Frozen)},
+		{"btf id", btf},
+		{"pinned", strings.Join(m.Pinned, " ")},
+	}}
+}
+
+func mapGetCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "get",
+		Usage:     "the value of a key; an address in an LPM trie finds the longest prefix it lies in",
+		ArgsUsage: "MAP KEY",
+		Action: func(c *cli.Context) error {
+			if err := args(c, "MAP", "KEY"); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			entry, err := b.Maps().Get(c.Context, c.Args().Get(0), c.Args().Get(1))
+			if err != nil {
+				return err
+			}
+			env.notes(c, entry.Notes)
+			return p.Object(entryDoc{"bpfnet.map_entry/v1", entry}, func() output.Table {
+				return output.Table{Header: []string{"key", "value"}, Rows: [][]string{{text(entry.Key), text(entry.Value)}}}
+			})
+		},
+	}
+}
+
+// text is a JSON document for people: a plain string without its quotes.
+func text(doc []byte) string { return string(codec.Text(doc)) }
+
+func mapSetCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "set",
+		Usage:     "write the value of a key; in a per-CPU map for every CPU",
+		ArgsUsage: "MAP KEY VALUE",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "if-absent", Usage: "only if the key isn't there yet"},
+			&cli.BoolFlag{Name: "if-present", Usage: "only if the key is there"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c, "MAP", "KEY", "VALUE"); err != nil {
+				return err
+			}
+			request := maps.SetRequest{Map: c.Args().Get(0), Key: c.Args().Get(1), Value: c.Args().Get(2), DryRun: c.Bool("dry-run")}
+			switch {
+			case c.Bool("if-absent") && c.Bool("if-present"):
+				return usage(c, "--if-absent and --if-present exclude each other")
+			case c.Bool("if-absent"):
+				request.Condition = maps.IfAbsent
+			case c.Bool("if-present"):
+				request.Condition = maps.IfPresent
+			}
+			return env.changeMap(c, "set", "has that value already", func(api maps.API) (maps.Change, error) {
+				return api.Set(c.Context, request)
+			})
+		},
+	}
+}
+
+func mapDeleteCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "delete",
+		Usage:     "remove a key; one that isn't there is no error",
+		ArgsUsage: "MAP KEY",
+		Action: func(c *cli.Context) error {
+			if err := args(c, "MAP", "KEY"); err != nil {
+				return err
+			}
+			request := maps.DeleteRequest{Map: c.Args().Get(0), Key: c.Args().Get(1), DryRun: c.Bool("dry-run")}
+			return env.changeMap(c, "deleted", "isn't there", func(api maps.API) (maps.Change, error) {
+				return api.Delete(c.Context, request)
+			})
+		},
+	}
+}
+
+// changeMap runs a writer and reports what it did.
+func (e *Env) changeMap(c *cli.Context, did, already string, write func(maps.API) (maps.Change, error)) error {
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	change, err := write(b.Maps())
+	if err != nil {
+		return err
+	}
+	key := text(change.Key)
+	e.done(c, p, done{
+		changed: change.Changed,
+		did:     fmt.Sprintf("%s key %s of %s", did, key, change.Map),
+		already: fmt.Sprintf("key %s of %s %s", key, change.Map, already),
+		notes:   change.Notes,
+	})
+	change.Notes = list(change.Notes)
+	return p.Object(mapChangeDoc{"bpfnet.map_change/v1", change, c.Bool("dry-run")}, func() output.Table {
+		return output.Table{Header: []string{"key", "value", "previous"}, Rows: [][]string{
+			{key, orNone(change.Value), orNone(change.Previous)},
+		}}
+	})
+}
+
+func orNone(doc json.RawMessage) string {
+	if doc == nil {
+		return "none"
+	}
+	return text(doc)
+}
+
+func mapDumpCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "dump",
+		Usage:     "all entries; of a per-CPU value the table shows the sum, the other formats every CPU",
+		ArgsUsage: "MAP",
+		Flags: []cli.Flag{
+			&cli.Uint64Flag{Name: "limit", Usage: "end after `N` entries"},
+			&cli.StringFlag{Name: "match", Usage: "only keys whose text begins with `PREFIX`, or with hex: whose bytes do"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c, "MAP"); err != nil {
+				return err
+			}
+			if c.IsSet("limit") && c.Uint64("limit") == 0 {
+				return usage(c, "--limit 0: the least is 1")
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			return env.dumpMap(c, p, b.Maps())
+		},
+	}
+}
+
+func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API) error {
+	request := maps.DumpRequest{Map: c.Args().First(), Limit: c.Uint64("limit"), Match: c.String("match")}
+	rows := p.Rows()
+	var document []byte
+	dumped, err := api.Dump(c.Context, request, func(row maps.Row) error {
+		document = append(document[:0], `{"key":`...)
+		document = append(document, row.Key...)
+		document = append(document, `,"value":`...)
+		document = append(document, row.Value...)
+		document = append(document, '}')
+		return rows.Add(document, func() string { return dumpLine(row) })
+	})
+	if err != nil {
+		return err // the document stays unfinished, so that nobody takes it for whole
+	}
+	e.notes(c, dumped.Notes)
+	return rows.Close()
+}
+
+// dumpLine is a row for people: the sum stands for a per-CPU value that has one.
+func dumpLine(row maps.Row) string {
+	value := row.Value
+	if row.Sum != nil && string(row.Sum) != "null" {
+		value = row.Sum
+	}
+	return text(row.Key) + "  " + text(value)
+}
