@@ -6,7 +6,6 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
@@ -83,14 +82,21 @@ func describeDevice(doc *Attachment) {
 	}
 }
 
-// xdpModeWord translates IFLA_XDP_ATTACHED.
+// Values of IFLA_XDP_ATTACHED (enum in linux/if_link.h).
+const (
+	xdpAttachedDrv = 1
+	xdpAttachedSKB = 2
+	xdpAttachedHW  = 3
+)
+
+// xdpModeWord translates IFLA_XDP_ATTACHED; nil when several modes are in use.
 func xdpModeWord(attached uint32) *string {
 	switch attached {
-	case unix.XDP_ATTACHED_DRV:
+	case xdpAttachedDrv:
 		return ptr(string(ModeNative))
-	case unix.XDP_ATTACHED_SKB:
+	case xdpAttachedSKB:
 		return ptr(string(ModeGeneric))
-	case unix.XDP_ATTACHED_HW:
+	case xdpAttachedHW:
 		return ptr(string(ModeOffload))
 	default:
 		return nil

@@ -52,7 +52,7 @@ func (c candidate) fits(hook string, direction Direction) bool {
 	case "sockops":
 		return c.typ == ebpf.SockOps
 	case "cgroup":
-		return cgroupHooks[c.cgroupAttach()] != "" && c.typ != ebpf.SockOps && c.allows(direction)
+		return c.isCgroup() && c.allows(direction)
 	default:
 		return isTrace(c.typ)
 	}
@@ -77,7 +77,16 @@ func (c candidate) direction() Direction {
 	}
 }
 
-// cgroupAttach returns the place in a cgroup where the program hangs.
+func (c candidate) isCgroup() bool {
+	switch c.typ {
+	case ebpf.CGroupDevice, ebpf.CGroupSysctl, ebpf.CGroupSKB, ebpf.CGroupSock, ebpf.CGroupSockAddr, ebpf.CGroupSockopt:
+		return cgroupHooks[c.cgroupAttach()] != ""
+	default:
+		return false
+	}
+}
+
+// cgroupAttach returns the place in a cgroup where a cgroup program hangs.
 func (c candidate) cgroupAttach() ebpf.AttachType {
 	switch c.typ {
 	case ebpf.SockOps:
@@ -86,10 +95,8 @@ func (c candidate) cgroupAttach() ebpf.AttachType {
 		return ebpf.AttachCGroupDevice
 	case ebpf.CGroupSysctl:
 		return ebpf.AttachCGroupSysctl
-	case ebpf.CGroupSKB, ebpf.CGroupSock, ebpf.CGroupSockAddr, ebpf.CGroupSockopt:
-		return c.attach
 	default:
-		return ebpf.AttachNone
+		return c.attach
 	}
 }
 
