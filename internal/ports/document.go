@@ -7,6 +7,7 @@ const Schema = "bpfnet.ports/v1"
 type Document struct {
 	Schema      string         `json:"schema"`
 	Changed     bool           `json:"changed"`
+	DryRun      bool           `json:"dry_run"`
 	Name        string         `json:"name"`    // loaded instance
 	Default     string         `json:"default"` // "pass" or "drop"
 	Established bool           `json:"established"`
@@ -19,6 +20,7 @@ type Document struct {
 type RuleDocument struct {
 	Number    uint16 `json:"number"`
 	Verdict   string `json:"verdict"`
+	Ports     string `json:"ports"` // as the command line takes it
 	Side      string `json:"side"`
 	Protocol  string `json:"protocol"`
 	FirstPort uint16 `json:"first_port"`
@@ -34,17 +36,17 @@ type RowDocument struct {
 }
 
 // NewDocument describes a policy of the loaded instance of that name.
-func NewDocument(name string, result Result) Document {
+func NewDocument(name string, result Result, dryRun bool) Document {
 	policy := result.Policy
 	d := Document{
-		Schema: Schema, Changed: result.Changed, Name: name,
+		Schema: Schema, Changed: result.Changed, DryRun: dryRun, Name: name,
 		Default: verdict(policy.DefaultDrop), Established: policy.Established, Strict: policy.Strict,
 		Rules: []RuleDocument{}, Rows: []RowDocument{},
 	}
 	for i, rule := range policy.Rules {
 		d.Rules = append(d.Rules, RuleDocument{
-			Number: rule.Number, Verdict: verdict(rule.Drop), Side: rule.Side.String(), Protocol: rule.Protocol.String(),
-			FirstPort: rule.First, LastPort: rule.Last, Counter: result.Rules[i],
+			Number: rule.Number, Verdict: verdict(rule.Drop), Ports: rule.String(), Side: rule.Side.String(),
+			Protocol: rule.Protocol.String(), FirstPort: rule.First, LastPort: rule.Last, Counter: result.Rules[i],
 		})
 	}
 	for i, row := range Rows() {
