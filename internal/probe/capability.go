@@ -51,6 +51,16 @@ func Capabilities() []Capability {
 	return held
 }
 
+// AllCapabilities returns the capabilities that bpfnet can need, in the order of
+// Capabilities.
+func AllCapabilities() []Capability {
+	all := make([]Capability, len(capabilityBits))
+	for i, c := range capabilityBits {
+		all[i] = c.name
+	}
+	return all
+}
+
 // missing returns those of needs that this thread lacks. CAP_SYS_ADMIN stands
 // in for CAP_BPF and CAP_PERFMON, as in the kernel.
 func missing(needs []Capability) []Capability {
