@@ -30,7 +30,9 @@ func TestScripts(t *testing.T) {
 // scriptFake is what the scripts of every group run on; the groups' own parts
 // are added here.
 func scriptFake() *fake {
-	return newFake()
+	f := newFake()
+	f.maps = newFakeMaps()
+	return f
 }
 
 // runBpfnet is the script command "bpfnet ARGS…"; "exit N" checks the exit code
