@@ -113,6 +113,9 @@ func portsListCommand(env *Env) *cli.Command {
 				return err
 			}
 			listing, err := api.List(c.Context)
+			if errors.Is(err, fault.ErrNotFound) {
+				return fault.New(fault.ErrNotFound, "%w", err).Hint("bpfnet ports allow 80/tcp loads it")
+			}
 			if err != nil {
 				return err
 			}
@@ -177,10 +180,13 @@ func givenBool(c *cli.Context, name string) *bool {
 	return &value
 }
 
+// portsEdit is a change of a policy.
+type portsEdit func(ctx context.Context, api ports.API, dryRun bool) (ports.Result, error)
+
 // editPorts changes the policy of the instance that is asked for and prints it.
 // With load, port-filter is loaded first if it isn't there, and unloaded again
 // if the change fails.
-func (e *Env) editPorts(c *cli.Context, load bool, edit func(context.Context, ports.API, bool) (ports.Result, error)) error {
+func (e *Env) editPorts(c *cli.Context, load bool, edit portsEdit) error {
 	backend, err := e.backend(c)
 	if err != nil {
 		return err
@@ -193,13 +199,16 @@ func (e *Env) editPorts(c *cli.Context, load bool, edit func(context.Context, po
 	}
 	result, err := e.applyPorts(c, backend, name, edit)
 	if err != nil {
-		return errors.Join(err, undoLoad(backend, name, loaded && !c.Bool("dry-run")))
-	}
-	result.Changed = result.Changed || loaded
-	if err := e.printPorts(c, name, result); err != nil {
+		if loaded && !c.Bool("dry-run") {
+			return cleanUp(err, backend, name)
+		}
 		return err
 	}
-	return e.noteUnattached(c, backend, name)
+	result.Changed = result.Changed || loaded
+	if err := e.noteUnattached(c, backend, name); err != nil {
+		return err
+	}
+	return e.printPorts(c, name, result)
 }
 
 // loadPorts loads port-filter under its own name if that is asked for and it
@@ -226,7 +235,7 @@ func (e *Env) loadPorts(c *cli.Context, b Backend, name string, load bool) (bool
 }
 
 // applyPorts makes the change, or plans it where nothing is loaded.
-func (e *Env) applyPorts(c *cli.Context, b Backend, name string, edit func(context.Context, ports.API, bool) (ports.Result, error)) (ports.Result, error) {
+func (e *Env) applyPorts(c *cli.Context, b Backend, name string, edit portsEdit) (ports.Result, error) {
 	_, err := b.Instances(c.Context, name)
 	if errors.Is(err, fault.ErrNotFound) {
 		return edit(c.Context, ports.Unloaded(), true)
@@ -241,23 +250,12 @@ func (e *Env) applyPorts(c *cli.Context, b Backend, name string, edit func(conte
 	return edit(c.Context, api, c.Bool("dry-run"))
 }
 
-// undoLoad unloads what a command that failed has loaded.
-func undoLoad(b Backend, name string, loaded bool) error {
-	if !loaded {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
-	defer cancel()
-	_, err := b.Unload(ctx, datapath.UnloadRequest{Name: name})
-	return err
-}
-
 func (e *Env) printPorts(c *cli.Context, name string, result ports.Result) error {
 	p, err := e.printer(c)
 	if err != nil {
 		return err
 	}
-	doc := ports.NewDocument(name, result)
+	doc := ports.NewDocument(name, result, c.Bool("dry-run"))
 	return p.Object(doc, func() output.Table { return portsTable(doc) })
 }
 
@@ -281,7 +279,7 @@ func (e *Env) noteUnattached(c *cli.Context, b Backend, name string) error {
 func portsTable(d ports.Document) output.Table {
 	t := output.Table{Header: []string{"rule", "verdict", "ports", "side", "packets", "bytes"}}
 	for _, r := range d.Rules {
-		t.Rows = append(t.Rows, portsRow(strconv.Itoa(int(r.Number)), r.Verdict, r.Ports(), r.Side, r.Counter))
+		t.Rows = append(t.Rows, portsRow(strconv.Itoa(int(r.Number)), r.Verdict, r.Ports, r.Side, r.Counter))
 	}
 	for _, row := range d.Rows {
 		if row.Packets > 0 || row.Row == "default_"+d.Default || row.Row == "established" && d.Established {
@@ -305,8 +303,11 @@ func portsStream(b Backend, p *output.Printer, instance string) (stream, error) 
 	return stream{
 		sample: func(ctx context.Context) error {
 			listing, err := api.List(ctx)
-			doc = ports.NewDocument(instance, ports.Result{Listing: listing})
-			return err
+			if err != nil {
+				return err
+			}
+			doc = ports.NewDocument(instance, ports.Result{Listing: listing}, false)
+			return nil
 		},
 		show: func() error { return p.Event(doc, func() output.Table { return portsTable(doc) }) },
 	}, nil

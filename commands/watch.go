@@ -1,8 +1,8 @@
 package commands
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -11,10 +11,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/counter"
-	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
+)
+
+// The built-in programs that watch shows.
+const (
+	podTraffic = "pod-traffic"
+	xdpCounter = "xdp-counter"
 )
 
 // watchInterval is the time between two ticks unless --interval says otherwise.
@@ -34,7 +39,7 @@ func watchPodsCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "pods",
 		Usage: "bytes and packets of each Pod address, counted by pod-traffic",
-		Flags: append(watchFlags("pod-traffic", traffic.DefaultSort, traffic.SortFields()),
+		Flags: append(watchFlags(podTraffic, traffic.DefaultSort, traffic.SortFields()),
 			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached, tc if at both"},
 			&cli.StringFlag{Name: "dev", Usage: "only Pods behind the device `NAME`; the others count as others"},
 			&cli.StringFlag{Name: "address", Usage: "only Pods in the `PREFIX`; the others count as others"},
@@ -55,7 +60,7 @@ func watchCountersCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "counters",
 		Usage: "packets and bytes of each interface by protocol, counted by xdp-counter",
-		Flags: append(watchFlags("xdp-counter", counter.DefaultSort, counter.SortFields()),
+		Flags: append(watchFlags(xdpCounter, counter.DefaultSort, counter.SortFields()),
 			&cli.StringFlag{Name: "dev", Usage: "only the interface `NAME`; the others count as others"},
 		),
 		Action: func(c *cli.Context) error {
@@ -172,7 +177,7 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 		sample: func(ctx context.Context) error {
 			next, err := sampler.Sample(ctx)
 			if err != nil {
-				return notLoaded(err, instance)
+				return notLoaded(err, podTraffic)
 			}
 			if now == nil {
 				e.notePoint(c, instance, view, next)
@@ -198,11 +203,13 @@ func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s tr
 	}
 }
 
-// notLoaded adds what to do when an instance isn't loaded.
-func notLoaded(err error, instance string) error {
-	return &fault.Error{Kind: err, Message: err.Error(), Hints: []string{
-		fmt.Sprintf("bpfnet run %s --dev DEVICE loads and attaches it for as long as it runs", instance),
-	}}
+// notLoaded adds to an error what to do if it is that the program isn't loaded.
+func notLoaded(err error, program string) error {
+	if !errors.Is(err, fault.ErrNotFound) {
+		return err
+	}
+	return fault.New(fault.ErrNotFound, "%w", err).
+		Hint("bpfnet run %s --dev DEVICE loads and attaches it for as long as it runs", program)
 }
 
 func podTable(d traffic.Document) output.Table {
@@ -275,7 +282,7 @@ func counterStream(b Backend, p *output.Printer, instance string, view counter.V
 		sample: func(ctx context.Context) error {
 			next, err := sampler.Sample(ctx)
 			if err != nil {
-				return notLoaded(err, instance)
+				return notLoaded(err, xdpCounter)
 			}
 			before, now = now, &next
 			return nil
@@ -331,20 +338,4 @@ func ratedRow(name, protocol string, r counter.Rated) []string {
 		name, protocol,
 		output.Count(r.Packets), perSecondCell(r.PacketsPerSecond), output.Bytes(r.Bytes), rateCell(r.BytesPerSecond),
 	}
-}
-
-// attachedText says in a note what was attached where.
-func attachedText(a datapath.Attachment) string {
-	where := ""
-	switch {
-	case a.DevName != nil:
-		where = " to " + *a.DevName
-	case a.Cgroup != nil:
-		where = " to " + *a.Cgroup
-	}
-	how := a.Mechanism
-	if a.Mode != nil {
-		how = cmp.Or(*a.Mode, how)
-	}
-	return fmt.Sprintf("attached %s%s (%s)", a.Hook, where, how)
 }

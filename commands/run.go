@@ -1,0 +1,347 @@
+package commands
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/counter"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
+	"bpfnet/output"
+)
+
+// cleanupTimeout is how long taking things away may last after a command was
+// interrupted or failed.
+const cleanupTimeout = 10 * time.Second
+
+func runCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "load, attach and watch a program; everything is gone when it ends",
+		ArgsUsage: "PROGRAM|FILE.o",
+		Description: "Shows what the program counts; of an object of your own, how often its programs run. " +
+			"A program that fits both tc and xdp is attached to tc, unless --mode is given.",
+		Flags: append(tickFlags(watchInterval),
+			&cli.StringSliceFlag{Name: "dev", Usage: "attach to the device `NAME`; may be repeated"},
+			&cli.StringSliceFlag{Name: "cgroup", Usage: "attach to the cgroup `DIR`; may be repeated"},
+			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic, else ingress"},
+			&cli.StringFlag{Name: "mode", Usage: "attach to xdp in `MODE` auto, native, generic or offload"},
+			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
+			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; --sort=-FIELD is descending"},
+			&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
+		),
+		Action: env.run,
+	}
+}
+
+// job is what a run command does.
+type job struct {
+	load      datapath.LoadRequest
+	devices   []string
+	cgroups   []string
+	direction datapath.Direction
+	mode      datapath.XDPMode // empty: xdp only if nothing else fits
+	pods      traffic.View
+	counters  counter.View
+}
+
+func (e *Env) job(c *cli.Context) (job, error) {
+	if err := args(c, "PROGRAM|FILE.o"); err != nil {
+		return job{}, err
+	}
+	source := c.Args().First()
+	j := job{
+		load: datapath.LoadRequest{
+			Source: source, Name: strings.TrimSuffix(filepath.Base(source), filepath.Ext(source)), DryRun: c.Bool("dry-run"),
+		},
+		devices: c.StringSlice("dev"), cgroups: c.StringSlice("cgroup"),
+		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},
+		counters: counter.View{Sort: c.String("sort"), Limit: c.Int("limit")},
+	}
+	var err error
+	if j.load.Object, err = e.object(source); err != nil {
+		return j, err
+	}
+	if j.load.Set, err = pairs(c, "set"); err != nil {
+		return j, err
+	}
+	return j, j.check(c)
+}
+
+// check reads the flags whose meaning depends on the program.
+func (j *job) check(c *cli.Context) (err error) {
+	if j.load.Object == nil && len(j.devices)+len(j.cgroups) == 0 {
+		return usage(c, "flag --dev is missing")
+	}
+	fallback := datapath.Ingress
+	if j.load.Source == podTraffic {
+		fallback = datapath.Both
+		err = j.pods.Check()
+	} else if j.load.Source == xdpCounter {
+		err = j.counters.Check()
+	}
+	if err != nil {
+		return err
+	}
+	word, err := oneOf("direction", cmp.Or(c.String("direction"), string(fallback)),
+		string(datapath.Ingress), string(datapath.Egress), string(datapath.Both))
+	if err != nil {
+		return err
+	}
+	j.direction = datapath.Direction(word)
+	if !c.IsSet("mode") {
+		return nil
+	}
+	word, err = oneOf("mode", c.String("mode"),
+		string(datapath.ModeAuto), string(datapath.ModeNative), string(datapath.ModeGeneric), string(datapath.ModeOffload))
+	j.mode = datapath.XDPMode(word)
+	return err
+}
+
+// attachments says how to attach a loaded program.
+func (j job) attachments(programs []datapath.Program) []datapath.AttachRequest {
+	has := func(kind string) bool {
+		return slices.ContainsFunc(programs, func(p datapath.Program) bool { return p.Type == kind })
+	}
+	var requests []datapath.AttachRequest
+	for _, device := range j.devices {
+		r := datapath.AttachRequest{Name: j.load.Name, Hook: "tc", Device: device, Direction: j.direction}
+		if j.mode != "" || !has("sched_cls") {
+			r = datapath.AttachRequest{Name: j.load.Name, Hook: "xdp", Device: device, Mode: cmp.Or(j.mode, datapath.ModeAuto)}
+		}
+		requests = append(requests, r)
+	}
+	for _, cgroup := range j.cgroups {
+		r := datapath.AttachRequest{Name: j.load.Name, Hook: "cgroup", Cgroup: cgroup, Direction: j.direction}
+		if has("sock_ops") {
+			r = datapath.AttachRequest{Name: j.load.Name, Hook: "sockops", Cgroup: cgroup}
+		}
+		requests = append(requests, r)
+	}
+	if requests == nil {
+		requests = []datapath.AttachRequest{{Name: j.load.Name, Hook: "trace"}}
+	}
+	return requests
+}
+
+func (e *Env) run(c *cli.Context) error {
+	j, err := e.job(c)
+	if err != nil {
+		return err
+	}
+	t, err := readTicks(c)
+	if err != nil {
+		return err
+	}
+	p, err := e.printer(c)
+	if err != nil {
+		return err
+	}
+	b, err := e.backend(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	loaded, err := loadNew(c.Context, b, j.load)
+	if err != nil {
+		return err
+	}
+	if j.load.DryRun {
+		return p.Object(loadDoc{"bpfnet.load/v1", loaded, true}, func() output.Table { return programTable(loaded.Programs) })
+	}
+	e.notes(c, loaded.Notes)
+	return cleanUp(e.runLoaded(c, b, p, j, t, loaded), b, j.load.Name)
+}
+
+// loadNew loads a program under a name that must not be in use.
+func loadNew(ctx context.Context, b Backend, r datapath.LoadRequest) (datapath.Loaded, error) {
+	inUse := fault.New(fault.ErrConflict, "run %q: an instance of that name is loaded", r.Name).
+		Hint("bpfnet status %s shows it, bpfnet unload %s --detach removes it", r.Name, r.Name)
+	if _, err := b.Instances(ctx, r.Name); err == nil {
+		return datapath.Loaded{}, inUse
+	} else if !errors.Is(err, fault.ErrNotFound) {
+		return datapath.Loaded{}, err
+	}
+	loaded, err := b.Load(ctx, r)
+	if err == nil && !loaded.Changed {
+		return loaded, inUse
+	}
+	return loaded, err
+}
+
+// runLoaded attaches what is loaded and shows it until the stream ends.
+func (e *Env) runLoaded(c *cli.Context, b Backend, p *output.Printer, j job, t ticks, loaded datapath.Loaded) error {
+	for _, request := range j.attachments(loaded.Programs) {
+		answer, err := b.Attach(c.Context, request)
+		if err != nil {
+			return err
+		}
+		for _, a := range answer.Attachments {
+			e.note(c, "%s", attachedText(a))
+		}
+		e.notes(c, attachmentNotes(answer.Attachments))
+	}
+	s, stop, err := e.openStream(c, b, p, j)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.run(c.Context, t, c.Bool("once") && c.IsSet("interval")), stop())
+}
+
+// attachedText says what was attached where.
+func attachedText(a datapath.Attachment) string {
+	text := "attached " + a.Hook
+	if a.DevName != nil {
+		text += " to " + *a.DevName
+	} else if a.Cgroup != nil {
+		text += " to " + *a.Cgroup
+	}
+	if a.Mode != nil {
+		text += ", " + *a.Mode
+	}
+	return text
+}
+
+// openStream returns the stream that shows what a program does, and what ends it.
+func (e *Env) openStream(c *cli.Context, b Backend, p *output.Printer, j job) (s stream, stop func() error, err error) {
+	stop = func() error { return nil }
+	switch {
+	case j.load.Object != nil:
+		if stop, err = b.EnableStats(); err != nil {
+			return stream{}, nil, err
+		}
+		s = e.runStream(b, p, j.load.Name)
+	case j.load.Source == podTraffic:
+		s, err = e.podStream(c, b, p, j.load.Name, j.pods)
+	case j.load.Source == xdpCounter:
+		s, err = counterStream(b, p, j.load.Name, j.counters)
+	case j.load.Source == portFilter:
+		s, err = portsStream(b, p, j.load.Name)
+	}
+	return s, stop, err
+}
+
+// cleanUp detaches and unloads an instance, also when the command was
+// interrupted, and returns err with what went wrong.
+func cleanUp(err error, b Backend, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	_, failed := b.Unload(ctx, datapath.UnloadRequest{Name: name, Detach: true})
+	if err != nil && failed != nil {
+		return fmt.Errorf("%w; %w", err, failed)
+	}
+	return cmp.Or(err, failed)
+}
+
+// runDoc is how often the programs of an instance ran.
+type runDoc struct {
+	Schema          string       `json:"schema"`
+	Time            time.Time    `json:"time"`
+	IntervalSeconds *float64     `json:"interval_seconds"` // null: no sample before, no rates
+	Name            string       `json:"name"`
+	Programs        []runProgram `json:"programs"`
+}
+
+// runProgram is how often a program ran while that is counted, which is while
+// somebody watches.
+type runProgram struct {
+	ID            uint32  `json:"id"`
+	Name          string  `json:"name"`
+	Type          string  `json:"type"`
+	RunCount      *uint64 `json:"run_count"`
+	RunTimeNS     *uint64 `json:"run_time_ns"`
+	RunsPerSecond *uint64 `json:"runs_per_second"`
+	NSPerRun      *uint64 `json:"ns_per_run"` // in the interval
+}
+
+// runSample is one reading of the programs of an instance.
+type runSample struct {
+	time     time.Time
+	programs []datapath.Program
+}
+
+// runStream shows how often the programs of a loaded instance run.
+func (e *Env) runStream(b Backend, p *output.Printer, name string) stream {
+	var before, now *runSample
+	return stream{
+		sample: func(ctx context.Context) error {
+			instances, err := b.Instances(ctx, name)
+			if err != nil {
+				return err
+			}
+			before, now = now, &runSample{e.Now(), instances[0].Programs}
+			return nil
+		},
+		show: func() error {
+			doc := newRunDoc(name, before, *now)
+			return p.Event(doc, func() output.Table { return runTable(doc) })
+		},
+	}
+}
+
+func newRunDoc(name string, before *runSample, now runSample) runDoc {
+	d := runDoc{Schema: "bpfnet.run/v1", Time: now.time.UTC().Truncate(time.Second), Name: name, Programs: []runProgram{}}
+	if before != nil {
+		seconds := now.time.Sub(before.time).Round(time.Millisecond).Seconds()
+		d.IntervalSeconds = &seconds
+	}
+	for _, program := range now.programs {
+		r := runProgram{
+			ID: program.ID, Name: program.Name, Type: program.Type, RunCount: program.RunCount, RunTimeNS: program.RunTimeNS,
+		}
+		if d.IntervalSeconds != nil {
+			r.rate(before.find(program.ID), *d.IntervalSeconds)
+		}
+		d.Programs = append(d.Programs, r)
+	}
+	return d
+}
+
+// find returns a program of the sample, empty if it isn't there.
+func (s *runSample) find(id uint32) datapath.Program {
+	for _, program := range s.programs {
+		if program.ID == id {
+			return program
+		}
+	}
+	return datapath.Program{}
+}
+
+// rate fills in what has changed since an earlier reading of the program.
+func (r *runProgram) rate(before datapath.Program, seconds float64) {
+	if r.RunCount == nil || before.RunCount == nil || *r.RunCount < *before.RunCount || seconds <= 0 {
+		return
+	}
+	runs := *r.RunCount - *before.RunCount
+	perSecond := uint64(float64(runs) / seconds)
+	r.RunsPerSecond = &perSecond
+	if r.RunTimeNS == nil || before.RunTimeNS == nil || runs == 0 {
+		return
+	}
+	each := (*r.RunTimeNS - *before.RunTimeNS) / runs
+	r.NSPerRun = &each
+}
+
+func runTable(d runDoc) output.Table {
+	t := output.Table{Header: []string{"program", "type", "runs", "rate", "ns per run"}}
+	for _, r := range d.Programs {
+		row := []string{r.Name, r.Type, "", perSecondCell(r.RunsPerSecond), ""}
+		if r.RunCount != nil {
+			row[2] = output.Count(*r.RunCount)
+		}
+		if r.NSPerRun != nil {
+			row[4] = output.Count(*r.NSPerRun)
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	return t
+}
