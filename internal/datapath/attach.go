@@ -319,9 +319,19 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 func (e *Engine) attachTrace(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {
 	l, err := traceLink(s, prog)
 	if err != nil {
-		return Attachment{}, fmt.Errorf("%s: %w", s.at.Trace, probe.Explain(probe.OpAttachTracing, err))
+		return Attachment{}, fmt.Errorf("%s: %w", s.at.Trace, explainTrace(s.typ, err))
 	}
 	return e.pinLink(req, s, l, nil)
+}
+
+func explainTrace(typ ebpf.ProgramType, err error) error {
+	if typ != ebpf.TracePoint && typ != ebpf.Kprobe {
+		return probe.Explain(probe.OpAttachTracing, err)
+	}
+	if _, statErr := os.Stat("/sys/kernel/tracing/events"); statErr != nil {
+		return fault.New(fault.ErrUnsupported, "tracefs is not mounted: %w", err).Hint("mount -t tracefs nodev /sys/kernel/tracing")
+	}
+	return probe.Explain(probe.OpAttachPerf, err)
 }
 
 func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {

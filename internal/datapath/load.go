@@ -271,17 +271,18 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	_ = rlimit.RemoveMemlock() // only kernels before 5.11 need it, and then loading says so
 	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
-	var verifier *ebpf.VerifierError
-	switch {
-	case err == nil:
+	if err == nil {
 		return coll, nil
-	case errors.As(err, &verifier) && !isPermission(err):
-		return nil, &rejection{cause: err, log: verifier.Log}
-	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).Hint("without --reuse-maps the maps start empty")
-	default:
-		return nil, probe.Explain(p.operation(), err)
 	}
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).Hint("without --reuse-maps the maps start empty")
+	}
+	explained := probe.Explain(p.operation(), err)
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) {
+		return nil, &rejection{cause: err, log: verifier.Log}
+	}
+	return nil, explained
 }
 
 // operation is what loading needs the capabilities for: those of the program
