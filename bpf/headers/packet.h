@@ -113,13 +113,16 @@ struct port_header {
 	__be16 destination;
 };
 
-struct tcp_flags_header {
+struct tcp_header {
 	__be16 source;
 	__be16 destination;
 	__be32 sequence;
 	__be32 acknowledgement;
 	__u8 data_offset;
 	__u8 flags;
+	__be16 window;
+	__be16 checksum;
+	__be16 urgent;
 };
 
 /* Reads a header of a named type into *to; evaluates to whether it was there. A macro, because the
@@ -285,7 +288,7 @@ static __always_inline enum parse_result parse_network(const struct packet_view 
 static __always_inline enum parse_result parse_transport(const struct packet_view *view,
                                                          struct packet *packet)
 {
-	struct tcp_flags_header tcp;
+	struct tcp_header tcp;
 	struct port_header ports;
 
 	packet->source_port = packet->destination_port = 0;

@@ -85,8 +85,9 @@ type IPv4Header struct {
 // IPv4 is an IPv4 header.
 func IPv4(source, destination string, header IPv4Header) Layer {
 	return func(inner part) part {
-		if header.Protocol == 0 {
-			header.Protocol = inner.protocol
+		protocol := header.Protocol
+		if protocol == 0 {
+			protocol = inner.protocol
 		}
 		fragment := header.Offset
 		if header.More {
@@ -99,7 +100,7 @@ func IPv4(source, destination string, header IPv4Header) Layer {
 		binary.BigEndian.PutUint16(data[4:], header.ID)
 		binary.BigEndian.PutUint16(data[6:], fragment)
 		data[8] = 64
-		data[9] = header.Protocol
+		data[9] = protocol
 		copy(data[12:], netip.MustParseAddr(source).AsSlice())
 		copy(data[16:], netip.MustParseAddr(destination).AsSlice())
 		return part{etherType: 0x0800, data: append(data, inner.data...)}
