@@ -2,7 +2,9 @@ package commands
 
 import (
 	"context"
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,48 +20,35 @@ const defaultLockTimeout = 10 * time.Second
 // Run runs one command line, without the program's name, and returns the exit
 // code. Cancelling ctx is how a signal reaches a command.
 func Run(ctx context.Context, env *Env, argv []string) int {
-	err := run(ctx, env, argv)
-	format, formatErr := output.ParseFormat(given(argv, env.Getenv("BPFNET_OUTPUT"), "output", "o"))
-	if formatErr != nil {
-		format = output.FormatTable
-	}
-	return report(env.Stderr, err, format, given(argv, "", "debug") != "")
-}
-
-func run(ctx context.Context, env *Env, argv []string) error {
 	app := newApp(env)
-	ordered, err := reorder(grammar(app), argv)
-	if err != nil {
-		return err
+	root := grammar(app)
+	if len(argv) > 0 && argv[0] == "help" {
+		argv = append(argv[1:len(argv):len(argv)], "--help")
 	}
-	return app.RunContext(ctx, append([]string{"bpfnet"}, ordered...))
+	l, err := parse(root, argv)
+	var ordered []string
+	if err == nil {
+		ordered, err = l.order(root)
+	}
+	if err == nil {
+		err = app.RunContext(ctx, append([]string{app.Name}, ordered...))
+	}
+	_, debug := l.flag("debug")
+	return report(env.Stderr, err, l.format(env), debug)
 }
 
-// given finds a global flag's value in a command line that may be wrong; for
-// one without a value it returns its name.
-func given(argv []string, byDefault string, names ...string) string {
-	value := byDefault
-	for i, word := range argv {
-		if word == "--" {
-			break
-		}
-		if !isFlag(word) {
-			continue
-		}
-		f := splitFlag(word)
-		for _, name := range names {
-			switch {
-			case f.name != name:
-			case f.given:
-				value = f.value
-			case i+1 < len(argv) && len(names) > 1:
-				value = argv[i+1]
-			default:
-				value = name
-			}
-		}
+// format is how errors are written: as results are, and as lines when that
+// can't be told.
+func (l line) format(env *Env) output.Format {
+	name, ok := l.flag("output", "o")
+	if !ok {
+		name = env.Getenv("BPFNET_OUTPUT")
 	}
-	return value
+	format, err := output.ParseFormat(name)
+	if err != nil {
+		return output.FormatTable
+	}
+	return format
 }
 
 // newApp builds the command tree. Nothing of it is shared between two calls.
@@ -91,6 +80,7 @@ func commandTree(env *Env) []*cli.Command {
 		watchCommand(env),
 		portsCommand(env),
 		programsCommand(env),
+		doctorCommand(env),
 		completionCommand(env),
 		completeCommand(env),
 		versionCommand(env),
@@ -122,6 +112,7 @@ func cure(app *cli.App, env *Env) {
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.OnUsageError = usageError
 	app.Flags = append(app.Flags, helpFlag())
+	hideFalse(app.Flags)
 	app.Action = env.bare
 	for _, command := range app.Commands {
 		cureCommand(command, env)
@@ -130,9 +121,15 @@ func cure(app *cli.App, env *Env) {
 
 func cureCommand(command *cli.Command, env *Env) {
 	command.HideHelp = true
+	template := cli.CommandHelpTemplate
+	if len(command.Subcommands) > 0 {
+		template = cli.SubcommandHelpTemplate
+	}
+	command.CustomHelpTemplate = template + "\nGLOBAL OPTIONS: see bpfnet --help\n"
 	command.OnUsageError = usageError
 	required := takeRequired(command.Flags)
 	command.Flags = append(command.Flags, helpFlag())
+	hideFalse(command.Flags)
 	for _, sub := range command.Subcommands {
 		cureCommand(sub, env)
 	}
@@ -170,6 +167,15 @@ func takeRequired(flags []cli.Flag) []string {
 	return names
 }
 
+// hideFalse keeps "(default: false)" out of help.
+func hideFalse(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
+}
+
 // bare is the action of a command that needs a subcommand.
 func (e *Env) bare(c *cli.Context) error {
 	if c.Bool("version") {
@@ -185,7 +191,7 @@ func (e *Env) bare(c *cli.Context) error {
 			return err
 		}
 	}
-	return fault.New(fault.ErrUsage, "%s: a command is missing", commandName(c)).
+	return fault.New(fault.ErrUsage, "a command is missing after %q", commandName(c)).
 		Hint("one of: %s", strings.Join(visible(c), ", "))
 }
 
@@ -212,9 +218,42 @@ func commandName(c *cli.Context) string {
 	return c.Command.HelpName
 }
 
-// usageError is how a flag's value that doesn't parse ends.
+// usageError is how a flag ends whose value doesn't parse.
 func usageError(c *cli.Context, err error, _ bool) error {
-	return usage(c, "%s", strings.TrimPrefix(err.Error(), "flag provided but "))
+	value, name, ok := refusedValue(err.Error())
+	if !ok {
+		return usage(c, "%s", err)
+	}
+	problem := fault.New(fault.ErrUsage, "%s %q: not such a value", dashed(name), value)
+	for _, f := range append(c.Command.Flags, c.App.Flags...) {
+		if slices.Contains(f.Names(), name) {
+			return problem.Hint("%s", wanted(f))
+		}
+	}
+	return problem
+}
+
+// refusedValue takes the text of package flag's error apart.
+func refusedValue(text string) (value, name string, ok bool) {
+	for _, format := range []string{"invalid value %q for flag -%s", "invalid boolean value %q for -%s"} {
+		if n, _ := fmt.Sscanf(text, format, &value, &name); n == 2 {
+			return value, strings.TrimSuffix(name, ":"), true
+		}
+	}
+	return "", "", false
+}
+
+// wanted says what a flag's value looks like.
+func wanted(f cli.Flag) string {
+	switch f.(type) {
+	case *cli.DurationFlag:
+		return "a time is a number with its unit: 500ms, 2s, 1m"
+	case *cli.BoolFlag:
+		return "this flag stands alone, or with =true or =false"
+	case *cli.Float64Flag:
+		return "a number"
+	}
+	return "a whole number"
 }
 
 // usage returns a usage error that points to the command's help.

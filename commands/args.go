@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -78,6 +79,16 @@ type line struct {
 	args  []string
 }
 
+// flag returns the value of the last flag of one of these names.
+func (l line) flag(names ...string) (value string, ok bool) {
+	for _, f := range l.flags {
+		if slices.Contains(names, f.name) {
+			value, ok = f.value, true
+		}
+	}
+	return value, ok
+}
+
 // reorder puts a command line, without the program's name, into the order that
 // urfave/cli parses: global flags, command, its flags, "--", arguments. Flags
 // may stand anywhere before a "--", and a value is always joined to its flag by
@@ -88,6 +99,42 @@ func reorder(root *node, argv []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return l.order(root)
+}
+
+// parse takes a command line apart. It goes on after an error, so that the
+// caller knows the flags in any case.
+func parse(root *node, argv []string) (line, error) {
+	l := line{node: root}
+	var wrong error
+	for i := 0; i < len(argv); i++ {
+		word := argv[i]
+		switch {
+		case l.node.raw:
+			l.args = append(l.args, word)
+		case word == "--":
+			l.args = append(l.args, argv[i+1:]...)
+			return l, wrong
+		case !isFlag(word):
+			l.word(word)
+		default:
+			f := splitFlag(word)
+			if !f.given && l.takesValue(root, f.name) {
+				if i+1 == len(argv) || isFlag(argv[i+1]) {
+					wrong = cmp.Or(wrong, valueMissing(f.name))
+					continue
+				}
+				i++
+				f.value, f.given = argv[i], true
+			}
+			l.flags = append(l.flags, f)
+		}
+	}
+	return l, wrong
+}
+
+// order puts the parts of a line together again.
+func (l line) order(root *node) ([]string, error) {
 	if len(l.node.words) > 0 && len(l.args) > 0 {
 		return nil, unknownCommand(l)
 	}
@@ -111,35 +158,6 @@ func reorder(root *node, argv []string) ([]string, error) {
 		ordered = append(append(ordered, "--"), l.args...)
 	}
 	return ordered, nil
-}
-
-// parse takes a command line apart.
-func parse(root *node, argv []string) (line, error) {
-	l := line{node: root}
-	for i := 0; i < len(argv); i++ {
-		word := argv[i]
-		switch {
-		case l.node.raw:
-			l.args = append(l.args, word)
-		case word == "--":
-			l.args = append(l.args, argv[i+1:]...)
-			return l, nil
-		case isFlag(word):
-			f := splitFlag(word)
-			if !f.given && l.takesValue(root, f.name) {
-				i++
-				if i == len(argv) || isFlag(argv[i]) {
-					return l, fault.New(fault.ErrUsage, "flag %s needs a value", dashed(f.name)).
-						Hint("a value that begins with a dash is written %s=VALUE", dashed(f.name))
-				}
-				f.value, f.given = argv[i], true
-			}
-			l.flags = append(l.flags, f)
-		default:
-			l.word(word)
-		}
-	}
-	return l, nil
 }
 
 // word takes the next word that isn't a flag: a subcommand or an argument.
@@ -189,6 +207,11 @@ func splitFlag(word string) flag {
 }
 
 func isHelp(name string) bool { return name == "help" || name == "h" }
+
+func valueMissing(flag string) error {
+	return fault.New(fault.ErrUsage, "flag %s needs a value", dashed(flag)).
+		Hint("a value that begins with a dash is written %s=VALUE", dashed(flag))
+}
 
 func unknownCommand(l line) error {
 	word := strings.Join(append(slices.Clone(l.path), l.args[0]), " ")

@@ -41,8 +41,11 @@ func report(w io.Writer, err error, format output.Format, debug bool) int {
 		p.write(w, debug)
 		return exit
 	}
+	if format == output.FormatJSON {
+		format = output.FormatNDJSON // an error is one line
+	}
 	// Errors of writing an error have no reader.
-	_ = output.New(w, format).Event(struct {
+	_ = output.New(w, format).Object(struct {
 		Error problem `json:"error"`
 	}{p}, nil)
 	return exit

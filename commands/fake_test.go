@@ -96,7 +96,7 @@ func (r rejection) Unwrap() error         { return fault.ErrRejected }
 func (r rejection) VerifierLog() []string { return r.log }
 
 func (f *fake) Load(_ context.Context, r datapath.LoadRequest) (datapath.Loaded, error) {
-	if string(r.Object) == "bad" {
+	if strings.TrimSpace(string(r.Object)) == "bad" {
 		return datapath.Loaded{}, rejection{[]string{"0: r0 = 0", "1: r1 = r2", "R2 !read_ok", "processed 2 insns", "end 1", "end 2"}}
 	}
 	loaded := datapath.Loaded{Name: r.Name, Source: r.Source, Builtin: r.Object == nil, Notes: []string{}}

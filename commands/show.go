@@ -225,6 +225,8 @@ func target(a datapath.Attachment) string {
 	switch {
 	case a.Cgroup != nil:
 		return *a.Cgroup
+	case a.Target != nil:
+		return *a.Target
 	case a.DevName != nil:
 		return *a.DevName
 	case a.IfIndex != nil:
