@@ -160,7 +160,7 @@ func stepRow(step probe.Step) []string {
 // reason says why a feature isn't available, and to whom that matters.
 func reason(r probe.Result) string {
 	parts := []string{optional(r.Detail)}
-	if r.Status == probe.Unsupported {
+	if r.Status == probe.Unsupported && r.Since != "" {
 		parts = append(parts, "kernels have it since "+r.Since)
 	}
 	if len(r.NeededBy) > 0 {

@@ -83,6 +83,13 @@ func joinCapabilities(caps []Capability) string {
 	return strings.Join(words, " and ")
 }
 
+func areMissing(caps []Capability) string {
+	if len(caps) == 1 {
+		return joinCapabilities(caps) + " is missing"
+	}
+	return joinCapabilities(caps) + " are missing"
+}
+
 // inUserNamespace says whether this process' capabilities are those of a user
 // namespace, which count for nothing in most BPF operations.
 func inUserNamespace() bool {

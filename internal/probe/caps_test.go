@@ -193,7 +193,7 @@ func checkExplained(t *testing.T, op Op, got explained, named string) {
 	switch {
 	case named == "" && got.Kind != "none":
 		t.Errorf("%s: got %s error %q, want none", op, got.Kind, got.Text)
-	case named != "" && (got.Kind != "permission" || !strings.Contains(got.Text, "("+named+" is missing)")):
+	case named != "" && (got.Kind != "permission" || !strings.Contains(got.Text, "("+named+" ")):
 		t.Errorf("%s: got %s error %q, want one that names %s", op, got.Kind, got.Text, named)
 	}
 }

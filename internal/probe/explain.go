@@ -115,7 +115,7 @@ func explainVerifier(op Op, rejected *ebpf.VerifierError, err error) error {
 }
 
 func lacks(op Op, lacking []Capability, err error) error {
-	e := fault.New(fault.ErrPermission, "%s: %w (%s is missing)", op, rootCause(err), joinCapabilities(lacking))
+	e := fault.New(fault.ErrPermission, "%s: %w (%s)", op, rootCause(err), areMissing(lacking))
 	e.Cause = err
 	return e.Hint("run as root, or give the process %s", joinCapabilities(lacking))
 }

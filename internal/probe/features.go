@@ -14,7 +14,7 @@ type feature struct {
 	name      string
 	group     string
 	mechanism string // what the probe does
-	since     string // kernel release; for messages only
+	since     string // kernel release, for messages only; "" for what is a matter of mounting
 	op        Op     // what the probe needs capabilities for
 	guarded   bool   // hardened kernels refuse it to everybody
 	mount     bool   // depends on what is mounted, so that the answer can change
@@ -23,8 +23,8 @@ type feature struct {
 
 // features is in the order of reports. A new probe is one function and one line.
 var features = []feature{
-	{name: "bpffs", group: "basics", mechanism: "statfs", since: "4.4", op: OpPin, mount: true, probe: probeBPFFS},
-	{name: "bpffs_symlink", group: "basics", mechanism: "symlink", since: "4.4", op: OpPin, mount: true, probe: probeSymlink},
+	{name: "bpffs", group: "basics", mechanism: "statfs", op: OpPin, mount: true, probe: probeBPFFS},
+	{name: "bpffs_symlink", group: "basics", mechanism: "symlink", op: OpPin, mount: true, probe: probeSymlink},
 	{name: "btf", group: "basics", mechanism: "open", since: "5.4", op: OpOpenPin, probe: probeBTF},
 	{name: "link_update", group: "basics", mechanism: "bpf_link", since: "5.7", op: OpUpdateLink, probe: probeLinkUpdate},
 	{name: "prog_test_run", group: "basics", mechanism: "run", since: "4.12", op: OpTestRun, probe: probeTestRun},
@@ -39,7 +39,7 @@ var features = []feature{
 	{name: "tcx", group: "tc", mechanism: "bpf_link", since: "6.6", op: OpAttachTCX, probe: probeTCX},
 	{name: "cls_bpf", group: "tc", mechanism: "netlink", since: "4.5", op: OpCreateNetNS, probe: probeClsBPF},
 
-	{name: "cgroup2", group: "cgroup", mechanism: "mountinfo", since: "4.5", op: OpQueryHook, mount: true, probe: probeCgroup2},
+	{name: "cgroup2", group: "cgroup", mechanism: "mountinfo", op: OpQueryHook, mount: true, probe: probeCgroup2},
 	{name: "cgroup_skb", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSKB},
 	{name: "cgroup_sock", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSock},
 	{name: "cgroup_sock_addr", group: "cgroup", mechanism: "bpf_link", since: "5.7", op: OpAttachCgroup, probe: probeCgroupSockAddr},
@@ -126,7 +126,7 @@ func (f feature) detail(status Status, err error) string {
 	case status == Forbidden:
 		return fmt.Sprintf("%v although no capability is missing: %v", rootCause(err), ErrForbidden)
 	case status == NoPermission && len(lacking) > 0:
-		return fmt.Sprintf("%s: %v (%s is missing)", f.op, rootCause(err), joinCapabilities(lacking))
+		return fmt.Sprintf("%s: %v (%s)", f.op, rootCause(err), areMissing(lacking))
 	case status == NoPermission:
 		return "capabilities of a user namespace don't count"
 	case isDenied(err) && lowMemlock(f.op):

@@ -53,7 +53,7 @@ type Result struct {
 	Status    Status   `json:"status"`
 	Mechanism string   `json:"mechanism"` // what the probe did
 	Detail    *string  `json:"detail"`    // why it isn't available, or where it is
-	Since     string   `json:"since"`     // kernel release that introduced it; for messages only
+	Since     string   `json:"since"`     // kernel release that introduced it, for messages only; "" for mounts
 	NeededBy  []string `json:"needed_by"` // built-in programs
 }
 
