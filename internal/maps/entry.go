@@ -112,9 +112,9 @@ func (h *handle) change(key, previous []byte) Change {
 	return Change{Map: h.Info.Ref, MapID: h.Info.ID, Key: h.keyJSON(key), Previous: h.valueJSON(previous), Notes: append([]string{}, h.notes...)}
 }
 
-// writable refuses maps that nothing outside of the kernel can change.
+// writable refuses maps that can't be changed.
 func (h *handle) writable() error {
-	if h.Info.Frozen || h.Info.Flags&unix.BPF_F_RDONLY != 0 {
+	if h.Info.Frozen {
 		return h.explain("change", unix.EPERM)
 	}
 	return h.readable("change")

@@ -171,10 +171,6 @@ func (h *handle) explain(verb string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM) && h.Info.Frozen:
 		return fault.New(fault.ErrConflict, "%s map %s: it is frozen: nothing outside of the kernel can change it any more", verb, h.Info.Ref)
-	case errors.Is(err, unix.EPERM) && h.Info.Flags&unix.BPF_F_RDONLY != 0:
-		return fault.New(fault.ErrConflict, "%s map %s: it was made read-only for everything outside of the kernel", verb, h.Info.Ref)
-	case errors.Is(err, unix.EPERM) && h.Info.Flags&unix.BPF_F_WRONLY != 0:
-		return fault.New(fault.ErrConflict, "%s map %s: it was made write-only for everything outside of the kernel", verb, h.Info.Ref)
 	case errors.Is(err, unix.EPERM):
 		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.Info.Ref, err).Hint("maps are read and written with CAP_BPF")
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, enotsupp):

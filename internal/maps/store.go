@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -106,15 +107,21 @@ func (s *Store) openError(ref, path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return s.suggest(fault.New(fault.ErrNotFound, "open map %s: no such map", ref), ref)
+	case errors.Is(pinned.Root(path).Check(), pinned.ErrNotBPFFS):
+		return fault.New(fault.ErrUsage, "open map %s: %s is not on bpffs", ref, path)
+	case !isFile(path), strings.Contains(err.Error(), "is not a Map"):
+		return fault.New(fault.ErrUsage, "open map %s: %s is not a map", ref, path)
 	case errors.Is(err, fs.ErrPermission):
 		return fault.New(fault.ErrPermission, "open map %s: %w", ref, err).
 			Hint("it takes CAP_BPF, and access to the file %s", path)
-	case pinned.Root(filepath.Dir(path)).Check() != nil:
-		return fault.New(fault.ErrUsage, "open map %s: %s is not on bpffs", ref, path)
-	case strings.Contains(err.Error(), "is not a Map"), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EACCES):
-		return fault.New(fault.ErrUsage, "open map %s: %s is not a map", ref, path)
 	}
 	return fmt.Errorf("open map %s: %w", ref, err)
+}
+
+// isFile says whether path is a file, as pins are; true when it can't be told.
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err != nil || info.Mode().IsRegular()
 }
 
 // suggest adds the maps that could have been meant: those of the same name,
