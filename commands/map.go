@@ -148,7 +148,7 @@ func mapDetails(m maps.Map) output.Table {
 func mapGetCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:      "get",
-		Usage:     "the value of a key; an address in an LPM trie finds the longest prefix it lies in",
+		Usage:     "the value of a key; an address in an LPM trie finds the longest prefix that it lies in",
 		ArgsUsage: "MAP KEY",
 		Action: func(c *cli.Context) error {
 			if err := args(c, "MAP", "KEY"); err != nil {
@@ -165,7 +165,7 @@ func mapGetCommand(env *Env) *cli.Command {
 			}
 			env.notes(c, entry.Notes)
 			return p.Object(entryDoc{"bpfnet.map_entry/v1", entry}, func() output.Table {
-				return output.Table{Header: []string{"key", "value"}, Rows: [][]string{{text(entry.Key), text(entry.Value)}}}
+				return output.Table{Header: []string{"key", "value"}, Rows: [][]string{{text(entry.Key), brief(entry.Value, entry.Sum)}}}
 			})
 		},
 	}
@@ -298,11 +298,13 @@ func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API) error {
 	return rows.Close()
 }
 
-// dumpLine is a row for people: the sum stands for a per-CPU value that has one.
-func dumpLine(row maps.Row) string {
-	value := row.Value
-	if row.Sum != nil && string(row.Sum) != "null" {
-		value = row.Sum
+// dumpLine is a row for people.
+func dumpLine(row maps.Row) string { return text(row.Key) + "  " + brief(row.Value, row.Sum) }
+
+// brief is a value for people: of a per-CPU value the sum, if it has one.
+func brief(value, sum []byte) string {
+	if sum != nil && string(sum) != "null" {
+		return text(sum)
 	}
-	return text(row.Key) + "  " + text(value)
+	return text(value)
 }

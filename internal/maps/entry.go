@@ -44,7 +44,8 @@ func (s *Store) Get(ctx context.Context, ref, keyText string) (Entry, error) {
 	if value == nil {
 		return Entry{}, h.noSuchKey(ctx, keyText)
 	}
-	return Entry{Map: ref, MapID: h.Info.ID, Key: h.keyJSON(key), Value: h.valueJSON(value), Notes: h.notes}, nil
+	doc, sum := h.appendValue(nil, value)
+	return Entry{Map: ref, MapID: h.Info.ID, Key: h.keyJSON(key), Value: doc, Sum: sum, Notes: h.notes}, nil
 }
 
 func (h *handle) noSuchKey(ctx context.Context, key string) error {

@@ -75,27 +75,30 @@ func (h *handle) describe(ref string) error {
 	return nil
 }
 
-// types reads the BTF types of key and value; nil where there is none.
+// types reads the BTF types of key and value; nil where there is none. The
+// object of a built-in program stands in for BTF that the kernel doesn't have
+// (it takes none for arrays indexed by an enum) or doesn't give.
 func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
 	btfID, keyID, valueID, err := typeIDs(h.FD())
 	if err != nil {
 		return nil, nil, fmt.Errorf("read about map %s: %w", h.Info.Ref, err)
 	}
 	if btfID == 0 {
-		return nil, nil, nil
-	}
-	spec, err := source.load(btfID)
-	if errors.Is(err, unix.EPERM) {
-		key, value, ok := source.builtin(h)
-		if !ok {
-			h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.Info.Ref))
-		}
+		key, value, _ = source.builtin(h)
 		return key, value, nil
 	}
-	if err != nil {
+	spec, err := source.load(btfID)
+	switch {
+	case err == nil:
+		return typeByID(spec, keyID), typeByID(spec, valueID), nil
+	case !errors.Is(err, unix.EPERM):
 		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.Info.Ref, err)
 	}
-	return typeByID(spec, keyID), typeByID(spec, valueID), nil
+	key, value, ok := source.builtin(h)
+	if !ok {
+		h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.Info.Ref))
+	}
+	return key, value, nil
 }
 
 func (h *handle) chooseCodecs(key, value btf.Type) {
@@ -110,7 +113,7 @@ func (h *handle) chooseCodecs(key, value btf.Type) {
 	}
 	h.value = codec.New(value, int(h.ValueSize()))
 	if h.kind.holds != "" {
-		h.value = codec.NewIndex(nil)
+		h.value = codec.NewIndex(nil) // an id
 	}
 }
 

@@ -284,11 +284,15 @@ func listed(pins map[uint32]pin) (refs, notes []string, err error) {
 			return refs, nil, nil
 		case errors.Is(err, unix.EPERM):
 			for _, p := range pins {
-				notes = append(notes, p.refs[0])
+				refs = append(refs, p.refs[0])
 			}
-			return notes, []string{"only bpfnet's own maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
+			return refs, []string{"only bpfnet's own maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
 		case err != nil:
 			return nil, nil, fmt.Errorf("list maps: %w", err)
+		}
+		if p, ok := pins[uint32(id)]; ok {
+			refs = append(refs, p.refs[0])
+			continue
 		}
 		refs = append(refs, idPrefix+strconv.FormatUint(uint64(id), 10))
 	}

@@ -62,6 +62,7 @@ type Entry struct {
 	MapID uint32          `json:"map_id"`
 	Key   json.RawMessage `json:"key"`
 	Value json.RawMessage `json:"value"`
+	Sum   json.RawMessage `json:"-"` // the part of Value that sums up a per-CPU value; else nil
 	Notes []string        `json:"-"`
 }
 
