@@ -49,14 +49,14 @@ func nodeOf(command *cli.Command) *node {
 	return n
 }
 
-// flag is one flag of a command line.
-type flag struct {
+// typedFlag is one flag of a command line.
+type typedFlag struct {
 	name  string // without dashes
 	value string
 	given bool // a value was
 }
 
-func (f flag) String() string {
+func (f typedFlag) String() string {
 	if f.given {
 		return dashed(f.name) + "=" + f.value
 	}
@@ -75,7 +75,7 @@ func dashed(name string) string {
 type line struct {
 	path  []string // the words that name the command
 	node  *node    // the command
-	flags []flag
+	flags []typedFlag
 	args  []string
 }
 
@@ -200,10 +200,10 @@ func isFlag(word string) bool {
 	return word[1] < '0' || word[1] > '9'
 }
 
-func splitFlag(word string) flag {
+func splitFlag(word string) typedFlag {
 	name := strings.TrimPrefix(word[1:], "-")
 	name, value, given := strings.Cut(name, "=")
-	return flag{name, value, given}
+	return typedFlag{name, value, given}
 }
 
 func isHelp(name string) bool { return name == "help" || name == "h" }

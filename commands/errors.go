@@ -12,11 +12,8 @@ import (
 	"bpfnet/output"
 )
 
-// verifierLines is how many of the last lines of a verifier log are part of the
-// message.
-const verifierLines = 4
-
-// verifierError is an error that carries the verifier's log.
+// verifierError is an error that carries the verifier's whole log; its message
+// has the last lines.
 type verifierError interface {
 	error
 	VerifierLog() []string
@@ -79,18 +76,16 @@ func unique(hints []string) []string {
 func (p problem) write(w io.Writer, debug bool) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "bpfnet: %s\n", output.Escape(p.Message))
-	log := p.VerifierLog
-	if !debug && len(log) > verifierLines {
-		log = log[len(log)-verifierLines:]
-	}
-	for _, line := range log {
-		fmt.Fprintf(&b, "  %s\n", output.Escape(line))
+	if debug {
+		for _, line := range p.VerifierLog {
+			fmt.Fprintf(&b, "  %s\n", output.Escape(line))
+		}
 	}
 	for _, hint := range p.Hints {
 		fmt.Fprintf(&b, "hint: %s\n", output.Escape(hint))
 	}
-	if len(log) < len(p.VerifierLog) {
-		fmt.Fprintf(&b, "hint: --debug shows all %d lines of the verifier's log\n", len(p.VerifierLog))
+	if !debug && len(p.VerifierLog) > 0 {
+		fmt.Fprintf(&b, "hint: --debug shows the %d lines of the verifier's log\n", len(p.VerifierLog))
 	}
 	_, _ = io.WriteString(w, b.String())
 }

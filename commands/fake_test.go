@@ -91,13 +91,13 @@ func (s fakeState) List(instance, kind string) ([]string, error) {
 // rejection is what the datapath returns when the verifier refuses a program.
 type rejection struct{ log []string }
 
-func (r rejection) Error() string         { return "load bad: permission denied" }
+func (r rejection) Error() string         { return "load bad: the verifier refused it: R2 !read_ok" }
 func (r rejection) Unwrap() error         { return fault.ErrRejected }
 func (r rejection) VerifierLog() []string { return r.log }
 
 func (f *fake) Load(_ context.Context, r datapath.LoadRequest) (datapath.Loaded, error) {
 	if strings.TrimSpace(string(r.Object)) == "bad" {
-		return datapath.Loaded{}, rejection{[]string{"0: r0 = 0", "1: r1 = r2", "R2 !read_ok", "processed 2 insns", "end 1", "end 2"}}
+		return datapath.Loaded{}, rejection{[]string{"0: r0 = 0", "1: r1 = r2", "R2 !read_ok", "processed 2 insns"}}
 	}
 	loaded := datapath.Loaded{Name: r.Name, Source: r.Source, Builtin: r.Object == nil, Notes: []string{}}
 	if _, ok := f.instances[r.Name]; ok && !r.Replace {

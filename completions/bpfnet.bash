@@ -1,4 +1,5 @@
 # bash completion for bpfnet
+# Made from templates/ by "go generate ./completions"; edit it there.
 # Install: bpfnet completion bash >/etc/bash_completion.d/bpfnet
 
 _bpfnet() {

@@ -1,4 +1,5 @@
 # fish completion for bpfnet
+# Made from templates/ by "go generate ./completions"; edit it there.
 # Install: bpfnet completion fish >~/.config/fish/completions/bpfnet.fish
 
 function __bpfnet_complete

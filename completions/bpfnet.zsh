@@ -1,4 +1,5 @@
 #compdef bpfnet
+# Made from templates/ by "go generate ./completions"; edit it there.
 # zsh completion for bpfnet
 # Install: bpfnet completion zsh >"${fpath[1]}/_bpfnet"
 

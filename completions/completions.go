@@ -2,7 +2,8 @@
 // "bpfnet __complete" for every candidate, so that what they offer is always
 // what the installed bpfnet knows and what is loaded at that moment.
 //
-// The scripts are made from the templates in package commands:
+// The scripts are made from the templates, with the words that package commands
+// uses for its side of the conversation:
 //
 //go:generate go test ../commands -run TestCompletionScripts -update
 package completions
