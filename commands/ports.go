@@ -102,13 +102,13 @@ func portsListCommand(env *Env) *cli.Command {
 			if err := args(c); err != nil {
 				return err
 			}
-			backend, err := env.backend(c)
+			p, b, err := env.open(c)
 			if err != nil {
 				return err
 			}
-			defer backend.Close()
+			defer b.Close()
 			name := c.String("instance")
-			api, err := backend.Ports(name)
+			api, err := b.Ports(name)
 			if err != nil {
 				return err
 			}
@@ -119,7 +119,7 @@ func portsListCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			return env.printPorts(c, name, ports.Result{Listing: listing})
+			return printPorts(p, ports.NewDocument(name, ports.Result{Listing: listing}, c.Bool("dry-run")))
 		},
 	}
 }
@@ -187,75 +187,68 @@ type portsEdit func(ctx context.Context, api ports.API, dryRun bool) (ports.Resu
 // With load, port-filter is loaded first if it isn't there, and unloaded again
 // if the change fails.
 func (e *Env) editPorts(c *cli.Context, load bool, edit portsEdit) error {
-	backend, err := e.backend(c)
+	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
-	defer backend.Close()
+	defer b.Close()
 	name := c.String("instance")
-	loaded, err := e.loadPorts(c, backend, name, load)
+	api, loaded, err := e.portsAPI(c, b, name, load)
 	if err != nil {
 		return err
 	}
-	result, err := e.applyPorts(c, backend, name, edit)
+	result, err := edit(c.Context, api, c.Bool("dry-run"))
 	if err != nil {
 		if loaded && !c.Bool("dry-run") {
-			return cleanUp(err, backend, name)
+			return cleanUp(err, b, name)
 		}
 		return err
 	}
 	result.Changed = result.Changed || loaded
-	if err := e.noteUnattached(c, backend, name); err != nil {
+	if err := printPorts(p, ports.NewDocument(name, result, c.Bool("dry-run"))); err != nil {
 		return err
 	}
-	return e.printPorts(c, name, result)
+	return e.noteUnattached(c, b, name)
 }
 
-// loadPorts loads port-filter under its own name if that is asked for and it
-// isn't loaded; it returns whether it did, or with --dry-run would.
-func (e *Env) loadPorts(c *cli.Context, b Backend, name string, load bool) (bool, error) {
-	_, err := b.Instances(c.Context, name)
-	if !errors.Is(err, fault.ErrNotFound) || name != portFilter {
-		return false, err
+// portsAPI returns what the change is made with. If port-filter isn't loaded, it
+// is loaded under its own name with load, and the change is only planned
+// without. loaded says whether that was done, or with --dry-run would be.
+func (e *Env) portsAPI(c *cli.Context, b Backend, name string, load bool) (api ports.API, loaded bool, err error) {
+	_, err = b.Instances(c.Context, name)
+	missing := name == portFilter && errors.Is(err, fault.ErrNotFound)
+	if err != nil && !missing {
+		return nil, false, err
 	}
-	if !load {
-		return false, nil
+	if missing && !load {
+		return ports.Unloaded(), false, nil
 	}
-	loaded, err := b.Load(c.Context, datapath.LoadRequest{Source: name, Name: name, DryRun: c.Bool("dry-run")})
+	if missing {
+		loaded, err = e.loadPorts(c, b)
+		if err != nil || c.Bool("dry-run") {
+			return ports.Unloaded(), loaded, err
+		}
+	}
+	api, err = b.Ports(name)
+	return api, loaded, err
+}
+
+func (e *Env) loadPorts(c *cli.Context, b Backend) (bool, error) {
+	dryRun := c.Bool("dry-run")
+	loaded, err := b.Load(c.Context, datapath.LoadRequest{Source: portFilter, Name: portFilter, DryRun: dryRun})
 	if err != nil {
 		return false, err
 	}
 	e.notes(c, loaded.Notes)
-	if c.Bool("dry-run") {
-		e.note(c, "note: would load %s", name)
+	if dryRun {
+		e.note(c, "note: would load %s", portFilter)
 	} else if loaded.Changed {
-		e.note(c, "note: loaded %s", name)
+		e.note(c, "note: loaded %s", portFilter)
 	}
 	return loaded.Changed, nil
 }
 
-// applyPorts makes the change, or plans it where nothing is loaded.
-func (e *Env) applyPorts(c *cli.Context, b Backend, name string, edit portsEdit) (ports.Result, error) {
-	_, err := b.Instances(c.Context, name)
-	if errors.Is(err, fault.ErrNotFound) {
-		return edit(c.Context, ports.Unloaded(), true)
-	}
-	if err != nil {
-		return ports.Result{}, err
-	}
-	api, err := b.Ports(name)
-	if err != nil {
-		return ports.Result{}, err
-	}
-	return edit(c.Context, api, c.Bool("dry-run"))
-}
-
-func (e *Env) printPorts(c *cli.Context, name string, result ports.Result) error {
-	p, err := e.printer(c)
-	if err != nil {
-		return err
-	}
-	doc := ports.NewDocument(name, result, c.Bool("dry-run"))
+func printPorts(p *output.Printer, doc ports.Document) error {
 	return p.Object(doc, func() output.Table { return portsTable(doc) })
 }
 

@@ -142,11 +142,7 @@ func (e *Env) run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := e.printer(c)
-	if err != nil {
-		return err
-	}
-	b, err := e.backend(c)
+	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
@@ -190,11 +186,27 @@ func (e *Env) runLoaded(c *cli.Context, b Backend, p *output.Printer, j job, t t
 		}
 		e.notes(c, attachmentNotes(answer.Attachments))
 	}
-	s, stop, err := e.openStream(c, b, p, j)
+	return e.show(c, b, p, j, t)
+}
+
+// show shows what a program does until the stream ends.
+func (e *Env) show(c *cli.Context, b Backend, p *output.Printer, j job, t ticks) error {
+	var s stream
+	var err error
+	switch {
+	case j.load.Object != nil:
+		return e.watchStatus(c.Context, p, b, j.load.Name, t)
+	case j.load.Source == podTraffic:
+		s, err = e.podStream(c, b, p, j.load.Name, j.pods)
+	case j.load.Source == xdpCounter:
+		s, err = counterStream(b, p, j.load.Name, j.counters)
+	default:
+		s, err = portsStream(b, p, j.load.Name)
+	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.run(c.Context, t, c.Bool("once") && c.IsSet("interval")), stop())
+	return s.run(c.Context, t, ratesOnly(c))
 }
 
 // attachedText says what was attached where.
@@ -211,25 +223,6 @@ func attachedText(a datapath.Attachment) string {
 	return text
 }
 
-// openStream returns the stream that shows what a program does, and what ends it.
-func (e *Env) openStream(c *cli.Context, b Backend, p *output.Printer, j job) (s stream, stop func() error, err error) {
-	stop = func() error { return nil }
-	switch {
-	case j.load.Object != nil:
-		if stop, err = b.EnableStats(); err != nil {
-			return stream{}, nil, err
-		}
-		s = e.runStream(b, p, j.load.Name)
-	case j.load.Source == podTraffic:
-		s, err = e.podStream(c, b, p, j.load.Name, j.pods)
-	case j.load.Source == xdpCounter:
-		s, err = counterStream(b, p, j.load.Name, j.counters)
-	case j.load.Source == portFilter:
-		s, err = portsStream(b, p, j.load.Name)
-	}
-	return s, stop, err
-}
-
 // cleanUp detaches and unloads an instance, also when the command was
 // interrupted, and returns err with what went wrong.
 func cleanUp(err error, b Backend, name string) error {
@@ -240,108 +233,4 @@ func cleanUp(err error, b Backend, name string) error {
 		return fmt.Errorf("%w; %w", err, failed)
 	}
 	return cmp.Or(err, failed)
-}
-
-// runDoc is how often the programs of an instance ran.
-type runDoc struct {
-	Schema          string       `json:"schema"`
-	Time            time.Time    `json:"time"`
-	IntervalSeconds *float64     `json:"interval_seconds"` // null: no sample before, no rates
-	Name            string       `json:"name"`
-	Programs        []runProgram `json:"programs"`
-}
-
-// runProgram is how often a program ran while that is counted, which is while
-// somebody watches.
-type runProgram struct {
-	ID            uint32  `json:"id"`
-	Name          string  `json:"name"`
-	Type          string  `json:"type"`
-	RunCount      *uint64 `json:"run_count"`
-	RunTimeNS     *uint64 `json:"run_time_ns"`
-	RunsPerSecond *uint64 `json:"runs_per_second"`
-	NSPerRun      *uint64 `json:"ns_per_run"` // in the interval
-}
-
-// runSample is one reading of the programs of an instance.
-type runSample struct {
-	time     time.Time
-	programs []datapath.Program
-}
-
-// runStream shows how often the programs of a loaded instance run.
-func (e *Env) runStream(b Backend, p *output.Printer, name string) stream {
-	var before, now *runSample
-	return stream{
-		sample: func(ctx context.Context) error {
-			instances, err := b.Instances(ctx, name)
-			if err != nil {
-				return err
-			}
-			before, now = now, &runSample{e.Now(), instances[0].Programs}
-			return nil
-		},
-		show: func() error {
-			doc := newRunDoc(name, before, *now)
-			return p.Event(doc, func() output.Table { return runTable(doc) })
-		},
-	}
-}
-
-func newRunDoc(name string, before *runSample, now runSample) runDoc {
-	d := runDoc{Schema: "bpfnet.run/v1", Time: now.time.UTC().Truncate(time.Second), Name: name, Programs: []runProgram{}}
-	if before != nil {
-		seconds := now.time.Sub(before.time).Round(time.Millisecond).Seconds()
-		d.IntervalSeconds = &seconds
-	}
-	for _, program := range now.programs {
-		r := runProgram{
-			ID: program.ID, Name: program.Name, Type: program.Type, RunCount: program.RunCount, RunTimeNS: program.RunTimeNS,
-		}
-		if d.IntervalSeconds != nil {
-			r.rate(before.find(program.ID), *d.IntervalSeconds)
-		}
-		d.Programs = append(d.Programs, r)
-	}
-	return d
-}
-
-// find returns a program of the sample, empty if it isn't there.
-func (s *runSample) find(id uint32) datapath.Program {
-	for _, program := range s.programs {
-		if program.ID == id {
-			return program
-		}
-	}
-	return datapath.Program{}
-}
-
-// rate fills in what has changed since an earlier reading of the program.
-func (r *runProgram) rate(before datapath.Program, seconds float64) {
-	if r.RunCount == nil || before.RunCount == nil || *r.RunCount < *before.RunCount || seconds <= 0 {
-		return
-	}
-	runs := *r.RunCount - *before.RunCount
-	perSecond := uint64(float64(runs) / seconds)
-	r.RunsPerSecond = &perSecond
-	if r.RunTimeNS == nil || before.RunTimeNS == nil || runs == 0 {
-		return
-	}
-	each := (*r.RunTimeNS - *before.RunTimeNS) / runs
-	r.NSPerRun = &each
-}
-
-func runTable(d runDoc) output.Table {
-	t := output.Table{Header: []string{"program", "type", "runs", "rate", "ns per run"}}
-	for _, r := range d.Programs {
-		row := []string{r.Name, r.Type, "", perSecondCell(r.RunsPerSecond), ""}
-		if r.RunCount != nil {
-			row[2] = output.Count(*r.RunCount)
-		}
-		if r.NSPerRun != nil {
-			row[4] = output.Count(*r.NSPerRun)
-		}
-		t.Rows = append(t.Rows, row)
-	}
-	return t
 }

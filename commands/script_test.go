@@ -32,6 +32,8 @@ func TestScripts(t *testing.T) {
 func scriptFake() *fake {
 	f := newFake()
 	f.maps = newFakeMaps()
+	f.report, f.steps = fakeReport(), fakeSteps()
+	fakeCapabilities(f)
 	return f
 }
 

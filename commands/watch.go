@@ -123,21 +123,20 @@ func (e *Env) watch(c *cli.Context, open func(Backend, *output.Printer) (stream,
 	if err != nil {
 		return err
 	}
-	p, err := e.printer(c)
+	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
-	backend, err := e.backend(c)
+	defer b.Close()
+	s, err := open(b, p)
 	if err != nil {
 		return err
 	}
-	defer backend.Close()
-	s, err := open(backend, p)
-	if err != nil {
-		return err
-	}
-	return s.run(c.Context, t, c.Bool("once") && c.IsSet("interval"))
+	return s.run(c.Context, t, ratesOnly(c))
 }
+
+// ratesOnly says whether one document with rates is asked for.
+func ratesOnly(c *cli.Context) bool { return c.Bool("once") && c.IsSet("interval") }
 
 // run takes the first sample at once and shows it, unless it is only there for
 // the rates of the next one. An end of ctx is a clean end.
