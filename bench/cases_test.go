@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"github.com/cilium/ebpf"
+
+	"bpfnet/bpf"
+	. "bpfnet/bpf/packettest"
+)
+
+// benchCase is one program on one packet.
+type benchCase struct {
+	name    string
+	program string // function
+	object  func() (*ebpf.CollectionSpec, error)
+	empty   string // function of the yardsticks that does nothing, or only what comes before
+	packet  []byte
+	prepare func(*ebpf.Collection) error
+	adjust  func(*ebpf.CollectionSpec) error
+	goal    float64 // net ns; 0 for yardsticks and what has no goal
+}
+
+func builtin(name string) func() (*ebpf.CollectionSpec, error) {
+	return func() (*ebpf.CollectionSpec, error) {
+		program, _ := bpf.Lookup(name)
+		return program.Spec()
+	}
+}
+
+var (
+	tcp4  = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 80, SYN), Payload(10))
+	ack4  = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 40001, ACK), Payload(10))
+	miss4 = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 81, SYN), Payload(10))
+	icmp4 = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), ICMP(), Payload(56))
+	tcp6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), TCP(40000, 80, SYN), Payload(10))
+	ext6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), Extension(HopByHop, 0),
+		Extension(DestinationOptions, 0), TCP(40000, 80, SYN), Payload(10))
+	vlan4 = Build(Ethernet(), VLAN(10), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 80, SYN))
+)
+
+func cases() []benchCase {
+	counter, filter, traffic := builtin("xdp-counter"), builtin("port-filter"), builtin("pod-traffic")
+	return []benchCase{
+		{name: "yardstick/array-counter", program: "xdp_array", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
+		{name: "yardstick/by-protocol", program: "xdp_protocol", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
+		{name: "yardstick/port-bitmap", program: "xdp_bitmap", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
+		{name: "yardstick/hash-1-address", program: "tc_hash", object: loadYardsticks, empty: "tc_empty", packet: tcp4},
+		{name: "yardstick/hash-10k-addresses", program: "tc_vary_hash", object: loadYardsticks, empty: "tc_vary", packet: tcp4},
+
+		{name: "xdp-counter/v4", program: "xdp_counter", object: counter, empty: "xdp_empty", packet: tcp4, goal: 4},
+		{name: "xdp-counter/v6", program: "xdp_counter", object: counter, empty: "xdp_empty", packet: tcp6, goal: 4},
+		{name: "xdp-counter/vlan", program: "xdp_counter", object: counter, empty: "xdp_empty", packet: vlan4},
+		{name: "xdp-counter/v6-extensions", program: "xdp_counter", object: counter, empty: "xdp_empty", packet: ext6},
+
+		{name: "port-filter/tc-v4-hit", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp4, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v4-miss", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: miss4, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v4-established", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: ack4, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v4-untouched", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: icmp4, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v6-hit", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp6, prepare: allow80, goal: 8},
+		{name: "port-filter/xdp-v4-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp4, prepare: allow80, goal: 8},
+		{name: "port-filter/xdp-v6-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp6, prepare: allow80, goal: 8},
+
+		{name: "pod-traffic/tc-v4", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, goal: 40},
+		{name: "pod-traffic/tc-v6", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, goal: 40},
+		{name: "pod-traffic/tc-10k-addresses", program: "pod_traffic_vary", object: loadAddresses, empty: "tc_vary", packet: tcp4, goal: 40},
+		{name: "pod-traffic/tc-prefixes", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, adjust: matchPrefixes},
+		{name: "pod-traffic/cgroup-v4", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp4},
+	}
+}
+
+func matchPrefixes(spec *ebpf.CollectionSpec) error {
+	return spec.Variables["match_prefixes"].Set(uint8(1))
+}
+
+// allow80 puts a policy in force that lets new connections to port 80 and
+// established ones through, and drops the rest.
+func allow80(c *ebpf.Collection) error {
+	spec, err := builtin("port-filter")()
+	if err != nil {
+		return err
+	}
+	inner, err := ebpf.NewMap(spec.Maps["policy"].InnerMap)
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	page, entry := bpf.PolicyIndex(bpf.SideDestination, bpf.PortTCP, 80)
+	var verdicts bpf.PolicyPage
+	verdicts.Verdict[entry] = 1
+	if err := inner.Put(page, &verdicts); err != nil {
+		return err
+	}
+	header := bpf.PolicyHeader{Version: 1, DefaultDrop: 1, Established: 1}
+	if err := inner.Put(uint32(bpf.PolicyHeaderPage), &header); err != nil {
+		return err
+	}
+	return c.Maps["policy"].Put(uint32(0), inner)
+}
