@@ -46,12 +46,12 @@ static __always_inline void count_address(struct __sk_buff *skb)
 {
 	struct packet_view view = VIEW_LINEAR(skb);
 	struct packet packet = {};
-	ip_addr_t source, destination;
+	ip_addr_t source;
 	const struct counter zero = {};
 	struct counter *counter;
 
 	if (parse_link(&view, LAYER_ETHERNET, &packet) != PARSE_OK ||
-	    parse_addresses(&view, &packet, &source, &destination) != PARSE_OK)
+	    parse_address(&view, &packet, END_SOURCE, &source) != PARSE_OK)
 		return;
 	counter = bpf_map_lookup_elem(&addresses, &source);
 	if (counter)

@@ -64,6 +64,8 @@ enum direction {
 	RECEIVE,
 };
 
+static const struct pod_counters nothing;
+
 /* Traffic per Pod address, seen at tc.
  * Key: the Pod's address and the interface it was seen on. Value: bytes and packets, per CPU.
  * Writer: the tc programs. Reader: bpfnet watch pods. */
@@ -140,12 +142,11 @@ static __always_inline void add_atomic(struct pod_counters *counters, enum direc
  * make it at the same time: whoever comes second finds it. */
 static __always_inline struct pod_counters *entry_of(void *map, const void *key)
 {
-	const struct pod_counters zero = {};
 	struct pod_counters *entry = bpf_map_lookup_elem(map, key);
 
 	if (likely(entry))
 		return entry;
-	bpf_map_update_elem(map, key, &zero, BPF_NOEXIST);
+	bpf_map_update_elem(map, key, &nothing, BPF_NOEXIST);
 	return bpf_map_lookup_elem(map, key);
 }
 
@@ -163,37 +164,15 @@ static __always_inline void add_row(enum traffic_row row, enum direction directi
 		add(counters, direction, skb);
 }
 
-static __always_inline void add_pod(const ip_addr_t *address, enum direction direction,
+static __always_inline void add_pod(const struct pod_key *key, enum direction direction,
                                     const struct __sk_buff *skb)
 {
-	struct pod_key key = {.address = *address, .ifindex = skb->ifindex};
-	struct pod_counters *entry = entry_of(&pods, &key);
+	struct pod_counters *entry = entry_of(&pods, key);
 
 	if (likely(entry))
 		add(entry, direction, skb);
 	else
 		add_row(TC_MAP_FULL, direction, skb);
-}
-
-static __always_inline _Bool is_pod(const ip_addr_t *address)
-{
-	struct prefix key = {.prefixlen = 128, .address = *address};
-
-	return bpf_map_lookup_elem(&pod_prefixes, &key);
-}
-
-static __always_inline void add_matching(const ip_addr_t *source, const ip_addr_t *destination,
-                                         enum direction direction, const struct __sk_buff *skb)
-{
-	_Bool from_pod = is_pod(source);
-	_Bool to_pod = is_pod(destination);
-
-	if (from_pod)
-		add_pod(source, TRANSMIT, skb);
-	if (to_pod)
-		add_pod(destination, RECEIVE, skb);
-	if (!from_pod && !to_pod)
-		add_row(TC_NOT_A_POD, direction, skb);
 }
 
 static __always_inline enum traffic_row row_for(enum parse_result result)
@@ -208,40 +187,83 @@ static __always_inline enum traffic_row row_for(enum parse_result result)
 	}
 }
 
-static __always_inline enum parse_result parse_view(const struct packet_view *view,
-                                                    enum layer layer, ip_addr_t *source,
-                                                    ip_addr_t *destination)
+static __always_inline enum parse_result
+parse_view(const struct packet_view *view, enum layer layer, enum end end, ip_addr_t *address)
 {
 	struct packet packet = {};
 	enum parse_result result = parse_link(view, layer, &packet);
 
-	return result == PARSE_OK ? parse_addresses(view, &packet, source, destination) : result;
+	return result == PARSE_OK ? parse_address(view, &packet, end, address) : result;
 }
 
 static __always_inline enum parse_result parse(struct __sk_buff *skb, enum layer layer,
-                                               ip_addr_t *source, ip_addr_t *destination)
+                                               enum end end, ip_addr_t *address)
 {
 	struct packet_view linear = VIEW_LINEAR(skb);
 	struct packet_view copy = VIEW_COPY(skb);
-	enum parse_result result = parse_view(&linear, layer, source, destination);
+	enum parse_result result = parse_view(&linear, layer, end, address);
 
 	if (unlikely(result == PARSE_TRUNCATED))
-		result = parse_view(&copy, layer, source, destination);
+		result = parse_view(&copy, layer, end, address);
 	return result;
+}
+
+/* Where the Pod's address is in what it sends, or receives. */
+static __always_inline enum end end_of(enum direction direction)
+{
+	return direction == TRANSMIT ? END_SOURCE : END_DESTINATION;
+}
+
+/* Counts for the Pod that the direction points to. */
+static __always_inline void count_by_direction(struct __sk_buff *skb, enum layer layer,
+                                               enum direction direction)
+{
+	struct pod_key key = {.ifindex = skb->ifindex};
+	enum parse_result result = parse(skb, layer, end_of(direction), &key.address);
+
+	if (likely(result == PARSE_OK))
+		add_pod(&key, direction, skb);
+	else
+		add_row(row_for(result), direction, skb);
+}
+
+static __always_inline _Bool is_pod(const ip_addr_t *address)
+{
+	struct prefix key = {.prefixlen = 128, .address = *address};
+
+	return bpf_map_lookup_elem(&pod_prefixes, &key);
+}
+
+/* Counts for both ends, if they are Pods. */
+static __always_inline void count_by_prefix(struct __sk_buff *skb, enum layer layer,
+                                            enum direction direction)
+{
+	struct pod_key source = {.ifindex = skb->ifindex}, destination = source;
+	enum parse_result result = parse(skb, layer, END_SOURCE, &source.address);
+	_Bool from_pod, to_pod;
+
+	if (unlikely(result != PARSE_OK)) {
+		add_row(row_for(result), direction, skb);
+		return;
+	}
+	parse(skb, layer, END_DESTINATION, &destination.address);
+	from_pod = is_pod(&source.address);
+	to_pod = is_pod(&destination.address);
+	if (from_pod)
+		add_pod(&source, TRANSMIT, skb);
+	if (to_pod)
+		add_pod(&destination, RECEIVE, skb);
+	if (!from_pod && !to_pod)
+		add_row(TC_NOT_A_POD, direction, skb);
 }
 
 static __always_inline int count_tc(struct __sk_buff *skb, enum layer layer,
                                     enum direction direction)
 {
-	ip_addr_t source, destination;
-	enum parse_result result = parse(skb, layer, &source, &destination);
-
-	if (unlikely(result != PARSE_OK))
-		add_row(row_for(result), direction, skb);
-	else if (match_prefixes)
-		add_matching(&source, &destination, direction, skb);
+	if (match_prefixes)
+		count_by_prefix(skb, layer, direction);
 	else
-		add_pod(direction == TRANSMIT ? &source : &destination, direction, skb);
+		count_by_direction(skb, layer, direction);
 	return TC_NEXT;
 }
 
@@ -249,12 +271,10 @@ static __always_inline struct pod_counters *cgroup_entry(struct __sk_buff *skb,
                                                          enum direction direction)
 {
 	struct cgroup_pod_key key = {.cgroup_id = bpf_skb_cgroup_id(skb)};
-	ip_addr_t source, destination;
 	struct pod_counters *entry;
 
-	if (unlikely(parse(skb, LAYER_IP, &source, &destination) != PARSE_OK))
+	if (unlikely(parse(skb, LAYER_IP, end_of(direction), &key.address) != PARSE_OK))
 		return row_of(CGROUP_TRUNCATED);
-	key.address = direction == TRANSMIT ? source : destination;
 	entry = entry_of(&cgroup_pods, &key);
 	return likely(entry) ? entry : row_of(CGROUP_MAP_FULL);
 }

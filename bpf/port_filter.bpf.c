@@ -284,7 +284,8 @@ static __always_inline struct decision judge_fragment(void *rules,
 	struct fragment_verdict first = {};
 	struct decision decision;
 
-	if (parse_addresses(view, packet, &key.source, &key.destination) != PARSE_OK)
+	if (parse_address(view, packet, END_SOURCE, &key.source) != PARSE_OK ||
+	    parse_address(view, packet, END_DESTINATION, &key.destination) != PARSE_OK)
 		return drop(TRUNCATED);
 	if (packet->fragment == FRAGMENT_LATER)
 		return judge_later_fragment(header, packet, &key);

@@ -315,10 +315,15 @@ static __always_inline ip_addr_t mapped(__be32 address)
 	return (ip_addr_t){.in6_u = {.u6_addr32 = {0, 0, bpf_htonl(0xffff), address}}};
 }
 
-/* Reads both addresses. Needs parse_link only. */
-static __always_inline enum parse_result parse_addresses(const struct packet_view *view,
-                                                         const struct packet *packet,
-                                                         ip_addr_t *source, ip_addr_t *destination)
+enum end {
+	END_SOURCE,
+	END_DESTINATION,
+};
+
+/* Reads one of the addresses. Needs parse_link only. */
+static __always_inline enum parse_result parse_address(const struct packet_view *view,
+                                                       const struct packet *packet, enum end end,
+                                                       ip_addr_t *address)
 {
 	struct ipv6hdr ip6;
 	struct iphdr ip4;
@@ -326,14 +331,12 @@ static __always_inline enum parse_result parse_addresses(const struct packet_vie
 	if (packet->ethertype == ETH_P_IP) {
 		if (!read_header(view, packet->network, &ip4) || ip4.version != 4)
 			return PARSE_TRUNCATED;
-		*source = mapped(ip4.saddr);
-		*destination = mapped(ip4.daddr);
+		*address = mapped(end == END_SOURCE ? ip4.saddr : ip4.daddr);
 		return PARSE_OK;
 	}
 	if (!read_header(view, packet->network, &ip6) || ip6.version != 6)
 		return PARSE_TRUNCATED;
-	*source = ip6.saddr;
-	*destination = ip6.daddr;
+	*address = end == END_SOURCE ? ip6.saddr : ip6.daddr;
 	return PARSE_OK;
 }
 
