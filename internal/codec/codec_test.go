@@ -332,6 +332,77 @@ func clearGaps(c *Codec, b []byte) {
 	}
 }
 
+// FuzzTypes: no type, however wrong, breaks the decoder or what it prints.
+func FuzzTypes(f *testing.F) {
+	f.Add([]byte("\x09\x03\x01\x05\x0a\x02\x0b\x04\x02\x0c"), []byte("0123456789"))
+	f.Fuzz(func(t *testing.T, recipe, data []byte) {
+		typ := (&cook{recipe}).make(0)
+		size, err := btf.Sizeof(typ)
+		if err != nil || size > 4096 {
+			return
+		}
+		b := make([]byte, 3*size)
+		copy(b, data)
+		for _, c := range []*Codec{New(typ, size), NewPrefix(typ, size), NewIndex(typ)} {
+			if c.Size() > size {
+				continue
+			}
+			doc := c.Append(nil, b[:c.Size()])
+			if !json.Valid(doc) {
+				t.Fatalf("%v: %x is printed %s, which is no JSON", typ, b, doc)
+			}
+			_, _ = c.Parse(string(doc))
+			_ = c.Form()
+			if doc, _ := c.AppendPerCPU(nil, b, max(c.Size(), 1)); !json.Valid(doc) {
+				t.Fatalf("%v: %x is printed %s, which is no JSON", typ, b, doc)
+			}
+		}
+	})
+}
+
+// cook makes a type out of bytes.
+type cook struct{ recipe []byte }
+
+func (c *cook) next(n int) int {
+	if len(c.recipe) == 0 {
+		return 0
+	}
+	b := c.recipe[0]
+	c.recipe = c.recipe[1:]
+	return int(b) % n
+}
+
+func (c *cook) make(depth int) btf.Type {
+	simple := []btf.Type{u8, u16, u32, u64, i8, i32, i128, char, flag, f32, f64, color, level, be16, be32, in6, ip,
+		&btf.Void{}, &btf.Int{Size: 3}, &btf.Float{Size: 2}, &btf.Enum{Size: 3}, &btf.Pointer{Target: u8}, &btf.Fwd{Name: "gone"},
+		&btf.Typedef{Name: "ip_addr_t", Type: u8}, &btf.Typedef{Name: "__be32", Type: f32}}
+	kind := c.next(len(simple) + 4)
+	if depth > 4 || kind < len(simple) {
+		return simple[kind%len(simple)]
+	}
+	switch kind - len(simple) {
+	case 0:
+		return arrayOf(c.make(depth+1), uint32(c.next(9)))
+	case 1:
+		return &btf.Union{Size: uint32(c.next(64)), Members: c.members(depth)}
+	case 2:
+		return &btf.Datasec{Size: uint32(c.next(64)), Vars: []btf.VarSecinfo{
+			{Type: &btf.Var{Name: "v", Type: c.make(depth + 1)}, Offset: uint32(c.next(64)), Size: uint32(c.next(64))}}}
+	}
+	return structOf("s", uint32(c.next(64)), c.members(depth)...)
+}
+
+func (c *cook) members(depth int) []btf.Member {
+	var members []btf.Member
+	for range c.next(5) {
+		members = append(members, btf.Member{
+			Name: []string{"", "a", "mac", "addr", "pad"}[c.next(5)], Type: c.make(depth + 1),
+			Offset: btf.Bits(c.next(256)), BitfieldSize: btf.Bits(max(0, c.next(130)-60)),
+		})
+	}
+	return members
+}
+
 func checkAgain(t *testing.T, c *Codec, b []byte) {
 	t.Helper()
 	doc := c.Append(nil, b)

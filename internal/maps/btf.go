@@ -36,7 +36,7 @@ func (t *typeSource) load(id uint32) (*btf.Spec, error) {
 
 // builtin finds the types of a built-in program's map in its object.
 func (t *typeSource) builtin(h *handle) (key, value btf.Type, ok bool) {
-	instance, name, ok := strings.Cut(h.Info.Ref, "/")
+	instance, name, ok := strings.Cut(h.about.Ref, "/")
 	if !ok || instance == "" {
 		return nil, nil, false
 	}

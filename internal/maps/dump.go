@@ -29,7 +29,7 @@ func (s *Store) Dump(ctx context.Context, r DumpRequest, emit func(Row) error) (
 	if err != nil {
 		return Dumped{}, err
 	}
-	dumped := Dumped{Map: h.Info, Notes: h.notes}
+	dumped := Dumped{Map: h.about, Notes: h.notes}
 	var row Row
 	err = h.walk(ctx, func(key, value []byte) error {
 		row.Key = h.key.Append(row.Key[:0], key)

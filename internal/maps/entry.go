@@ -45,15 +45,15 @@ func (s *Store) Get(ctx context.Context, ref, keyText string) (Entry, error) {
 		return Entry{}, h.noSuchKey(ctx, keyText)
 	}
 	doc, sum := h.appendValue(nil, value)
-	return Entry{Map: ref, MapID: h.Info.ID, Key: h.keyJSON(key), Value: doc, Sum: sum, Notes: h.notes}, nil
+	return Entry{Map: ref, MapID: h.about.ID, Key: h.keyJSON(key), Value: doc, Sum: sum, Notes: h.notes}, nil
 }
 
 func (h *handle) noSuchKey(ctx context.Context, key string) error {
 	if h.kind.indexed {
-		return fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.Info.Ref).
+		return fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.about.Ref).
 			Hint("keys are 0..%d", h.MaxEntries()-1)
 	}
-	err := fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.Info.Ref)
+	err := fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, h.about.Ref)
 	if keys := h.someKeys(ctx); len(keys) > 0 {
 		return err.Hint("keys: %s", strings.Join(keys, ", "))
 	}
@@ -110,12 +110,12 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (Change, error) {
 }
 
 func (h *handle) change(key, previous []byte) Change {
-	return Change{Map: h.Info.Ref, MapID: h.Info.ID, Key: h.keyJSON(key), Previous: h.valueJSON(previous), Notes: append([]string{}, h.notes...)}
+	return Change{Map: h.about.Ref, MapID: h.about.ID, Key: h.keyJSON(key), Previous: h.valueJSON(previous), Notes: append([]string{}, h.notes...)}
 }
 
 // writable refuses maps that can't be changed.
 func (h *handle) writable() error {
-	if h.Info.Frozen {
+	if h.about.Frozen {
 		return h.explain("change", unix.EPERM)
 	}
 	return h.readable("change")
@@ -138,14 +138,14 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 		var same bool
 		v.read, same, err = h.value.ParsePerCPU(text, h.stride, h.cpus)
 		if same && h.cpus > 1 {
-			v.notes = append(v.notes, fmt.Sprintf("map %s has a value for each of %d CPUs: this one is for all of them", h.Info.Ref, h.cpus))
+			v.notes = append(v.notes, fmt.Sprintf("map %s has a value for each of %d CPUs: this one is for all of them", h.about.Ref, h.cpus))
 		}
 	default:
 		v.read, err = h.value.Parse(text)
 	}
 	if err != nil {
-		return v, release, fault.New(fault.ErrUsage, "value of map %s: %w", h.Info.Ref, err).
-			Hint("a value of %s is written %s", h.Info.Ref, h.value.Form())
+		return v, release, fault.New(fault.ErrUsage, "value of map %s: %w", h.about.Ref, err).
+			Hint("a value of %s is written %s", h.about.Ref, h.value.Form())
 	}
 	v.write = v.read
 	return v, release, nil
@@ -159,7 +159,7 @@ func (s *Store) parseObject(h *handle, text string) (newValue, func(), error) {
 	}
 	object, id, err := s.openObject(h.kind.holds, text)
 	if err != nil {
-		return newValue{}, func() {}, fmt.Errorf("value of map %s: %w", h.Info.Ref, err)
+		return newValue{}, func() {}, fmt.Errorf("value of map %s: %w", h.about.Ref, err)
 	}
 	v := newValue{read: word(id), write: word(uint32(object.FD()))}
 	return v, func() { object.Close() }, nil
@@ -230,7 +230,7 @@ func (h *handle) allowed(ctx context.Context, r SetRequest, previous []byte, cha
 }
 
 func (h *handle) keyExists(key string) error {
-	return fault.New(fault.ErrConflict, "add key %s to map %s: it is there already, with another value", key, h.Info.Ref).
+	return fault.New(fault.ErrConflict, "add key %s to map %s: it is there already, with another value", key, h.about.Ref).
 		Hint("without --if-absent the value is replaced")
 }
 
@@ -255,7 +255,7 @@ func (h *handle) update(ctx context.Context, r SetRequest, key, value []byte) er
 	case errors.Is(err, unix.ENOENT):
 		return h.noSuchKey(ctx, r.Key)
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
-		return fault.New(fault.ErrConflict, "change map %s: it is full: %d entries", h.Info.Ref, h.MaxEntries()).
+		return fault.New(fault.ErrConflict, "change map %s: it is full: %d entries", h.about.Ref, h.MaxEntries()).
 			Hint("delete entries, or load the program with a greater --max-entries")
 	}
 	return h.explain("change", err)
@@ -296,7 +296,7 @@ func (h *handle) deletable() error {
 		return err
 	}
 	if h.kind.fixed {
-		return fault.New(fault.ErrUnsupported, "delete from map %s: entries of a %s are always there", h.Info.Ref, h.kind.word).
+		return fault.New(fault.ErrUnsupported, "delete from map %s: entries of a %s are always there", h.about.Ref, h.kind.word).
 			Hint("bpfnet map set writes a zero value")
 	}
 	return nil

@@ -15,7 +15,7 @@ import (
 // handle is an open map with what is needed to read and write its entries.
 type handle struct {
 	*ebpf.Map
-	Info   Map
+	about  Map
 	kind   kind
 	key    *codec.Codec
 	value  *codec.Codec
@@ -37,7 +37,7 @@ func newHandle(m *ebpf.Map, ref string, types *typeSource) (*handle, error) {
 		return nil, err
 	}
 	h.chooseCodecs(key, value)
-	h.Info.KeyType, h.Info.ValueType = h.key.TypeName(), h.value.TypeName()
+	h.about.KeyType, h.about.ValueType = h.key.TypeName(), h.value.TypeName()
 	return h, nil
 }
 
@@ -61,16 +61,16 @@ func (h *handle) describe(ref string) error {
 		return fmt.Errorf("read about map %s: %w", ref, err)
 	}
 	id, _ := info.ID()
-	h.Info = Map{
+	h.about = Map{
 		ID: uint32(id), Type: h.kind.word, Name: info.Name, Ref: ref, Flags: info.Flags,
 		BytesKey: info.KeySize, BytesValue: info.ValueSize, MaxEntries: info.MaxEntries,
 		Frozen: info.Frozen(), Pinned: []string{},
 	}
 	if memlock, ok := info.Memlock(); ok {
-		h.Info.BytesMemlock = &memlock
+		h.about.BytesMemlock = &memlock
 	}
 	if id, ok := info.BTFID(); ok {
-		h.Info.BTFID = (*uint32)(&id)
+		h.about.BTFID = (*uint32)(&id)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func (h *handle) describe(ref string) error {
 func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
 	btfID, keyID, valueID, err := typeIDs(h.FD())
 	if err != nil {
-		return nil, nil, fmt.Errorf("read about map %s: %w", h.Info.Ref, err)
+		return nil, nil, fmt.Errorf("read about map %s: %w", h.about.Ref, err)
 	}
 	if btfID == 0 {
 		key, value, _ = source.builtin(h)
@@ -92,11 +92,11 @@ func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
 	case err == nil:
 		return typeByID(spec, keyID), typeByID(spec, valueID), nil
 	case !errors.Is(err, unix.EPERM):
-		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.Info.Ref, err)
+		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.about.Ref, err)
 	}
 	key, value, ok := source.builtin(h)
 	if !ok {
-		h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.Info.Ref))
+		h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.about.Ref))
 	}
 	return key, value, nil
 }
@@ -140,8 +140,8 @@ func (h *handle) valueJSON(value []byte) []byte {
 func (h *handle) parseKey(text string) ([]byte, error) {
 	key, err := h.key.Parse(text)
 	if err != nil {
-		return nil, fault.New(fault.ErrUsage, "key %q of map %s: %w", text, h.Info.Ref, err).
-			Hint("a key of %s is written %s", h.Info.Ref, h.key.Form())
+		return nil, fault.New(fault.ErrUsage, "key %q of map %s: %w", text, h.about.Ref, err).
+			Hint("a key of %s is written %s", h.about.Ref, h.key.Form())
 	}
 	return key, nil
 }
@@ -151,8 +151,8 @@ func (h *handle) readable(verb string) error {
 	if h.kind.refuses == "" {
 		return nil
 	}
-	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.Info.Ref, h.kind.word, h.kind.refuses).
-		Hint("no command reads a %s; bpfnet map show %s describes it", h.kind.word, h.Info.Ref)
+	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).
+		Hint("no command reads a %s; bpfnet map show %s describes it", h.kind.word, h.about.Ref)
 }
 
 // lookup returns the value of a key as the kernel gives it, nil when there is
@@ -172,12 +172,12 @@ func (h *handle) lookup(key []byte) ([]byte, error) {
 // explain says what the kernel means by refusing an operation.
 func (h *handle) explain(verb string, err error) error {
 	switch {
-	case errors.Is(err, unix.EPERM) && h.Info.Frozen:
-		return fault.New(fault.ErrConflict, "%s map %s: it is frozen: nothing outside of the kernel can change it any more", verb, h.Info.Ref)
+	case errors.Is(err, unix.EPERM) && h.about.Frozen:
+		return fault.New(fault.ErrConflict, "%s map %s: it is frozen: nothing outside of the kernel can change it any more", verb, h.about.Ref)
 	case errors.Is(err, unix.EPERM):
-		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.Info.Ref, err).Hint("maps are read and written with CAP_BPF")
+		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.about.Ref, err).Hint("maps are read and written with CAP_BPF")
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, enotsupp):
-		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.Info.Ref, h.kind.word)
+		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.about.Ref, h.kind.word)
 	}
-	return fmt.Errorf("%s map %s: %w", verb, h.Info.Ref, err)
+	return fmt.Errorf("%s map %s: %w", verb, h.about.Ref, err)
 }

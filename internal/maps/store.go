@@ -48,7 +48,7 @@ func (s *Store) open(ref string, readOnly bool) (*handle, error) {
 		return nil, err
 	}
 	if _, name, ok := s.split(ref); ok {
-		h.Info.Name = name
+		h.about.Name = name
 	}
 	return h, nil
 }
@@ -185,13 +185,13 @@ func (s *Store) Show(_ context.Context, ref string) (Map, error) {
 	if err != nil {
 		return Map{}, err
 	}
-	if pin, ok := pins[h.Info.ID]; ok {
-		pin.name(&h.Info)
+	if pin, ok := pins[h.about.ID]; ok {
+		pin.name(&h.about)
 	}
-	if path := filepath.Clean(ref); strings.HasPrefix(ref, "/") && !slices.Contains(h.Info.Pinned, path) {
-		h.Info.Pinned = append(h.Info.Pinned, path)
+	if path := filepath.Clean(ref); strings.HasPrefix(ref, "/") && !slices.Contains(h.about.Pinned, path) {
+		h.about.Pinned = append(h.about.Pinned, path)
 	}
-	return h.Info, nil
+	return h.about, nil
 }
 
 // pin is where below the root a map is pinned.
@@ -308,5 +308,5 @@ func (s *Store) listOne(ref string, types *typeSource) (Map, error) {
 	if err != nil {
 		return Map{}, err
 	}
-	return h.Info, nil
+	return h.about, nil
 }

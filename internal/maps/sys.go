@@ -1,7 +1,6 @@
 package maps
 
 import (
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,16 +42,11 @@ type mapInfo struct {
 }
 
 func call(command int, attr unsafe.Pointer, size uintptr) error {
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
-		runtime.KeepAlive(attr)
-		if errno == 0 {
-			return nil
-		}
-		if errno != unix.EAGAIN {
-			return errno
-		}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
+	if errno != 0 {
+		return errno
 	}
+	return nil
 }
 
 // element runs one of the commands on single elements. key may be nil for the
