@@ -186,7 +186,7 @@ func TestRefusals(t *testing.T) {
 		{f32, "1e300", "not a number"}, {f64, "x", "not a number"},
 		{arrayOf(char, 4), "abcde", "longer than 4 bytes"}, {arrayOf(u8, 2), "[1]", "1 element, 2 are needed"}, {arrayOf(u8, 2), "[1,300]", `member "[1]": 300 is beyond`},
 		{in4, "2001:db8::1", "not an IPv4 address"}, {in6, "10.0.0.1", "mapped it is ::ffff:10.0.0.1"}, {in6, "fe80::1%eth0", "not an address"}, {ip, "10.0.0", "not an address"},
-		{limit, `{"pps":1}`, `member "action" is missing`}, {limit, `{"pps":1,"action":0,"burst":1}`, `no member "burst"`},
+		{limit, `{"pps":1}`, `"action" is missing`}, {limit, `{"pps":1,"action":0,"burst":1}`, `no member is called "burst"`},
 		{limit, `{"pps":-1,"action":0}`, `member "pps": -1 is beyond 0..18446744073709551615`}, {limit, `{"pps":1,"pps":2,"action":0}`, "twice"},
 		{limit, `{"pps":1`, "JSON"}, {limit, `{"pps":1,"action":0} x`, "goes on"}, {limit, "5", "not a JSON object"}, {limit, `{"pps":null,"action":0}`, "null is not an integer"},
 		{mixed, `{"a":8,"b":0,"v4":1,"port":1,"mac":"aa:bb:cc:dd:ee:ff"}`, `member "a": 8 is beyond 0..7`},

@@ -33,7 +33,7 @@ func (n *array) append(dst, b []byte) []byte {
 func (n *array) parse(b []byte, v any, path string) error {
 	values, ok := v.([]any)
 	if !ok {
-		return wrong(path, "%s is not an array: %s", show(v), n.form())
+		return wrong(path, "%s is not a JSON array", show(v))
 	}
 	if len(values) != n.length {
 		return wrong(path, "an array of %s, %d are needed", plural(len(values), "element"), n.length)
@@ -103,16 +103,23 @@ func (n *structure) appendFields(dst, b []byte, each func(*field, []byte, []byte
 func (n *structure) parse(b []byte, v any, path string) error {
 	o, ok := v.(object)
 	if !ok {
-		return wrong(path, "%s is not a JSON object: %s", show(v), n.form())
+		return wrong(path, "%s is not a JSON object", show(v))
 	}
 	if unknown := n.unknown(o); unknown != "" {
-		return wrong(path, "no member %s: %s", unknown, n.form())
+		return wrong(path, "no member is called %s", unknown)
 	}
 	_, missing, err := n.fill(b, o, path)
 	if err == nil && len(missing) > 0 {
-		return wrong(path, "member %s is missing: %s", strings.Join(missing, ", "), n.form())
+		return wrong(path, "%s %s missing", strings.Join(missing, ", "), isOrAre(len(missing)))
 	}
 	return err
+}
+
+func isOrAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
 }
 
 func (n *structure) unknown(o object) string {

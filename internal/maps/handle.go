@@ -178,6 +178,10 @@ func (h *handle) explain(verb string, err error) error {
 		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.about.Ref, err).Hint("maps are read and written with CAP_BPF")
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, enotsupp):
 		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.about.Ref, h.kind.word)
+	case errors.Is(err, unix.ENOSPC):
+		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel shows the values of a %s only if they have 8 bytes", verb, h.about.Ref, h.kind.word)
+	case errors.Is(err, unix.EINVAL) && h.kind.holds != "":
+		return fault.New(fault.ErrUsage, "%s map %s: the %s isn't of the kind that it holds", verb, h.about.Ref, h.kind.holds)
 	}
 	return fmt.Errorf("%s map %s: %w", verb, h.about.Ref, err)
 }

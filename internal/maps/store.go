@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
 	"bpfnet/pinned"
 )
 
@@ -77,10 +78,8 @@ func openID(ref, number string) (*ebpf.Map, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(fault.ErrNotFound, "open map %s: no map has that id", ref).Hint("bpfnet map list shows all maps")
-	case errors.Is(err, unix.EPERM):
-		return nil, fault.New(fault.ErrPermission, "open map %s: %w", ref, err).Hint("opening by id takes CAP_SYS_ADMIN; opening by pin doesn't")
 	case err != nil:
-		return nil, fmt.Errorf("open map %s: %w", ref, err)
+		return nil, fmt.Errorf("open map %s: %w", ref, probe.Explain(probe.OpListByID, err))
 	}
 	return m, nil
 }
@@ -112,8 +111,10 @@ func (s *Store) openError(ref, path string, err error) error {
 	case !isFile(path), strings.Contains(err.Error(), "is not a Map"):
 		return fault.New(fault.ErrUsage, "open map %s: %s is not a map", ref, path)
 	case errors.Is(err, fs.ErrPermission):
-		return fault.New(fault.ErrPermission, "open map %s: %w", ref, err).
-			Hint("it takes CAP_BPF, and access to the file %s", path)
+		if denied := probe.Explain(probe.OpOpenPin, err); errors.Is(denied, fault.ErrPermission) {
+			return fmt.Errorf("open map %s: %w", ref, denied)
+		}
+		return fault.New(fault.ErrPermission, "open map %s: %w", ref, err).Hint("the file is %s", path)
 	}
 	return fmt.Errorf("open map %s: %w", ref, err)
 }
