@@ -122,6 +122,8 @@ func isOrAre(n int) string {
 	return "are"
 }
 
+// unknown returns, in quotes, the name of a member of o that there is no field
+// for; "" when all are known.
 func (n *structure) unknown(o object) string {
 	for _, m := range o {
 		if m.name == "" || !n.has(m.name) {
