@@ -55,11 +55,13 @@ enum port_verdict {
 
 /* Page HEADER_PAGE. */
 struct policy_header {
-	__u32 version;     /* 0: the policy that the object starts with */
+	__u32 version;     /* 0: the policy that the object starts with; ~0: being laid out */
 	__u8 default_drop; /* packets without a rule */
 	__u8 established;  /* pass TCP without SYN or with ACK */
 	__u8 strict;       /* treat ARP, ICMP, ICMPv6, DHCP and other non-IP like everything else */
-	__u8 pad[PAGE_BYTES - 7];
+	__u8 reserved;
+	__u32 generation; /* counts policies, for user space alone */
+	__u8 pad[PAGE_BYTES - 12];
 };
 
 /* What the table was made from, for user space alone. */
@@ -121,10 +123,12 @@ struct policy_map {
 	__type(value, struct policy_page);
 };
 
-/* The policy that the object starts with: no rules, pass.
- * Key: page. Value: 512 bytes, all zero. Writer: nobody. Reader: the programs, until another policy
- * takes its place. */
+/* The two places for a policy: one is in force, the next one is laid out in the other. Both have
+ * pins, so that user space finds them without CAP_SYS_ADMIN, which opening a map by its id needs.
+ * Key: page. Value: 512 bytes; all zero is no rules, pass. Writer: bpfnet ports, only of the one
+ * that isn't in force. Reader: the programs, of the other. */
 struct policy_map first_policy SEC(".maps");
+struct policy_map second_policy SEC(".maps");
 
 /* The policy in force. A new one is filled first and then put here, so that each packet is judged
  * by one policy as a whole. Key: 0. Value: a map of POLICY_PAGES pages: page ((side * 3) +
@@ -273,25 +277,17 @@ static __always_inline struct decision judge_later_fragment(const struct policy_
 
 static __always_inline struct decision judge_fragment(void *rules,
                                                       const struct policy_header *header,
-                                                      const struct packet_view *view,
-                                                      const struct packet *packet, __u32 ifindex)
+                                                      const struct packet *packet,
+                                                      const struct fragment_key *key)
 {
-	struct fragment_key key = {
-		.id = packet->fragment_id,
-		.ifindex = ifindex,
-		.protocol = packet->ethertype == ETH_P_IP ? packet->protocol : 0,
-	};
 	struct fragment_verdict first = {};
 	struct decision decision;
 
-	if (parse_address(view, packet, END_SOURCE, &key.source) != PARSE_OK ||
-	    parse_address(view, packet, END_DESTINATION, &key.destination) != PARSE_OK)
-		return drop(TRUNCATED);
 	if (packet->fragment == FRAGMENT_LATER)
-		return judge_later_fragment(header, packet, &key);
+		return judge_later_fragment(header, packet, key);
 	decision = judge(rules, header, packet);
 	first.drop = decision.drop;
-	bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
+	bpf_map_update_elem(&fragments, key, &first, BPF_ANY);
 	return decision;
 }
 
@@ -308,8 +304,23 @@ static __always_inline struct decision judge_unparsed(const struct policy_header
 	return pass(packet->ethertype == ETH_P_ARP ? UNTOUCHED : NON_IP);
 }
 
+static __always_inline enum parse_result identify(const struct packet_view *view,
+                                                  const struct packet *packet, __u32 ifindex,
+                                                  struct fragment_key *key)
+{
+	key->id = packet->fragment_id;
+	key->ifindex = ifindex;
+	key->protocol = packet->ethertype == ETH_P_IP ? packet->protocol : 0;
+	if (parse_address(view, packet, END_SOURCE, &key->source) != PARSE_OK)
+		return PARSE_TRUNCATED;
+	return parse_address(view, packet, END_DESTINATION, &key->destination);
+}
+
+/* Sets key for fragments only. That is done here, so that what only fragments need doesn't have to
+ * be kept for the steps behind. */
 static __always_inline enum parse_result parse(const struct packet_view *view, enum layer layer,
-                                               struct packet *packet)
+                                               __u32 ifindex, struct packet *packet,
+                                               struct fragment_key *key)
 {
 	enum parse_result result = parse_link(view, layer, packet);
 
@@ -317,24 +328,25 @@ static __always_inline enum parse_result parse(const struct packet_view *view, e
 		result = parse_network(view, packet);
 	if (result == PARSE_OK)
 		result = parse_transport(view, packet);
+	if (result == PARSE_OK && unlikely(packet->fragment != FRAGMENT_NONE))
+		result = identify(view, packet, ifindex, key);
 	return result;
 }
 
 static __always_inline struct decision decide(void *rules, const struct policy_header *header,
-                                              const struct packet_view *view,
                                               const struct packet *packet, enum parse_result result,
-                                              __u32 ifindex)
+                                              const struct fragment_key *key)
 {
 	if (unlikely(result != PARSE_OK))
 		return judge_unparsed(header, packet, result);
 	if (unlikely(packet->fragment != FRAGMENT_NONE))
-		return judge_fragment(rules, header, view, packet, ifindex);
+		return judge_fragment(rules, header, packet, key);
 	return judge(rules, header, packet);
 }
 
 /* Judges and counts; evaluates to whether to drop. */
-static __always_inline _Bool filter(const struct packet_view *view, const struct packet *packet,
-                                    enum parse_result result, __u32 ifindex, __u64 bytes)
+static __always_inline _Bool filter(const struct packet *packet, enum parse_result result,
+                                    const struct fragment_key *key, __u64 bytes)
 {
 	__u32 header_page = HEADER_PAGE, in_force = 0;
 	struct policy_page *page;
@@ -348,7 +360,7 @@ static __always_inline _Bool filter(const struct packet_view *view, const struct
 	page = bpf_map_lookup_elem(rules, &header_page);
 	if (!page)
 		return 0;
-	decision = decide(rules, &page->header, view, packet, result, ifindex);
+	decision = decide(rules, &page->header, packet, result, key);
 	counter = bpf_map_lookup_elem(&counters, &decision.row);
 	if (counter)
 		count(counter, bytes);
@@ -359,25 +371,26 @@ static __always_inline int filter_tc(struct __sk_buff *skb, enum layer layer)
 {
 	struct packet_view linear = VIEW_LINEAR(skb);
 	struct packet_view copy = VIEW_COPY(skb);
-	enum parse_result result;
+	struct fragment_key key;
 	struct packet packet = {};
+	enum parse_result result;
 
-	result = parse(&linear, layer, &packet);
+	result = parse(&linear, layer, skb->ifindex, &packet, &key);
 	if (unlikely(result == PARSE_TRUNCATED))
-		result = parse(&copy, layer, &packet);
-	return filter(&copy, &packet, result, skb->ifindex, skb->len) ? TC_DROP : TC_NEXT;
+		result = parse(&copy, layer, skb->ifindex, &packet, &key);
+	return filter(&packet, result, &key, skb->len) ? TC_DROP : TC_NEXT;
 }
 
 static __always_inline int filter_xdp(struct xdp_md *frame, enum layer layer)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
-	enum parse_result result;
+	__u64 bytes = view.data_end - view.data;
+	struct fragment_key key;
 	struct packet packet = {};
+	enum parse_result result;
 
-	result = parse(&view, layer, &packet);
-	return filter(&view, &packet, result, frame->ingress_ifindex, view.data_end - view.data)
-	               ? XDP_DROP
-	               : XDP_PASS;
+	result = parse(&view, layer, frame->ingress_ifindex, &packet, &key);
+	return filter(&packet, result, &key, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 SEC("tcx/ingress")

@@ -109,6 +109,7 @@ const (
 	portFilterMapFirstPolicy          = "first_policy"
 	portFilterMapFragments            = "fragments"
 	portFilterMapPolicy               = "policy"
+	portFilterMapSecondPolicy         = "second_policy"
 	portFilterProgPortFilterEgress    = "port_filter_egress"
 	portFilterProgPortFilterEgressL3  = "port_filter_egress_l3"
 	portFilterProgPortFilterIngress   = "port_filter_ingress"
@@ -171,10 +172,11 @@ type portFilterProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type portFilterMapSpecs struct {
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	FirstPolicy *ebpf.MapSpec `ebpf:"first_policy"`
-	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
-	Policy      *ebpf.MapSpec `ebpf:"policy"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	FirstPolicy  *ebpf.MapSpec `ebpf:"first_policy"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	Policy       *ebpf.MapSpec `ebpf:"policy"`
+	SecondPolicy *ebpf.MapSpec `ebpf:"second_policy"`
 }
 
 // portFilterVariableSpecs contains global variables before they are loaded into the kernel.
@@ -203,10 +205,11 @@ func (o *portFilterObjects) Close() error {
 //
 // It can be passed to loadPortFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type portFilterMaps struct {
-	Counters    *ebpf.Map `ebpf:"counters"`
-	FirstPolicy *ebpf.Map `ebpf:"first_policy"`
-	Fragments   *ebpf.Map `ebpf:"fragments"`
-	Policy      *ebpf.Map `ebpf:"policy"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	FirstPolicy  *ebpf.Map `ebpf:"first_policy"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	Policy       *ebpf.Map `ebpf:"policy"`
+	SecondPolicy *ebpf.Map `ebpf:"second_policy"`
 }
 
 func (m *portFilterMaps) Close() error {
@@ -215,6 +218,7 @@ func (m *portFilterMaps) Close() error {
 		m.FirstPolicy,
 		m.Fragments,
 		m.Policy,
+		m.SecondPolicy,
 	)
 }
 

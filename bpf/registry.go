@@ -77,7 +77,8 @@ func portFilter() Program {
 		Parameters: []Parameter{},
 		Maps: []Map{
 			{"policy", "the policy in force, swapped as a whole"},
-			{"first_policy", "the policy that it starts with: no rules, pass"},
+			{"first_policy", "one place for a policy, in force at first: no rules, pass"},
+			{"second_policy", "the other place"},
 			{"counters", "what was passed and dropped, by rule"},
 			{"fragments", "verdicts of first fragments, for the later ones"},
 		},
