@@ -24,7 +24,7 @@ unset BPFNET_OUTPUT
 servers=()
 cleanup() {
 	trap - EXIT INT TERM
-	[[ ${#servers[@]} -eq 0 ]] || kill "${servers[@]}" 2>/dev/null || true
+	[[ ${#servers[@]} -eq 0 ]] || { kill "${servers[@]}" && wait "${servers[@]}"; } 2>/dev/null || true
 	"$tool" unload --all --detach -q >/dev/null 2>&1 || true
 	for ns in "$pod_a" "$pod_b" "$host"; do
 		ip netns del "$ns" 2>/dev/null || true
@@ -64,7 +64,7 @@ pod() {
 
 # serve PORT: a traffic server in Pod b.
 serve() {
-	in_ns "$pod_b" iperf3 -s -p "$1" >/dev/null 2>&1 &
+	nsenter --net="/run/netns/$pod_b" -- iperf3 -s -p "$1" >/dev/null 2>&1 &
 	servers+=($!)
 	until in_ns "$pod_b" ss -Hltn "sport = :$1" | grep -q .; do sleep 0.05; done
 }
