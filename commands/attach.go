@@ -153,11 +153,14 @@ func (e *Env) attach(c *cli.Context) error {
 		already: fmt.Sprintf("%q is attached already", answer.Name),
 		notes:   attachmentNotes(answer.Attachments),
 	})
-	return printAttached(p, answer, request.DryRun)
+	return printAttached(p, answer, request.DryRun, attached)
 }
 
-func printAttached(p *output.Printer, answer datapath.Attached, dryRun bool) error {
-	return p.Object(newAttachedDoc(answer, dryRun), func() output.Table { return attachmentTable(answer.Attachments) })
+func printAttached(p *output.Printer, answer datapath.Attached, dryRun bool, word string) error {
+	if dryRun {
+		word = "dry run"
+	}
+	return p.Object(newAttachedDoc(answer, dryRun), func() output.Table { return attachmentTable(answer.Attachments, word) })
 }
 
 // attachmentNotes collects what users should know, each thing once.

@@ -9,7 +9,9 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/completions"
+	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/traffic"
 	"bpfnet/output"
 	"bpfnet/pinned"
 )
@@ -158,7 +160,11 @@ func (co *completer) value(flag string) []string {
 		return []string{string(datapath.Ingress), string(datapath.Egress), string(datapath.Both)}
 	case "mode":
 		return []string{string(datapath.ModeAuto), string(datapath.ModeNative), string(datapath.ModeGeneric), string(datapath.ModeOffload)}
-	case "name", "before", "after":
+	case "sort":
+		return co.sortFields()
+	case "observe":
+		return []string{string(traffic.TC), string(traffic.Cgroup)}
+	case "name", "instance", "before", "after":
 		return co.loaded()
 	case "prog":
 		return co.programs()
@@ -174,6 +180,14 @@ func (co *completer) value(flag string) []string {
 	return nil
 }
 
+// sortFields are the columns that the command can sort by.
+func (co *completer) sortFields() []string {
+	if slices.Contains(co.line.path, "counters") || slices.Contains(co.line.args, xdpCounter) {
+		return counter.SortFields()
+	}
+	return traffic.SortFields()
+}
+
 // argument completes an argument by the command that it is for.
 func (co *completer) argument() []string {
 	if len(co.line.path) == 0 || len(co.line.args) > 0 {
@@ -186,6 +200,8 @@ func (co *completer) argument() []string {
 		return builtinWords()
 	case "map":
 		return co.maps()
+	case "ports":
+		return co.verdicts()
 	case "attach", "detach", "unload", "status", "prog", "link":
 		return co.loaded()
 	}
@@ -198,6 +214,13 @@ func builtinWords() []string {
 		words = append(words, p.Name+"\t"+p.Summary)
 	}
 	return words
+}
+
+func (co *completer) verdicts() []string {
+	if slices.Contains(co.line.path, "default") {
+		return []string{"pass", "drop"}
+	}
+	return nil
 }
 
 // state is what is pinned below the root that the line names.

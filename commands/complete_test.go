@@ -65,6 +65,9 @@ func TestComplete(t *testing.T) {
 		{[]string{"load", "pod-traffic", "--set", "match"}, []string{"match_prefixes="}},
 		{[]string{"unload", "--", "mi"}, []string{"mine"}},
 		{[]string{"completion", "z"}, []string{"zsh"}},
+		{[]string{"watch", "pods", "--observe", ""}, []string{"tc", "cgroup"}},
+		{[]string{"watch", "pods", "--instance", "m"}, []string{"mine"}},
+		{[]string{"ports", "default", ""}, []string{"pass", "drop"}},
 		{[]string{"__"}, nil},
 	} {
 		if got := bareWords(complete(env, test.in)); !slices.Equal(got, test.want) {

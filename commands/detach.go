@@ -88,7 +88,7 @@ func (e *Env) detach(c *cli.Context, request datapath.DetachRequest) error {
 		did:     fmt.Sprintf("detached %s", counted(len(answer.Attachments), "attachment")),
 		already: "nothing to detach",
 	})
-	return printAttached(p, answer, request.DryRun)
+	return printAttached(p, answer, request.DryRun, "detached")
 }
 
 // counted writes a number with its noun: "1 map", "2 maps".
@@ -136,6 +136,6 @@ func (e *Env) unload(c *cli.Context) error {
 		return err
 	}
 	answer.Names = list(answer.Names)
-	e.done(c, p, done{changed: answer.Changed, did: fmt.Sprintf("unloaded %s", counted(len(answer.Names), "program")), already: "nothing is loaded under that name"})
+	e.done(c, p, done{changed: answer.Changed, did: fmt.Sprintf("unloaded %s", counted(len(answer.Names), "program")), already: "nothing to unload"})
 	return p.Object(unloadDoc{"bpfnet.unload/v1", answer, r.DryRun}, func() output.Table { return namesTable(answer.Names) })
 }

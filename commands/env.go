@@ -65,7 +65,7 @@ func (e *Env) printer(c *cli.Context) (*output.Printer, error) {
 		return nil, err
 	}
 	var options []output.Option
-	if _, ok := e.Terminal(); ok {
+	if _, ok := e.Terminal(); ok && e.Getenv("TERM") != "dumb" {
 		options = append(options, output.Terminal(e.Getenv("NO_COLOR") == ""))
 	}
 	return output.New(e.Stdout, format, options...), nil

@@ -120,7 +120,7 @@ func (e *Env) linkList(c *cli.Context) error {
 	for i, a := range attachments {
 		docs[i] = newLinkDoc(a)
 	}
-	return p.List(docs, func() output.Table { return attachmentTable(attachments) })
+	return p.List(docs, func() output.Table { return attachmentTable(attachments, attached) })
 }
 
 func allAttachments(instances []datapath.Instance) []datapath.Attachment {
@@ -146,7 +146,7 @@ func (e *Env) linkShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.Object(newLinkDoc(a), func() output.Table { return attachmentTable([]datapath.Attachment{a}) })
+	return p.Object(newLinkDoc(a), func() output.Table { return attachmentTable([]datapath.Attachment{a}, attached) })
 }
 
 // reference is what show commands take: NAME, NAME/PART or id:N.
@@ -183,7 +183,8 @@ func only[T any](kind string, ref reference, items []T, name func(T) (instance, 
 		return found[0], nil
 	case 0:
 		var none T
-		return none, fault.New(fault.ErrNotFound, "show %s %q: no such %s", kind, ref.text, kind)
+		return none, fault.New(fault.ErrNotFound, "show %s %q: no such %s", kind, ref.text, kind).
+			Hint("bpfnet status   shows what is loaded and attached")
 	}
 	return found[0], fault.New(fault.ErrUsage, "show %s %q: %d %ss match", kind, ref.text, len(found), kind).Hint("%s", hint)
 }
@@ -204,10 +205,11 @@ func programTable(programs []datapath.Program) output.Table {
 	return t
 }
 
-func attachmentTable(attachments []datapath.Attachment) output.Table {
+// attachmentTable shows attachments that are attached, or what word says.
+func attachmentTable(attachments []datapath.Attachment, word string) output.Table {
 	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "link", "prog", "state"}}
 	for _, a := range attachments {
-		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(a.ProgID), state(a)})
+		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(a.ProgID), state(a, word)})
 	}
 	return t
 }
@@ -242,11 +244,15 @@ func how(a datapath.Attachment) string {
 	return a.Mechanism
 }
 
-func state(a datapath.Attachment) string {
+// attached is the state of an attachment that works.
+const attached = "attached"
+
+// state is "defunct" when the target of an attachment is gone, else word.
+func state(a datapath.Attachment, word string) string {
 	if a.Defunct {
 		return "defunct"
 	}
-	return "attached"
+	return word
 }
 
 // ident writes an id; there is none with the number 0.

@@ -159,18 +159,18 @@ func (d *statusDoc) table() output.Table {
 		}
 		for _, a := range in.Attachments {
 			runs, average := in.cost(a.ProgID)
-			t.Rows = append(t.Rows, []string{in.Name, a.Program, a.Hook, target(a.Attachment), how(a.Attachment), state(a.Attachment), fill, runs, average})
+			t.Rows = append(t.Rows, []string{in.Name, a.Program, a.Hook, target(a.Attachment), how(a.Attachment), state(a.Attachment, attached), fill, runs, average})
 			fill = ""
 		}
 	}
 	return t
 }
 
-// fill says how full the maps are whose entries can be counted.
+// fill says how full the maps are that have entries in use.
 func (s instanceStatus) fill() string {
 	var parts []string
 	for _, m := range s.Maps {
-		if m.Entries != nil {
+		if pointed(m.Entries) > 0 {
 			parts = append(parts, m.Name+" "+strconv.FormatUint(*m.Entries, 10)+"/"+strconv.FormatUint(uint64(m.MaxEntries), 10))
 		}
 	}
