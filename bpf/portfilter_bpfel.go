@@ -51,7 +51,9 @@ type portFilterPolicyHeader struct {
 	DefaultDrop uint8
 	Established uint8
 	Strict      uint8
-	Pad         [505]uint8
+	Reserved    uint8
+	Generation  uint32
+	Pad         [500]uint8
 }
 
 type portFilterPolicyPage struct {

@@ -2,9 +2,7 @@ package ports
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/cilium/ebpf"
 
@@ -65,133 +63,162 @@ func (f *Filter) change(ctx context.Context, dryRun bool, edit edit) (result Res
 
 // apply edits the policy; only with dryRun it does without the lock.
 func (f *Filter) apply(edit edit, dryRun bool) (Result, error) {
-	policies, err := f.api.OpenMap(f.instance, "policy", dryRun)
+	m, err := f.open(dryRun)
 	if err != nil {
 		return Result{}, err
 	}
-	defer policies.Close()
-	counters, err := f.api.OpenMap(f.instance, "counters", dryRun)
+	defer m.close()
+	current, err := m.read()
 	if err != nil {
-		return Result{}, err
-	}
-	defer counters.Close()
-	current, err := f.policy(policies)
-	if err != nil {
-		return Result{}, err
+		return Result{}, fmt.Errorf("read policy of %s: %w", f.instance, err)
 	}
 	next, changed, err := edit(current)
 	if err != nil {
 		return Result{}, err
 	}
 	if changed && !dryRun {
-		if err := f.replace(policies, counters, current, next); err != nil {
-			return Result{}, err
+		if err := m.replace(current, next); err != nil {
+			return Result{}, fmt.Errorf("replace policy of %s: %w", f.instance, err)
 		}
 	}
-	listing, err := count(counters, current, next)
+	listing, err := count(m.counters, current, next)
 	if err != nil {
 		return Result{}, fmt.Errorf("read counters of %s: %w", f.instance, err)
 	}
 	return Result{Changed: changed, Listing: listing}, nil
 }
 
-// policy reads the policy that packets meet now.
-func (f *Filter) policy(policies *ebpf.Map) (Policy, error) {
-	var inner *ebpf.Map
-	if err := policies.Lookup(uint32(0), &inner); err != nil {
-		return Policy{}, readError(f.instance, err)
-	}
-	defer inner.Close()
-	policy, err := readLayout(inner)
-	if err != nil {
-		return Policy{}, readError(f.instance, err)
-	}
-	return policy, nil
+// filterMaps are the maps of a loaded instance.
+type filterMaps struct {
+	policy   *ebpf.Map // holds inForce
+	inForce  *ebpf.Map // the policy that packets meet
+	spare    *ebpf.Map // where the next one is laid out
+	counters *ebpf.Map
+
+	generation uint32 // of the policy in force
 }
 
-func readLayout(inner *ebpf.Map) (Policy, error) {
-	var header bpf.PolicyHeader
-	if err := inner.Lookup(uint32(bpf.PolicyHeaderPage), &header); err != nil {
-		return Policy{}, err
+func (m *filterMaps) close() {
+	for _, each := range []*ebpf.Map{m.policy, m.inForce, m.spare, m.counters} {
+		each.Close() // does nothing for nil
 	}
-	return decode(header, func(position int) (rulePage, error) {
+}
+
+func (f *Filter) open(readOnly bool) (m *filterMaps, err error) {
+	m = &filterMaps{}
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	for _, each := range []struct {
+		name string
+		to   **ebpf.Map
+	}{
+		{"policy", &m.policy}, {"first_policy", &m.inForce}, {"second_policy", &m.spare}, {"counters", &m.counters},
+	} {
+		if *each.to, err = f.api.OpenMap(f.instance, each.name, readOnly); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
+}
+
+// order finds out which of the two places for a policy is in force.
+func (m *filterMaps) order() error {
+	var id uint32
+	if err := m.policy.Lookup(uint32(0), &id); err != nil {
+		return err
+	}
+	for range 2 {
+		info, err := m.inForce.Info()
+		if err != nil {
+			return err
+		}
+		if held, ok := info.ID(); ok && uint32(held) == id {
+			return nil
+		}
+		m.inForce, m.spare = m.spare, m.inForce
+	}
+	return fmt.Errorf("map %d in force is neither first_policy nor second_policy", id)
+}
+
+// readTries is how often a policy is read before it counts as changing all the
+// time.
+const readTries = 100
+
+// read returns the policy in force. Without the lock two writers may come
+// between and write to the place that is being read: then it reads again.
+func (m *filterMaps) read() (Policy, error) {
+	for range readTries {
+		if err := m.order(); err != nil {
+			return Policy{}, err
+		}
+		var before, after bpf.PolicyHeader
+		if err := m.inForce.Lookup(headerPage, &before); err != nil {
+			return Policy{}, err
+		}
+		policy, failed := decode(before, m.rulePage)
+		if err := m.inForce.Lookup(headerPage, &after); err != nil {
+			return Policy{}, err
+		}
+		if before == after && before.Version != layoutUnfinished {
+			m.generation = before.Generation
+			return policy, failed
+		}
+	}
+	return Policy{}, fault.New(fault.ErrLocked, "other commands change it all the time")
+}
+
+const headerPage = uint32(bpf.PolicyHeaderPage)
+
+func (m *filterMaps) rulePage(position int) (rulePage, error) {
+	var page rulePage
+	err := m.inForce.Lookup(uint32(bpf.PolicyRulesPage+position), &page)
+	return page, err
+}
+
+// replace lays the policy out in the spare place and puts that in force with one
+// update, so that each packet meets either all of the old or all of the new. The
+// kernel returns from the update when no program runs any more that has looked
+// up the old one, so the old place is free to be written to from then on.
+func (m *filterMaps) replace(current, next Policy) error {
+	l := compile(next)
+	l.header.Generation = m.generation + 1
+	if err := l.write(m.spare); err != nil {
+		return err
+	}
+	if err := zeroCounters(m.counters, current, next); err != nil {
+		return err
+	}
+	return m.policy.Put(uint32(0), m.spare)
+}
+
+// write fills every page of a place that may hold an older policy. The header
+// says that it is unfinished until all of it is there.
+func (l layout) write(place *ebpf.Map) error {
+	if err := place.Put(headerPage, &bpf.PolicyHeader{Version: layoutUnfinished}); err != nil {
+		return err
+	}
+	for number := range headerPage {
+		page := l.table[number]
+		if page == nil {
+			page = new(bpf.PolicyPage)
+		}
+		if err := place.Put(number, page); err != nil {
+			return err
+		}
+	}
+	for position := range rulePages {
 		var page rulePage
-		err := inner.Lookup(uint32(bpf.PolicyRulesPage+position), &page)
-		return page, err
-	})
-}
-
-func readError(instance string, err error) error {
-	if errors.Is(err, syscall.EPERM) {
-		return fault.New(fault.ErrPermission, "read policy of %s: %w", instance, err).
-			Hint("the kernel opens a map in a map by its id, which needs CAP_SYS_ADMIN")
-	}
-	return fmt.Errorf("read policy of %s: %w", instance, err)
-}
-
-// replace lays the policy out beside the running one and swaps it in with one
-// update, so that each packet meets either all of the old or all of the new.
-func (f *Filter) replace(policies, counters *ebpf.Map, current, next Policy) error {
-	inner, err := newInner(next)
-	if err != nil {
-		return fmt.Errorf("lay out policy of %s: %w", f.instance, err)
-	}
-	defer inner.Close()
-	if err := zeroCounters(counters, current, next); err != nil {
-		return fmt.Errorf("clear counters of %s: %w", f.instance, err)
-	}
-	if err := policies.Put(uint32(0), inner); err != nil {
-		return fmt.Errorf("replace policy of %s: %w", f.instance, err)
-	}
-	return nil
-}
-
-// newInner returns a new map with the policy.
-func newInner(policy Policy) (*ebpf.Map, error) {
-	spec, err := innerSpec()
-	if err != nil {
-		return nil, err
-	}
-	inner, err := ebpf.NewMap(spec)
-	if err != nil {
-		return nil, err
-	}
-	if err := compile(policy).write(inner); err != nil {
-		inner.Close()
-		return nil, err
-	}
-	return inner, nil
-}
-
-// write fills a map that is all zero.
-func (l layout) write(inner *ebpf.Map) error {
-	for number, page := range l.table {
-		if err := inner.Put(number, page); err != nil {
+		if position < len(l.rules) {
+			page = l.rules[position]
+		}
+		if err := place.Put(uint32(bpf.PolicyRulesPage+position), &page); err != nil {
 			return err
 		}
 	}
-	for position := range l.rules {
-		if err := inner.Put(uint32(bpf.PolicyRulesPage+position), &l.rules[position]); err != nil {
-			return err
-		}
-	}
-	return inner.Put(uint32(bpf.PolicyHeaderPage), &l.header)
-}
-
-func innerSpec() (*ebpf.MapSpec, error) {
-	program, ok := bpf.Lookup("port-filter")
-	if !ok {
-		return nil, errors.New("no program port-filter")
-	}
-	spec, err := program.Spec()
-	if err != nil {
-		return nil, err
-	}
-	policies := spec.Maps["policy"]
-	if policies == nil || policies.InnerMap == nil {
-		return nil, errors.New("port-filter has no map of policies")
-	}
-	return policies.InnerMap, nil
+	return place.Put(headerPage, &l.header)
 }
 
 // zeroCounters clears the counters of the rules that are new in next: their

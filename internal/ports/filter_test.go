@@ -232,6 +232,69 @@ func TestWritersTogether(t *testing.T) {
 	}
 }
 
+// TestListBesideWriters reads without the lock while the policy changes between
+// two of a thousand rules each: a listing never has rules of both.
+func TestListBesideWriters(t *testing.T) {
+	ctx := context.Background()
+	l := load(t)
+	f := NewFilter(l, "port-filter")
+	var all []Range
+	for port := range 1000 {
+		all = append(all, Range{uint16(port), uint16(port), TCP, Destination})
+	}
+	if _, err := f.Allow(ctx, all, false); err != nil {
+		t.Fatal(err)
+	}
+	var done atomic.Bool
+	var running sync.WaitGroup
+	running.Go(func() {
+		for !done.Load() {
+			list, err := f.List(ctx)
+			if err != nil || len(list.Policy.Rules) != len(all) {
+				t.Errorf("%d rules, %v", len(list.Policy.Rules), err)
+				return
+			}
+			for _, rule := range list.Policy.Rules {
+				if rule.Drop != list.Policy.Rules[0].Drop {
+					t.Error("a listing mixes two policies")
+					return
+				}
+			}
+		}
+	})
+	for range 20 {
+		if _, err := f.Deny(ctx, all, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Allow(ctx, all, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done.Store(true)
+	running.Wait()
+}
+
+// TestLeftUnfinished is a writer that was killed while it laid a policy out.
+func TestLeftUnfinished(t *testing.T) {
+	ctx := context.Background()
+	l := load(t)
+	f := NewFilter(l, "port-filter")
+	junk := compile(Policy{DefaultDrop: true, Rules: []Rule{{9, Range{80, 80, TCP, Source}, true}}})
+	if err := junk.write(l.Maps["second_policy"]); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := f.List(ctx); err != nil || list.Policy.DefaultDrop || len(list.Policy.Rules) != 0 {
+		t.Errorf("listing is %+v, %v", list.Policy, err)
+	}
+	r, err := f.Allow(ctx, ranges(t, Destination, "443/tcp"), false)
+	if err != nil || len(r.Policy.Rules) != 1 || r.Policy.Rules[0].Number != 1 {
+		t.Errorf("policy is %+v, %v", r.Policy, err)
+	}
+	if got := l.verdict(t, packet(6, 80, 1)); got != xdpPass {
+		t.Errorf("what was left in the place is in force: %d", got)
+	}
+}
+
 func TestNoSuchMap(t *testing.T) {
 	l := &loaded{Collection: &ebpf.Collection{}}
 	if _, err := NewFilter(l, "other").List(context.Background()); !errors.Is(err, fault.ErrNotFound) {

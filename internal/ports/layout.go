@@ -3,6 +3,7 @@ package ports
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 
 	"bpfnet/bpf"
@@ -11,6 +12,9 @@ import (
 // layoutVersion is the version of the layout that compile makes. Version 0 is
 // the empty policy that the program is loaded with.
 const layoutVersion = 1
+
+// layoutUnfinished is the version of a policy while it is being laid out.
+const layoutUnfinished = math.MaxUint32
 
 // rulePage is a page of rules as they were given. The program doesn't read
 // them; a policy is read back from them.
