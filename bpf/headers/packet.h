@@ -17,8 +17,8 @@
  *  - Nothing is changed in the packet. The part of an skb that isn't linear is read with
  *    bpf_skb_load_bytes by a second view (see packet_view); callers retry with it on
  *    PARSE_TRUNCATED.
- * Every function is inlined, so that fields nobody asks for cost nothing. Loops are unrolled: needs
- * no kernel newer than 5.10 and, in tc and cgroup_skb, no CAP_PERFMON.
+ * Every function is inlined, so that fields nobody asks for cost nothing, and loops are unrolled:
+ * needs no kernel newer than 5.10.
  */
 #ifndef BPFNET_PACKET_H
 #define BPFNET_PACKET_H
