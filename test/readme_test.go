@@ -1,0 +1,90 @@
+package test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The runnable blocks of a document are those fenced as "sh". They are run in
+// their order, on a host that has what the text speaks of: the device veth-a of
+// a Pod that sends, a device eth0, and my_xdp.o in the current directory. A line
+// that ends in "# until Ctrl-C" is interrupted after a moment and has to end
+// well. All other fences (console, json, text) are only shown.
+var (
+	shellBlock  = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
+	untilCtrlC  = regexp.MustCompile(`(?m)^sudo (.*?)\s+# until Ctrl-C.*$`)
+	interrupted = "timeout --preserve-status --signal=INT 1.5s $1"
+)
+
+func TestReadme(t *testing.T)   { runBlocks(t, "../README.md") }
+func TestArticles(t *testing.T) { runBlocks(t, "../docs/articles.md") }
+
+func runBlocks(t *testing.T, document string) {
+	text, err := os.ReadFile(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t)
+	dir := prepareReader(t, n)
+	blocks := shellBlock.FindAllStringSubmatch(string(text), -1)
+	if len(blocks) == 0 {
+		t.Fatalf("%s has no runnable block", document)
+	}
+	for _, block := range blocks {
+		runBlock(t, n, dir, block[1])
+	}
+	if out := n.must(t, "status", "-o", "json"); !strings.Contains(out, `"instances": []`) {
+		t.Errorf("%s leaves behind:\n%s", document, out)
+	}
+}
+
+// prepareReader makes what the documents speak of, and a sudo for those who are
+// root already. It returns the directory to run in.
+func prepareReader(t *testing.T, n node) string {
+	t.Helper()
+	dir := t.TempDir()
+	object, err := os.ReadFile("../bpf/xdpcounter_bpfel.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, content := range map[string]string{"my_xdp.o": string(object), "bin/sudo": "#!/bin/sh\nexec \"$@\"\n"} {
+		path := filepath.Join(dir, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.sh(t, `
+ip -n $HOST link add eth0 type veth peer name uplink
+ip -n $HOST link set uplink up
+ip -n $HOST link set eth0 up`)
+	ping := exec.Command("nsenter", "--net=/run/netns/"+n.podA, "--", "ping", "-q", "-i0.2", addressB)
+	if err := ping.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = ping.Process.Kill()
+		_ = ping.Wait()
+	})
+	return dir
+}
+
+func runBlock(t *testing.T, n node, dir, block string) {
+	t.Helper()
+	script := untilCtrlC.ReplaceAllString(block, interrupted)
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.host, "--", "bash", "-euxo", "pipefail", "-c", script)
+	cmd.Dir = dir
+	path := strings.Join([]string{filepath.Join(dir, "bin"), filepath.Dir(binary), os.Getenv("PATH")}, ":")
+	cmd.Env = append(append(os.Environ(), n.env()...), "PATH="+path)
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, block)
+	}
+}
