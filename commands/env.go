@@ -78,6 +78,9 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 		LockTimeout: c.Duration("lock-timeout"),
 		Mount:       c.Bool("mount"),
 	}
+	if options.LockTimeout < 0 {
+		return nil, usage(c, "--lock-timeout %s: a time can't be negative", options.LockTimeout)
+	}
 	if name := c.String("netns"); name != "" {
 		path, err := e.Resolve(name)
 		if err != nil {

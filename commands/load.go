@@ -168,7 +168,7 @@ func (e *Env) done(c *cli.Context, p *output.Printer, d done) {
 	case !d.changed:
 		e.note(c, "unchanged: %s", d.already)
 	case c.Bool("dry-run"):
-		e.note(c, "dry run, nothing is changed; would have: %s", d.did)
+		e.note(c, "dry run: would have %s", d.did)
 	default:
 		e.note(c, "%s", d.did)
 	}
