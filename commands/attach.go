@@ -8,7 +8,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/datapath"
-	"bpfnet/internal/fault"
 	"bpfnet/output"
 )
 
@@ -84,29 +83,34 @@ func attachCommand(env *Env) *cli.Command {
 		Name:  "attach",
 		Usage: "run a loaded program on a hook",
 		Subcommands: []*cli.Command{
-			env.attachHook("tc", "on the traffic of an interface", slices.Concat([]cli.Flag{devFlag(), directionFlag()}, positionFlags())...),
-			env.attachHook("xdp", "on the packets that an interface receives, before anything else", devFlag(),
+			env.attachHook("tc", "on the traffic of an interface", slices.Concat([]cli.Flag{required(devFlag()), required(directionFlag())}, positionFlags())...),
+			env.attachHook("xdp", "on the packets that an interface receives, before anything else", required(devFlag()),
 				&cli.StringFlag{Name: "mode", Value: string(datapath.ModeAuto), Usage: "`MODE`: auto (native, else generic), native, generic or offload"}),
-			env.attachHook("sockops", "on the TCP connections of a cgroup", cgroupFlag()),
-			env.attachHook("cgroup", "on the traffic of a cgroup's sockets", cgroupFlag(), directionFlag()),
+			env.attachHook("sockops", "on the TCP connections of a cgroup", required(cgroupFlag())),
+			env.attachHook("cgroup", "on the traffic of a cgroup's sockets", required(cgroupFlag()), directionFlag()),
 			env.attachHook("trace", "on the tracepoints or kernel functions that it names"),
 		},
 	}
 }
 
-func devFlag() cli.Flag {
+func required(f *cli.StringFlag) *cli.StringFlag {
+	f.Required = true
+	return f
+}
+
+func devFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: "dev", Usage: "`INTERFACE`"}
 }
 
-func cgroupFlag() cli.Flag {
+func cgroupFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: "cgroup", Usage: "`DIR` of the cgroup, below /sys/fs/cgroup"}
 }
 
-func directionFlag() cli.Flag {
+func directionFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both"}
 }
 
-func progFlag() cli.Flag {
+func progFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: "prog", Usage: "`FUNCTION`, when several programs of the object fit the hook"}
 }
 
@@ -185,9 +189,6 @@ func attachRequest(c *cli.Context) (datapath.AttachRequest, error) {
 		Replace: c.Bool("replace"),
 		DryRun:  c.Bool("dry-run"),
 	}
-	if err := needed(c); err != nil {
-		return r, err
-	}
 	var err error
 	if r.Direction, err = direction(c); err != nil {
 		return r, err
@@ -197,17 +198,6 @@ func attachRequest(c *cli.Context) (datapath.AttachRequest, error) {
 	}
 	r.Position, err = position(c)
 	return r, err
-}
-
-// needed checks that a hook has its target.
-func needed(c *cli.Context) error {
-	flags := map[string][]string{"tc": {"dev", "direction"}, "xdp": {"dev"}, "sockops": {"cgroup"}, "cgroup": {"cgroup"}}
-	for _, name := range flags[c.Command.Name] {
-		if c.String(name) == "" {
-			return usage(c, "flag %s is missing", dashed(name))
-		}
-	}
-	return nil
 }
 
 func direction(c *cli.Context) (datapath.Direction, error) {
@@ -238,16 +228,4 @@ func position(c *cli.Context) (datapath.Position, error) {
 		return datapath.Position{}, usage(c, "%s exclude each other", strings.Join(set, " and "))
 	}
 	return datapath.Position{First: c.Bool("first"), Last: c.Bool("last"), Before: c.String("before"), After: c.String("after")}, nil
-}
-
-// oneOf checks the value of a flag that takes one of a few words.
-func oneOf(flag, value string, words ...string) (string, error) {
-	if slices.Contains(words, value) {
-		return value, nil
-	}
-	err := fault.New(fault.ErrUsage, "%s %q: no such %s", dashed(flag), value, flag)
-	if near := nearest(value, words); near != "" {
-		return "", err.Hint("did you mean %q?", near)
-	}
-	return "", err.Hint("one of: %s", strings.Join(words, ", "))
 }

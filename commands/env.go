@@ -127,3 +127,35 @@ func (e *Env) notes(c *cli.Context, notes []string) {
 		e.note(c, "note: %s", n)
 	}
 }
+
+// done is what a writer says about itself besides its document.
+type done struct {
+	changed      bool
+	did, already string
+	notes        []string
+}
+
+// done tells people, on stderr, what a writer did. Programs read it in the
+// document.
+func (e *Env) done(c *cli.Context, p *output.Printer, d done) {
+	if p.Format() != output.FormatTable {
+		return
+	}
+	switch {
+	case !d.changed:
+		e.note(c, "unchanged: %s", d.already)
+	case c.Bool("dry-run"):
+		e.note(c, "dry run: would have %s", d.did)
+	default:
+		e.note(c, "%s", d.did)
+	}
+	e.notes(c, d.notes)
+}
+
+// list makes a nil slice an empty one, which is [] in JSON and not null.
+func list[T any](items []T) []T {
+	if items == nil {
+		return []T{}
+	}
+	return items
+}

@@ -119,22 +119,6 @@ func builtinNames() []string {
 	return names
 }
 
-// pairs reads a repeated flag of the form KEY=VALUE.
-func pairs(c *cli.Context, flag string) (map[string]string, error) {
-	values := map[string]string{}
-	for _, text := range c.StringSlice(flag) {
-		key, value, ok := strings.Cut(text, "=")
-		if !ok || key == "" {
-			return nil, usage(c, "--%s %q: not of the form NAME=VALUE", flag, text)
-		}
-		if _, twice := values[key]; twice {
-			return nil, usage(c, "--%s: %q is given twice", flag, key)
-		}
-		values[key] = value
-	}
-	return values, nil
-}
-
 func sizes(c *cli.Context) (map[string]uint32, error) {
 	texts, err := pairs(c, "max-entries")
 	if err != nil {
@@ -149,36 +133,4 @@ func sizes(c *cli.Context) (map[string]uint32, error) {
 		values[name] = uint32(n)
 	}
 	return values, nil
-}
-
-// done is what a writer says about itself besides its document.
-type done struct {
-	changed      bool
-	did, already string
-	notes        []string
-}
-
-// done tells people, on stderr, what a writer did. Programs read it in the
-// document.
-func (e *Env) done(c *cli.Context, p *output.Printer, d done) {
-	if p.Format() != output.FormatTable {
-		return
-	}
-	switch {
-	case !d.changed:
-		e.note(c, "unchanged: %s", d.already)
-	case c.Bool("dry-run"):
-		e.note(c, "dry run: would have %s", d.did)
-	default:
-		e.note(c, "%s", d.did)
-	}
-	e.notes(c, d.notes)
-}
-
-// list makes a nil slice an empty one, which is [] in JSON and not null.
-func list[T any](items []T) []T {
-	if items == nil {
-		return []T{}
-	}
-	return items
 }
