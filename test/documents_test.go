@@ -1,0 +1,201 @@
+package test
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// documented is what docs/output.md says of one document or shape: for each
+// path, whether everything below it is free.
+type documented map[string]bool
+
+var (
+	heading = regexp.MustCompile(`(?m)^##? (.+)$`)
+	keyRow  = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]+) \\|")
+	shapeIn = regexp.MustCompile(`\[([^\]]+)\]\(#`)
+)
+
+// readOutputPage returns the paths of every section of docs/output.md, shapes
+// put in place.
+func readOutputPage(t *testing.T) map[string]documented {
+	t.Helper()
+	page, err := os.ReadFile("../docs/output.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(page)
+	bounds := heading.FindAllStringSubmatchIndex(text, -1)
+	bodies := map[string]string{}
+	for i, b := range bounds {
+		end := len(text)
+		if i+1 < len(bounds) {
+			end = bounds[i+1][0]
+		}
+		bodies[text[b[2]:b[3]]] = text[b[1]:end]
+	}
+	sections := map[string]documented{}
+	for name := range bodies {
+		d := documented{}
+		d.add("", name, bodies)
+		sections[name] = d
+	}
+	return sections
+}
+
+func (d documented) add(prefix, section string, bodies map[string]string) {
+	for _, row := range keyRow.FindAllStringSubmatch(bodies[section], -1) {
+		key, kind := strings.TrimSuffix(row[1], "…"), strings.TrimSpace(row[2])
+		path := prefix + key
+		shape := shapeIn.FindStringSubmatch(kind)
+		if shape != nil && key != row[1] {
+			d.add(path, shape[1], bodies)
+			continue
+		}
+		d[path] = kind == "any"
+		if shape != nil {
+			d.add(path+".", shape[1], bodies)
+		}
+	}
+	for path := range maps.Clone(d) { // "a[].b" says that there is "a[]"
+		for parent, ok := cutLast(path); ok; parent, ok = cutLast(parent) {
+			if _, known := d[parent]; !known {
+				d[parent] = false
+			}
+		}
+	}
+}
+
+func cutLast(path string) (string, bool) {
+	i := strings.LastIndex(path, ".")
+	return path[:max(i, 0)], i > 0
+}
+
+// observed is what a document has: every path, and whether nothing was below it.
+type observed map[string]bool
+
+func (o observed) add(path string, value any, free documented) {
+	if free[path] {
+		o[path] = true
+		return
+	}
+	switch v := value.(type) {
+	case map[string]any:
+		o.empty(path, len(v) == 0)
+		for key, inner := range v {
+			o.add(strings.TrimPrefix(path+"."+key, "."), inner, free)
+		}
+	case []any:
+		o.empty(path+"[]", len(v) == 0)
+		for _, inner := range v {
+			o.add(path+"[]", inner, free)
+		}
+	case nil:
+		o.empty(path, true)
+	default:
+		o.empty(path, false)
+	}
+}
+
+// empty notes a path; one that once had something below it isn't empty.
+func (o observed) empty(path string, empty bool) {
+	before, known := o[path]
+	o[path] = empty && (before || !known)
+}
+
+// compare reports paths that only one side has. What is below an empty array or
+// null can't be seen.
+func compare(t *testing.T, schema string, want documented, got observed) {
+	t.Helper()
+	for _, path := range slices.Sorted(maps.Keys(got)) {
+		if _, ok := want[path]; !ok && path != "" && !hasArray(want, path) {
+			t.Errorf("%s: docs/output.md lacks %s", schema, path)
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(want)) {
+		if _, ok := got[path]; !ok && !hidden(path, got) {
+			t.Errorf("%s: docs/output.md has %s, which isn't there", schema, path)
+		}
+	}
+}
+
+// hasArray says that a path that was null is documented as an array.
+func hasArray(want documented, path string) bool {
+	_, ok := want[path+"[]"]
+	return ok
+}
+
+func hidden(path string, got observed) bool {
+	for ok := true; ok; path, ok = cutLast(path) {
+		array := strings.TrimSuffix(path, "[]")
+		if got[path] || got[array] && array != path {
+			return true
+		}
+	}
+	return false
+}
+
+// TestDocuments compares what the commands print with docs/output.md.
+func TestDocuments(t *testing.T) {
+	n := newNode(t)
+	page := readOutputPage(t)
+	seen := map[string]observed{}
+	for _, line := range []string{
+		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "load xdp-counter",
+		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
+		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
+		"map list", "map show pod-traffic/pods", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
+		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "doctor --selftest", "version", "detach tc pod-traffic", "unload --all --detach",
+	} {
+		if line == "ping" {
+			n.sh(t, "nsenter --net=/run/netns/$POD_A ping -q -c2 -i0.2 "+addressB)
+			continue
+		}
+		for text := range strings.Lines(n.must(t, append(strings.Fields(line), "-o", "ndjson", "-q")...)) {
+			note(t, text, page, seen)
+		}
+	}
+	out := n.bpfnet("load", "nothing-of-that-name", "-o", "json")
+	noteError(t, out, page, seen)
+	for _, name := range slices.Sorted(maps.Keys(page)) {
+		if got := seen[name]; got != nil {
+			compare(t, name, page[name], got)
+		} else if strings.HasPrefix(name, "bpfnet.") {
+			t.Errorf("no command of this test prints %s", name)
+		}
+	}
+}
+
+func note(t *testing.T, text string, page map[string]documented, seen map[string]observed) {
+	t.Helper()
+	var doc map[string]any
+	if err := json.Unmarshal([]byte(text), &doc); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	name, _ := doc["schema"].(string)
+	if name == "" {
+		name = "Errors"
+	}
+	if page[name] == nil {
+		t.Errorf("docs/output.md lacks %q", name)
+	}
+	if seen[name] == nil {
+		seen[name] = observed{}
+	}
+	seen[name].add("", doc, page[name])
+}
+
+func noteError(t *testing.T, cmd *exec.Cmd, page map[string]documented, seen map[string]observed) {
+	t.Helper()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err == nil {
+		t.Fatal("no error")
+	}
+	note(t, stderr.String(), page, seen)
+}
