@@ -304,23 +304,20 @@ static __always_inline struct decision judge_unparsed(const struct policy_header
 	return pass(packet->ethertype == ETH_P_ARP ? UNTOUCHED : NON_IP);
 }
 
-static __always_inline enum parse_result identify(const struct packet_view *view,
-                                                  const struct packet *packet, __u32 ifindex,
-                                                  struct fragment_key *key)
+static __always_inline enum parse_result
+identify(const struct packet_view *view, const struct packet *packet, struct fragment_key *key)
 {
 	key->id = packet->fragment_id;
-	key->ifindex = ifindex;
 	key->protocol = packet->ethertype == ETH_P_IP ? packet->protocol : 0;
 	if (parse_address(view, packet, END_SOURCE, &key->source) != PARSE_OK)
 		return PARSE_TRUNCATED;
 	return parse_address(view, packet, END_DESTINATION, &key->destination);
 }
 
-/* Sets key for fragments only. That is done here, so that what only fragments need doesn't have to
- * be kept for the steps behind. */
+/* Sets key, but its interface, for fragments only. That is done here, so that what only fragments
+ * need doesn't have to be kept for the steps behind. */
 static __always_inline enum parse_result parse(const struct packet_view *view, enum layer layer,
-                                               __u32 ifindex, struct packet *packet,
-                                               struct fragment_key *key)
+                                               struct packet *packet, struct fragment_key *key)
 {
 	enum parse_result result = parse_link(view, layer, packet);
 
@@ -329,7 +326,7 @@ static __always_inline enum parse_result parse(const struct packet_view *view, e
 	if (result == PARSE_OK)
 		result = parse_transport(view, packet);
 	if (result == PARSE_OK && unlikely(packet->fragment != FRAGMENT_NONE))
-		result = identify(view, packet, ifindex, key);
+		result = identify(view, packet, key);
 	return result;
 }
 
@@ -375,9 +372,11 @@ static __always_inline int filter_tc(struct __sk_buff *skb, enum layer layer)
 	struct packet packet = {};
 	enum parse_result result;
 
-	result = parse(&linear, layer, skb->ifindex, &packet, &key);
+	result = parse(&linear, layer, &packet, &key);
 	if (unlikely(result == PARSE_TRUNCATED))
-		result = parse(&copy, layer, skb->ifindex, &packet, &key);
+		result = parse(&copy, layer, &packet, &key);
+	if (unlikely(packet.fragment != FRAGMENT_NONE))
+		key.ifindex = skb->ifindex;
 	return filter(&packet, result, &key, skb->len) ? TC_DROP : TC_NEXT;
 }
 
@@ -389,7 +388,9 @@ static __always_inline int filter_xdp(struct xdp_md *frame, enum layer layer)
 	struct packet packet = {};
 	enum parse_result result;
 
-	result = parse(&view, layer, frame->ingress_ifindex, &packet, &key);
+	result = parse(&view, layer, &packet, &key);
+	if (unlikely(packet.fragment != FRAGMENT_NONE))
+		key.ifindex = frame->ingress_ifindex;
 	return filter(&packet, result, &key, bytes) ? XDP_DROP : XDP_PASS;
 }
 

@@ -1,7 +1,8 @@
 package bpf
 
 // The types that programs and user space share, generated from the C sources.
-// Counters are per CPU and never reset; user space adds the CPUs up.
+// Counters are per CPU and programs only add to them; user space adds the CPUs
+// up.
 type (
 	// Counter is a value of the maps packets (xdp-counter) and counters
 	// (port-filter).

@@ -14,7 +14,7 @@
 /* An address of either family; IPv4 is mapped, ::ffff:a.b.c.d. */
 typedef struct in6_addr ip_addr_t;
 
-/* How much was seen. Never reset. */
+/* How much was seen. Programs only add. */
 struct counter {
 	__u64 packets;
 	__u64 bytes;
