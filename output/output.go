@@ -94,11 +94,14 @@ func (p *Printer) List(docs any, table func() Table) error {
 	case FormatNDJSON:
 		return p.lines(docs)
 	}
-	items, err := elements(docs)
+	array, err := Marshal(docs)
 	if err != nil {
 		return err
 	}
-	return p.Object(items, nil)
+	if bytes.Equal(array, []byte("null")) {
+		array = []byte("[]")
+	}
+	return p.Object(json.RawMessage(array), nil)
 }
 
 // Event writes one document of a stream: a line with json and ndjson, a
@@ -172,9 +175,13 @@ func (p *Printer) line(doc any) error {
 }
 
 func (p *Printer) lines(docs any) error {
-	items, err := elements(docs)
+	array, err := Marshal(docs)
 	if err != nil {
 		return err
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(array, &items); err != nil {
+		return fmt.Errorf("split list of documents: %w", err)
 	}
 	for _, item := range items {
 		if err := p.line(item); err != nil {
@@ -195,20 +202,4 @@ func (p *Printer) yaml(doc any) error {
 	}
 	_, err = p.w.Write(text)
 	return err
-}
-
-// elements returns the JSON of each element of a slice, never nil.
-func elements(docs any) ([]json.RawMessage, error) {
-	b, err := Marshal(docs)
-	if err != nil {
-		return nil, err
-	}
-	items := []json.RawMessage{}
-	if err := json.Unmarshal(b, &items); err != nil {
-		return nil, fmt.Errorf("split list of documents: %w", err)
-	}
-	if items == nil {
-		items = []json.RawMessage{}
-	}
-	return items, nil
 }

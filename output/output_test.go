@@ -166,6 +166,18 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// TestRowsLeaveTheirInput checks that what follows an item in the caller's
+// buffer stays as it is.
+func TestRowsLeaveTheirInput(t *testing.T) {
+	for _, format := range Formats() {
+		buffer := []byte("12345")
+		rows := New(io.Discard, Format(format)).Rows()
+		if err := rows.Add(buffer[:2], func() string { return "" }); err != nil || string(buffer) != "12345" {
+			t.Errorf("%s: buffer is %q, %v", format, buffer, err)
+		}
+	}
+}
+
 // TestRowsMemory checks that writing a row keeps nothing of it.
 func TestRowsMemory(t *testing.T) {
 	for _, format := range []Format{FormatJSON, FormatNDJSON, FormatTable} {

@@ -24,13 +24,20 @@ func (r *Rows) Add(json []byte, line func() string) error {
 	case FormatTable:
 		_, err = r.w.WriteString(Escape(line()) + "\n")
 	case FormatNDJSON:
-		_, err = r.w.Write(append(printable(json), '\n'))
+		err = r.line(json)
 	case FormatYAML:
 		err = r.yaml(json)
 	default:
 		err = r.json(json)
 	}
 	return err
+}
+
+func (r *Rows) line(item []byte) error {
+	if _, err := r.w.Write(printable(item)); err != nil {
+		return err
+	}
+	return r.w.WriteByte('\n')
 }
 
 func (r *Rows) json(item []byte) error {
