@@ -87,7 +87,7 @@ func globalFlags() []cli.Flag {
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of results: table, json, yaml or ndjson (environment: BPFNET_OUTPUT; default: table)"},
 		&cli.StringFlag{Name: "bpffs", Usage: "`DIR` that holds bpfnet's state (environment: BPFNET_BPFFS; default: /sys/fs/bpf/bpfnet)"},
 		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID`"},
-		&cli.DurationFlag{Name: "lock-timeout", Value: defaultLockTimeout, Usage: "how `LONG` to wait for another bpfnet that is changing things"},
+		&cli.DurationFlag{Name: "lock-timeout", Value: defaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "verify and show what would be done, change nothing"},
 		&cli.BoolFlag{Name: "mount", Usage: "mount bpffs on /sys/fs/bpf if it isn't mounted"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no notes on stderr"},

@@ -99,7 +99,7 @@ func required(f *cli.StringFlag) *cli.StringFlag {
 }
 
 func devFlag() *cli.StringFlag {
-	return &cli.StringFlag{Name: "dev", Usage: "`INTERFACE`"}
+	return &cli.StringFlag{Name: "dev", Usage: "network `INTERFACE`"}
 }
 
 func cgroupFlag() *cli.StringFlag {
