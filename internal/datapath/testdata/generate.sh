@@ -1,5 +1,6 @@
 #!/bin/sh
 # Compiles the objects that the tests load as a user's own.
+# shellcheck disable=SC2086 # the flags are words
 set -eu
 cd "$(dirname "$0")"
 flags="-O2 -Wall -Werror -target bpfel -mcpu=v2 -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
