@@ -5,8 +5,8 @@
  *
  * Hook: tc ingress and egress (TCX or clsact; the _l3 functions on devices without an Ethernet
  * header), cgroup_skb ingress and egress.
- * Verdict: the packet always goes on (tc: TC_ACT_UNSPEC, so that later programs run; cgroup_skb:
- * 1). Kernel: 5.10, the oldest one tested; nothing here is newer.
+ * Verdict: the packet always goes on (tc: TC_ACT_UNSPEC, so that later programs run; cgroup_skb: 1).
+ * Kernel: 5.10, the oldest one tested; nothing here is newer.
  *
  * On the host's side of a veth, ingress is what the Pod sends and egress what it receives. Bytes
  * are skb->len, what a veth's own counters add up; in cgroup_skb that is without the Ethernet

@@ -9,7 +9,7 @@
  * (TC_ACT_SHOT, XDP_DROP). In this order:
  *   1. Not IP, ICMP, ICMPv6: pass, unless strict.
  *   2. Headers cut short, or more of them than the parser follows: drop. No host accepts the
- * former, and behind the latter any port could hide.
+ *      former, and behind the latter any port could hide.
  *   3. A later fragment: as its first one; the default if that one wasn't seen.
  *   4. With established: TCP without SYN, or with ACK: pass.
  *   5. The rule of the destination port and that of the source port: a drop in either wins.
@@ -131,9 +131,10 @@ struct policy_map first_policy SEC(".maps");
 struct policy_map second_policy SEC(".maps");
 
 /* The policy in force. A new one is filled first and then put here, so that each packet is judged
- * by one policy as a whole. Key: 0. Value: a map of POLICY_PAGES pages: page ((side * 3) +
- * protocol) * 256 + (port >> 8) of the table, then struct policy_header, then pages of struct
- * policy_rule. Writer: bpfnet ports. Reader: the programs. */
+ * by one policy as a whole.
+ * Key: 0. Value: a map of POLICY_PAGES pages: page ((side * 3) + protocol) * 256 + (port >> 8) of the
+ * table, then struct policy_header, then pages of struct policy_rule. Writer: bpfnet ports. Reader:
+ * the programs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);

@@ -8,12 +8,12 @@
  *    (vlan_tci) isn't in the packet, so there is nothing to step over.
  *  - IPv4 options and up to MAX_EXTENSIONS IPv6 extension headers are stepped over. ESP, "no next
  *    header" and unknown numbers end the chain: they are the protocol.
- *  - A later fragment (offset above 0) has no upper-layer header: its ports and flags are 0. In
- * IPv6 its protocol is what the fragment header says.
- *  - A header that doesn't fit into the packet, or contradicts itself, is PARSE_TRUNCATED. Nothing
- * is read beyond the packet, no field of struct packet is used before it was read.
- *  - parse_link, parse_network and parse_transport build on each other; a program stops at the
- * layer it needs, and pays and fails only for that.
+ *  - A later fragment (offset above 0) has no upper-layer header: its ports and flags are 0. In IPv6
+ *    its protocol is what the fragment header says.
+ *  - A header that doesn't fit into the packet, or contradicts itself, is PARSE_TRUNCATED. Nothing is
+ *    read beyond the packet.
+ *  - parse_link, parse_network and parse_transport build on each other; a program stops at the layer
+ *    it needs, and pays and fails only for that. parse_address needs parse_link only.
  *  - Nothing is changed in the packet. The part of an skb that isn't linear is read with
  *    bpf_skb_load_bytes by a second view (see packet_view); callers retry with it on
  *    PARSE_TRUNCATED.
