@@ -28,6 +28,7 @@ build: ## build ./bpfnet; needs Go alone
 
 test: ## run all tests, with the race detector; as root, or those on the kernel are skipped
 	@scripts/deps test
+	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
 	$(GO) test -race $(TESTFLAGS) ./...
 
 demo: build ## count and filter the traffic of two "Pods" on this machine, then clean up
