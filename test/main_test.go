@@ -1,0 +1,172 @@
+// Package test tries the built command line on real traffic: acceptance
+// scripts, kills at every system call, and commands with fewer capabilities.
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"bpfnet/internal/testkit"
+)
+
+// binary is the bpfnet that the tests run.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "bpfnet-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "bpfnet")
+	if out, err := exec.Command("go", "build", "-o", binary, "bpfnet").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build bpfnet: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+var serial atomic.Uint32
+
+// node is a host of its own in a network namespace: two Pods, each a namespace
+// with a device eth0, hang with their host-side devices veth-a and veth-b on a
+// bridge.
+type node struct {
+	host, podA, podB string // names of namespaces
+	root             string // bpffs directory
+}
+
+// addresses of the Pods.
+const (
+	addressA = "10.77.0.4"
+	addressB = "10.77.0.5"
+)
+
+func newNode(t testing.TB) node {
+	t.Helper()
+	testkit.NeedsKernel(t)
+	base := fmt.Sprintf("bn%d-%d", os.Getpid(), serial.Add(1))
+	n := node{host: base + "h", podA: base + "a", podB: base + "b", root: testkit.Root(t)}
+	t.Cleanup(func() {
+		for _, ns := range []string{n.podA, n.podB, n.host} {
+			_ = exec.Command("ip", "netns", "del", ns).Run()
+		}
+	})
+	script := `set -e
+for ns in $HOST $POD_A $POD_B; do ip netns add $ns; ip -n $ns link set lo up; done
+ip -n $HOST link add br0 type bridge
+ip -n $HOST addr add 10.77.0.1/24 dev br0
+ip -n $HOST addr add fd77::1/64 dev br0 nodad
+ip -n $HOST link set br0 up
+pod() {
+	ip -n $HOST link add $2 type veth peer name eth0 netns $1
+	ip -n $HOST link set $2 master br0 up
+	ip -n $1 addr add $3/24 dev eth0
+	ip -n $1 addr add $4/64 dev eth0 nodad
+	ip -n $1 link set eth0 up
+	ip -n $1 route add default via 10.77.0.1
+}
+pod $POD_A veth-a 10.77.0.4 fd77::4
+pod $POD_B veth-b 10.77.0.5 fd77::5
+for i in $(seq 100); do nsenter --net=/run/netns/$POD_A ping -c1 -W1 -q 10.77.0.5 >/dev/null && exit 0; sleep 0.1; done
+exit 1`
+	cmd := exec.Command("bash", "-c", script)
+	cmd.Env = append(os.Environ(), n.env()...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make a node: %v\n%s", err, out)
+	}
+	return n
+}
+
+func (n node) env() []string {
+	return []string{"HOST=" + n.host, "POD_A=" + n.podA, "POD_B=" + n.podB, "BPFNET_BPFFS=" + n.root, "BPFNET_OUTPUT="}
+}
+
+// bpfnet returns a command line that runs on the node's host.
+func (n node) bpfnet(args ...string) *exec.Cmd {
+	cmd := exec.Command(binary, append([]string{"--netns", n.host}, args...)...)
+	cmd.Env = append(os.Environ(), n.env()...)
+	return cmd
+}
+
+// must runs bpfnet and returns its stdout.
+func (n node) must(t testing.TB, args ...string) string {
+	t.Helper()
+	cmd := n.bpfnet(args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("bpfnet %q: %v\n%s%s", args, err, stdout.String(), stderr.String())
+	}
+	return stdout.String()
+}
+
+// sh runs a shell script with the node's names in the environment.
+func (n node) sh(t testing.TB, script string) string {
+	t.Helper()
+	cmd := exec.Command("bash", "-euc", script)
+	cmd.Env = append(append(os.Environ(), n.env()...), "PATH="+filepath.Dir(binary)+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
+}
+
+// TestScripts runs the acceptance scripts, each on a node of its own.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "scripts",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			n := newNode(env.T().(testing.TB))
+			env.Vars = append(env.Vars, n.env()...)
+			env.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
+			data, err := filepath.Abs("../internal/datapath/testdata")
+			env.Setenv("OBJECTS", data)
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"bpfnet": runBpfnet,
+			"in":     runIn,
+			"jq":     runJQ,
+		},
+	})
+}
+
+// runBpfnet is `bpfnet ARGS`: the tool on the node's host.
+func runBpfnet(ts *testscript.TestScript, neg bool, args []string) {
+	expect(ts, neg, ts.Exec("bpfnet", append([]string{"--netns", ts.Getenv("HOST")}, args...)...))
+}
+
+// runIn is `in NAMESPACE COMMAND …`.
+func runIn(ts *testscript.TestScript, neg bool, args []string) {
+	expect(ts, neg, ts.Exec("nsenter", append([]string{"--net=/run/netns/" + args[0], "--"}, args[1:]...)...))
+}
+
+// runJQ is `jq FILTER`: the filter must be true of the last stdout.
+func runJQ(ts *testscript.TestScript, neg bool, args []string) {
+	out := ts.ReadFile("stdout")
+	cmd := exec.Command("jq", append([]string{"-e"}, args...)...)
+	cmd.Stdin = bytes.NewBufferString(out)
+	result, err := cmd.CombinedOutput()
+	if (err == nil) == neg {
+		ts.Fatalf("jq %q: %s of\n%s", args, result, out)
+	}
+}
+
+func expect(ts *testscript.TestScript, neg bool, err error) {
+	if (err == nil) == neg {
+		ts.Fatalf("unexpected result: %v", err)
+	}
+}
