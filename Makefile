@@ -55,7 +55,11 @@ lint: ## check formatting, vet, staticcheck, shell scripts, licences
 completions: ## make the completion scripts from the command tree
 	$(GO) generate ./completions
 
-install: build ## install bpfnet and its completions below PREFIX
+# What is built already is installed as it is: root may have no Go.
+bpfnet:
+	$(MAKE) build
+
+install: bpfnet ## install bpfnet and its completions below PREFIX
 	install -Dm755 bpfnet $(DESTDIR)$(PREFIX)/bin/bpfnet
 	install -Dm644 completions/bpfnet.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bpfnet
 	install -Dm644 completions/bpfnet.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_bpfnet
