@@ -1,0 +1,135 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// device is what the kernel counts on a host-side device, seen from the Pod.
+type device struct{ transmit, receive uint64 }
+
+func (n node) device(t *testing.T, name string) device {
+	t.Helper()
+	var links []struct {
+		Stats64 struct{ Rx, Tx struct{ Bytes uint64 } }
+	}
+	out := n.sh(t, "ip -n $HOST -s -j link show dev "+name)
+	if err := json.Unmarshal([]byte(out), &links); err != nil || len(links) != 1 {
+		t.Fatalf("%v in %s", err, out)
+	}
+	return device{transmit: links[0].Stats64.Rx.Bytes, receive: links[0].Stats64.Tx.Bytes}
+}
+
+// pods is the document bpfnet.pods/v1, as far as this test reads it.
+type pods struct {
+	Loss struct {
+		MapFull uint64 `json:"map_full"`
+	}
+	Pods   []row
+	Others row
+	Total  row
+}
+
+type row struct {
+	Address  string
+	DevName  *string
+	Transmit uint64 `json:"transmit_bytes"`
+	Receive  uint64 `json:"receive_bytes"`
+	Packets  uint64 `json:"transmit_packets"`
+}
+
+func (n node) pods(t *testing.T, args ...string) pods {
+	t.Helper()
+	var doc pods
+	out := n.must(t, append([]string{"watch", "pods", "--once", "-o", "json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &doc); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	return doc
+}
+
+// What the Pods' rows and the others add up to is what the interface counted,
+// to the byte, with TCP segmentation offload and GRO on, both address families,
+// UDP and fragments.
+func TestPodTrafficEqualsTheInterface(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "pod-traffic")
+	before := n.quiet(t, func() device { return n.device(t, "veth-a") })
+	n.must(t, "attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "both")
+	if n.device(t, "veth-a") != before {
+		t.Skip("a stray packet passed while attaching; the difference wouldn't be the tool's")
+	}
+	n.sh(t, `
+nsenter --net=/run/netns/$POD_B iperf3 -s -D -I /tmp/$POD_B.pid >/dev/null
+trap 'kill $(tr -d "\0" < /tmp/$POD_B.pid)' EXIT
+sleep 0.5
+A="nsenter --net=/run/netns/$POD_A"
+$A iperf3 -c 10.77.0.5 -t 2 >/dev/null
+$A iperf3 -c fd77::5 -t 1 -R >/dev/null
+$A iperf3 -c 10.77.0.5 -u -b 100M -l 4000 -t 1 >/dev/null
+$A ping -c 3 -i 0.2 -s 3000 -q 10.77.0.5 >/dev/null
+$A ping -c 3 -i 0.2 -q fd77::5 >/dev/null`)
+	var counted pods
+	after := n.quiet(t, func() device {
+		counted = n.pods(t)
+		return n.device(t, "veth-a")
+	})
+	want := device{transmit: after.transmit - before.transmit, receive: after.receive - before.receive}
+	sum := counted.Others
+	for _, p := range counted.Pods {
+		sum.Transmit += p.Transmit
+		sum.Receive += p.Receive
+	}
+	if got := (device{sum.Transmit, sum.Receive}); got != want {
+		t.Errorf("counted %+v, the interface %+v", got, want)
+	}
+	if got := (device{counted.Total.Transmit, counted.Total.Receive}); got != want {
+		t.Errorf("total %+v, the interface %+v", got, want)
+	}
+	if counted.Loss.MapFull != 0 || want.transmit < 10e6 {
+		t.Errorf("map_full %d, %d bytes sent", counted.Loss.MapFull, want.transmit)
+	}
+	if top := n.pods(t, "--limit", "1"); len(top.Pods) != 1 || top.Pods[0].Transmit+top.Others.Transmit < want.transmit {
+		t.Errorf("with one row: %+v", top)
+	}
+}
+
+// quiet reads until nothing has moved between two readings.
+func (n node) quiet(t *testing.T, read func() device) device {
+	t.Helper()
+	last := read()
+	for range 100 {
+		time.Sleep(50 * time.Millisecond)
+		now := read()
+		if now == last {
+			return now
+		}
+		last = now
+	}
+	t.Fatal(fmt.Sprint("traffic never stops: ", last))
+	return last
+}
+
+// Counters go up only, whatever readers do.
+func TestReadersDoNotDisturb(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "pod-traffic")
+	n.must(t, "attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "both")
+	n.sh(t, "nsenter --net=/run/netns/$POD_A ping -c 3 -i 0.2 -q 10.77.0.5")
+	var last uint64
+	for range 5 {
+		n.sh(t, "nsenter --net=/run/netns/$POD_A ping -c 1 -q 10.77.0.5")
+		var sent uint64
+		for _, p := range n.pods(t).Pods {
+			if p.Address == addressA {
+				sent = p.Packets
+			}
+		}
+		if sent <= last {
+			t.Fatalf("%d packets after %d", sent, last)
+		}
+		last = sent
+	}
+}
