@@ -120,7 +120,7 @@ func parse(root *node, argv []string) (line, error) {
 		default:
 			f := splitFlag(word)
 			if !f.given && l.takesValue(root, f.name) {
-				if i+1 == len(argv) || isFlag(argv[i+1]) {
+				if i+1 == len(argv) || readsAsFlag(argv[i+1]) {
 					wrong = cmp.Or(wrong, valueMissing(f.name))
 					continue
 				}
@@ -198,6 +198,12 @@ func isFlag(word string) bool {
 		return false
 	}
 	return word[1] < '0' || word[1] > '9'
+}
+
+// readsAsFlag says whether a word where a value could stand is a flag instead:
+// one with two dashes, or one letter after a dash. "--sort -bytes" is a value.
+func readsAsFlag(word string) bool {
+	return isFlag(word) && (strings.HasPrefix(word, "--") || len(splitFlag(word).name) == 1)
 }
 
 func splitFlag(word string) typedFlag {

@@ -34,6 +34,7 @@ func TestReorder(t *testing.T) {
 		{"empty value", "load x --name=", "load --name= -- x"},
 		{"value after = may begin with a dash", "load x --set=-1", "load --set=-1 -- x"},
 		{"negative number as value", "load x --set -1", "load --set=-1 -- x"},
+		{"word with a dash as value", "watch pods --sort -address", "watch pods --sort=-address"},
 		{"negative number as argument", "map get x/y -1", "map get -- x/y -1"},
 		{"dash is an argument", "map get x/y -", "map get -- x/y -"},
 		{"-- ends flags", "map get x/y -- --output", "map get -- x/y --output"},

@@ -36,7 +36,7 @@ func runCommand(env *Env) *cli.Command {
 			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic, else ingress"},
 			&cli.StringFlag{Name: "mode", Usage: "attach to xdp in `MODE` auto, native, generic or offload"},
 			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
-			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; --sort=-FIELD is descending"},
+			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; -FIELD is descending"},
 			&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
 		),
 		Action: env.run,

@@ -1,0 +1,90 @@
+package test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"bpfnet/internal/testkit"
+)
+
+// as returns a command line that runs bpfnet as root with only the named
+// capabilities, which is what a service with a bounding set gets. It runs in the
+// host's namespace: entering another one needs CAP_SYS_ADMIN.
+func (n node) as(caps string, args ...string) *exec.Cmd {
+	set := "-all"
+	for _, c := range strings.Fields(caps) {
+		set += ",+" + c
+	}
+	// nsenter enters the node before the capabilities are dropped.
+	line := append([]string{"--net=/run/netns/" + n.host, "--", "setpriv", "--bounding-set", set, "--inh-caps", set, binary}, args...)
+	cmd := exec.Command("nsenter", line...)
+	cmd.Env = append(os.Environ(), n.env()...)
+	return cmd
+}
+
+func (n node) runAs(t *testing.T, caps string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := n.as(caps, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	_ = cmd.Run()
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+const enough = "bpf net_admin perfmon"
+
+// The whole life of a program needs three capabilities and not CAP_SYS_ADMIN.
+func TestThreeCapabilitiesAreEnough(t *testing.T) {
+	n := newNode(t)
+	cgroup := testkit.Cgroup(t)
+	for _, args := range [][]string{
+		{"load", "pod-traffic"},
+		{"attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "both"},
+		{"attach", "cgroup", "pod-traffic", "--cgroup", cgroup},
+		{"watch", "pods", "--once"},
+		{"map", "dump", "pod-traffic/pods"},
+		{"load", "xdp-counter"},
+		{"attach", "xdp", "xdp-counter", "--dev", "veth-b", "--mode", "generic"},
+		{"watch", "counters", "--once"},
+		{"load", "xdp-counter", "--replace", "--prog", "xdp_counter"},
+		{"ports", "allow", "80/tcp"},
+		{"attach", "tc", "port-filter", "--dev", "veth-a", "--direction", "ingress"},
+		{"ports", "default", "drop"},
+		{"ports", "list"},
+		{"status"}, {"prog", "list"}, {"link", "list"}, {"map", "list"}, {"programs"}, {"doctor"},
+		{"detach", "tc", "pod-traffic"},
+		{"unload", "--all", "--detach"},
+	} {
+		if code, _, stderr := n.runAs(t, enough, args...); code != 0 {
+			t.Errorf("%q: exit %d\n%s", args, code, stderr)
+		}
+	}
+}
+
+// A missing capability is exit 5, and the message names it.
+func TestMissingCapabilityIsNamed(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "pod-traffic")
+	n.must(t, "load", "xdp-counter")
+	for _, c := range []struct {
+		caps, missing string
+		args          []string
+	}{
+		{"net_admin perfmon", "CAP_BPF", []string{"load", "pod-traffic", "--name", "x"}},
+		{"bpf perfmon", "CAP_NET_ADMIN", []string{"load", "pod-traffic", "--name", "x"}},
+		{"bpf net_admin", "CAP_PERFMON", []string{"load", "xdp-counter", "--name", "x"}},
+		{enough, "CAP_SYS_ADMIN", []string{"status", "--netns", n.podA}},
+		{enough, "CAP_SYS_ADMIN", []string{"status", "--interval", "100ms", "--count", "1"}},
+	} {
+		code, _, stderr := n.runAs(t, c.caps, c.args...)
+		if code != 5 || !strings.Contains(stderr, c.missing) {
+			t.Errorf("with %q, %q: exit %d, want 5 naming %s\n%s", c.caps, c.args, code, c.missing, stderr)
+		}
+	}
+	if got := n.summary(t); !strings.HasPrefix(got, "pod-traffic(") || strings.Contains(got, "x(") || strings.Contains(got, "@") {
+		t.Errorf("left behind: %s", got)
+	}
+}
