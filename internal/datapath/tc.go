@@ -73,7 +73,7 @@ func (e *Engine) neighbour(ref string, s spot) (ebpf.ProgramID, error) {
 		return 0, err
 	}
 	for _, a := range docs {
-		if a.Hook == s.hook && !a.Defunct && *a.IfIndex == s.at.IfIndex && *a.NetNS == s.at.NetNS {
+		if hookGroup(a.Hook) == "tc" && hookDirection(a.Hook) == hookDirection(s.hook) && !a.Defunct && *a.IfIndex == s.at.IfIndex && *a.NetNS == s.at.NetNS {
 			return ebpf.ProgramID(a.ProgID), nil
 		}
 	}
