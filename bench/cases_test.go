@@ -55,6 +55,7 @@ func cases() []benchCase {
 		{name: "port-filter/tc-v4-miss", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: miss4, prepare: allow80, goal: 8},
 		{name: "port-filter/tc-v4-established", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: ack4, prepare: allow80, goal: 8},
 		{name: "port-filter/tc-v4-untouched", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: icmp4, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v4-source", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp4, prepare: allow80AndSource, goal: 8},
 		{name: "port-filter/tc-v6-hit", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp6, prepare: allow80, goal: 8},
 		{name: "port-filter/xdp-v4-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp4, prepare: allow80, goal: 8},
 		{name: "port-filter/xdp-v6-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp6, prepare: allow80, goal: 8},
@@ -73,25 +74,22 @@ func matchPrefixes(spec *ebpf.CollectionSpec) error {
 
 // allow80 puts a policy in force that lets new connections to port 80 and
 // established ones through, and drops the rest.
-func allow80(c *ebpf.Collection) error {
-	spec, err := builtin("port-filter")()
-	if err != nil {
-		return err
-	}
-	inner, err := ebpf.NewMap(spec.Maps["policy"].InnerMap)
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
+func allow80(c *ebpf.Collection) error { return putPolicy(c, bpf.PolicyHeader{NoSource: 1}) }
+
+// allow80AndSource is the same where source ports have to be looked up too.
+func allow80AndSource(c *ebpf.Collection) error { return putPolicy(c, bpf.PolicyHeader{}) }
+
+func putPolicy(c *ebpf.Collection, header bpf.PolicyHeader) error {
+	place := c.Maps["second_policy"]
 	page, entry := bpf.PolicyIndex(bpf.SideDestination, bpf.PortTCP, 80)
 	var verdicts bpf.PolicyPage
 	verdicts.Verdict[entry] = 1
-	if err := inner.Put(page, &verdicts); err != nil {
+	if err := place.Put(page, &verdicts); err != nil {
 		return err
 	}
-	header := bpf.PolicyHeader{Version: 1, DefaultDrop: 1, Established: 1}
-	if err := inner.Put(uint32(bpf.PolicyHeaderPage), &header); err != nil {
+	header.Version, header.DefaultDrop, header.Established = 1, 1, 1
+	if err := place.Put(uint32(bpf.PolicyHeaderPage), &header); err != nil {
 		return err
 	}
-	return c.Maps["policy"].Put(uint32(0), inner)
+	return c.Maps["policy"].Put(uint32(0), place)
 }

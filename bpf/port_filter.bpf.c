@@ -59,8 +59,8 @@ struct policy_header {
 	__u8 default_drop; /* packets without a rule */
 	__u8 established;  /* pass TCP without SYN or with ACK */
 	__u8 strict;       /* treat ARP, ICMP, ICMPv6, DHCP and other non-IP like everything else */
-	__u8 reserved;
-	__u32 generation; /* counts policies, for user space alone */
+	__u8 no_source;    /* no rule has a source port: those needn't be looked up */
+	__u32 generation;  /* counts policies, for user space alone */
 	__u8 pad[PAGE_BYTES - 12];
 };
 
@@ -227,7 +227,8 @@ static __always_inline __u16 lookup_port(void *rules, enum port_protocol protoco
 }
 
 /* The verdict of the rules, 0 if there is none for this packet. */
-static __always_inline __u16 lookup_rule(void *rules, const struct packet *packet)
+static __always_inline __u16 lookup_rule(void *rules, const struct policy_header *header,
+                                         const struct packet *packet)
 {
 	enum port_protocol protocol = protocol_of(packet);
 	__u16 source, destination;
@@ -235,9 +236,9 @@ static __always_inline __u16 lookup_rule(void *rules, const struct packet *packe
 	if (protocol == PORT_NONE)
 		return 0;
 	destination = lookup_port(rules, protocol, SIDE_DESTINATION, packet->destination_port);
-	source = lookup_port(rules, protocol, SIDE_SOURCE, packet->source_port);
-	if (destination & VERDICT_DROP)
+	if (header->no_source || destination & VERDICT_DROP)
 		return destination;
+	source = lookup_port(rules, protocol, SIDE_SOURCE, packet->source_port);
 	if (source & VERDICT_DROP)
 		return source;
 	return destination ? destination : source;
@@ -253,7 +254,7 @@ static __always_inline struct decision judge(void *rules, const struct policy_he
 		return pass(UNTOUCHED);
 	if (header->established && is_established(packet))
 		return pass(ESTABLISHED);
-	verdict = lookup_rule(rules, packet);
+	verdict = lookup_rule(rules, header, packet);
 	if (verdict)
 		return (struct decision){.row = PORT_ROWS + (verdict & VERDICT_NUMBER),
 		                         .drop = !!(verdict & VERDICT_DROP)};
@@ -315,8 +316,6 @@ identify(const struct packet_view *view, const struct packet *packet, struct fra
 	return parse_address(view, packet, END_DESTINATION, &key->destination);
 }
 
-/* Sets key, but its interface, for fragments only. That is done here, so that what only fragments
- * need doesn't have to be kept for the steps behind. */
 static __always_inline enum parse_result parse(const struct packet_view *view, enum layer layer,
                                                struct packet *packet, struct fragment_key *key)
 {
@@ -326,7 +325,7 @@ static __always_inline enum parse_result parse(const struct packet_view *view, e
 		result = parse_network(view, packet);
 	if (result == PARSE_OK)
 		result = parse_transport(view, packet);
-	if (result == PARSE_OK && unlikely(packet->fragment != FRAGMENT_NONE))
+	if (result == PARSE_OK && packet->fragment != FRAGMENT_NONE)
 		result = identify(view, packet, key);
 	return result;
 }
@@ -335,14 +334,14 @@ static __always_inline struct decision decide(void *rules, const struct policy_h
                                               const struct packet *packet, enum parse_result result,
                                               const struct fragment_key *key)
 {
-	if (unlikely(result != PARSE_OK))
+	if (result != PARSE_OK)
 		return judge_unparsed(header, packet, result);
-	if (unlikely(packet->fragment != FRAGMENT_NONE))
+	if (key && packet->fragment != FRAGMENT_NONE)
 		return judge_fragment(rules, header, packet, key);
 	return judge(rules, header, packet);
 }
 
-/* Judges and counts; evaluates to whether to drop. */
+/* Judges and counts; evaluates to whether to drop. Without a key the packet isn't a fragment. */
 static __always_inline _Bool filter(const struct packet *packet, enum parse_result result,
                                     const struct fragment_key *key, __u64 bytes)
 {
@@ -365,34 +364,48 @@ static __always_inline _Bool filter(const struct packet *packet, enum parse_resu
 	return decision.drop;
 }
 
+/* For what parse_common doesn't take. A function of its own, so that the way of the other packets
+ * stays short; the call costs as much as they do. */
+static __noinline int filter_uncommon_tc(struct __sk_buff *skb, enum layer layer)
+{
+	struct packet_view view = VIEW_COPY(skb);
+	struct fragment_key key = {.ifindex = skb->ifindex};
+	struct packet packet = {};
+	enum parse_result result = parse(&view, layer, &packet, &key);
+
+	return filter(&packet, result, &key, skb->len) ? TC_DROP : TC_NEXT;
+}
+
 static __always_inline int filter_tc(struct __sk_buff *skb, enum layer layer)
 {
-	struct packet_view linear = VIEW_LINEAR(skb);
-	struct packet_view copy = VIEW_COPY(skb);
-	struct fragment_key key;
+	struct packet_view view = VIEW_LINEAR(skb);
 	struct packet packet = {};
-	enum parse_result result;
 
-	result = parse(&linear, layer, &packet, &key);
-	if (unlikely(result == PARSE_TRUNCATED))
-		result = parse(&copy, layer, &packet, &key);
-	if (unlikely(packet.fragment != FRAGMENT_NONE))
-		key.ifindex = skb->ifindex;
-	return filter(&packet, result, &key, skb->len) ? TC_DROP : TC_NEXT;
+	if (unlikely(!parse_common(&view, layer, &packet)))
+		return filter_uncommon_tc(skb, layer);
+	return filter(&packet, PARSE_OK, NULL, skb->len) ? TC_DROP : TC_NEXT;
+}
+
+static __noinline int filter_uncommon_xdp(struct xdp_md *frame, enum layer layer)
+{
+	struct packet_view view = VIEW_LINEAR(frame);
+	struct fragment_key key = {.ifindex = frame->ingress_ifindex};
+	__u64 bytes = view.data_end - view.data;
+	struct packet packet = {};
+	enum parse_result result = parse(&view, layer, &packet, &key);
+
+	return filter(&packet, result, &key, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 static __always_inline int filter_xdp(struct xdp_md *frame, enum layer layer)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
 	__u64 bytes = view.data_end - view.data;
-	struct fragment_key key;
 	struct packet packet = {};
-	enum parse_result result;
 
-	result = parse(&view, layer, &packet, &key);
-	if (unlikely(packet.fragment != FRAGMENT_NONE))
-		key.ifindex = frame->ingress_ifindex;
-	return filter(&packet, result, &key, bytes) ? XDP_DROP : XDP_PASS;
+	if (unlikely(!parse_common(&view, layer, &packet)))
+		return filter_uncommon_xdp(frame, layer);
+	return filter(&packet, PARSE_OK, NULL, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 SEC("tcx/ingress")

@@ -51,7 +51,7 @@ type portFilterPolicyHeader struct {
 	DefaultDrop uint8
 	Established uint8
 	Strict      uint8
-	Reserved    uint8
+	NoSource    uint8
 	Generation  uint32
 	Pad         [500]uint8
 }

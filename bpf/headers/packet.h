@@ -255,8 +255,8 @@ static __always_inline _Bool parse_extension(const struct packet_view *view, str
 	return 1;
 }
 
-static __always_inline enum parse_result parse_ipv6(const struct packet_view *view,
-                                                    struct packet *packet)
+static __always_inline enum parse_result parse_ipv6_fixed(const struct packet_view *view,
+                                                          struct packet *packet)
 {
 	struct ipv6hdr ip;
 
@@ -266,6 +266,14 @@ static __always_inline enum parse_result parse_ipv6(const struct packet_view *vi
 	packet->protocol = ip.nexthdr;
 	packet->fragment = FRAGMENT_NONE;
 	packet->fragment_id = 0;
+	return PARSE_OK;
+}
+
+static __always_inline enum parse_result parse_ipv6(const struct packet_view *view,
+                                                    struct packet *packet)
+{
+	if (parse_ipv6_fixed(view, packet) != PARSE_OK)
+		return PARSE_TRUNCATED;
 #pragma unroll
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		if (likely(!more_extensions(packet)))
@@ -308,6 +316,25 @@ static __always_inline enum parse_result parse_transport(const struct packet_vie
 		packet->destination_port = bpf_ntohs(ports.destination);
 	}
 	return PARSE_OK;
+}
+
+/* Parses what nearly all packets are: whole IP packets, IPv6 without extension headers. False for
+ * all others, which tells nothing about them. Short, so that what a program does with the packet
+ * finds its fields in registers. */
+static __always_inline _Bool parse_common(const struct packet_view *view, enum layer layer,
+                                          struct packet *packet)
+{
+	if (unlikely(parse_link(view, layer, packet) != PARSE_OK))
+		return 0;
+	if (packet->ethertype == ETH_P_IP) {
+		if (unlikely(parse_ipv4(view, packet) != PARSE_OK ||
+		             packet->fragment != FRAGMENT_NONE))
+			return 0;
+	} else if (unlikely(parse_ipv6_fixed(view, packet) != PARSE_OK ||
+	                    is_extension(packet->protocol))) {
+		return 0;
+	}
+	return parse_transport(view, packet) == PARSE_OK;
 }
 
 static __always_inline ip_addr_t mapped(__be32 address)

@@ -35,6 +35,7 @@ func compile(policy Policy) layout {
 		DefaultDrop: flag(policy.DefaultDrop),
 		Established: flag(policy.Established),
 		Strict:      flag(policy.Strict),
+		NoSource:    flag(!slices.ContainsFunc(policy.Rules, func(r Rule) bool { return r.Side == Source })),
 	}}
 	for rules := range slices.Chunk(policy.Rules, bpf.RulesPerPage) {
 		l.rules = append(l.rules, newRulePage(rules))
