@@ -56,6 +56,10 @@ enum traffic_row {
 	CGROUP_TRUNCATED, /* neither an IPv4 nor an IPv6 header */
 	CGROUP_MAP_FULL,  /* no room for the address in cgroup_pods */
 	TC_TOO_DEEP,      /* more VLAN tags than the parser follows */
+	TC_MULTICAST,     /* to a multicast address or 255.255.255.255 */
+	TC_UNSPECIFIED,   /* from 0.0.0.0 or ::, a Pod that has no address yet */
+	CGROUP_MULTICAST, /* the same two, seen at cgroup_skb */
+	CGROUP_UNSPECIFIED,
 	TRAFFIC_ROWS,
 };
 
@@ -214,6 +218,36 @@ static __always_inline enum end end_of(enum direction direction)
 	return direction == TRANSMIT ? END_SOURCE : END_DESTINATION;
 }
 
+static __always_inline _Bool is_mapped(const ip_addr_t *address)
+{
+	return !(address->s6_addr32[0] | address->s6_addr32[1]) &&
+	       address->s6_addr32[2] == bpf_htonl(0xffff);
+}
+
+/* An address of many receivers, 224.0.0.0/4, 255.255.255.255 or ff00::/8. A subnet's own broadcast
+ * address can't be told from a host's. */
+static __always_inline _Bool is_multicast(const ip_addr_t *address)
+{
+	__be32 address4 = address->s6_addr32[3];
+
+	if (!is_mapped(address))
+		return address->s6_addr[0] == 0xff;
+	return (address4 & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       address4 == bpf_htonl(0xffffffff);
+}
+
+static __always_inline _Bool is_unspecified(const ip_addr_t *address)
+{
+	return !(address->s6_addr32[0] | address->s6_addr32[1] | address->s6_addr32[3]) &&
+	       (!address->s6_addr32[2] || is_mapped(address));
+}
+
+/* Whether an address where the Pod's should be is nobody's own. */
+static __always_inline _Bool is_nobody(const ip_addr_t *address, enum direction direction)
+{
+	return direction == TRANSMIT ? is_unspecified(address) : is_multicast(address);
+}
+
 /* Counts for the Pod that the direction points to. */
 static __always_inline void count_by_direction(struct __sk_buff *skb, enum layer layer,
                                                enum direction direction)
@@ -221,10 +255,12 @@ static __always_inline void count_by_direction(struct __sk_buff *skb, enum layer
 	struct pod_key key = {.ifindex = skb->ifindex};
 	enum parse_result result = parse(skb, layer, end_of(direction), &key.address);
 
-	if (likely(result == PARSE_OK))
-		add_pod(&key, direction, skb);
-	else
+	if (unlikely(result != PARSE_OK))
 		add_row(row_for(result), direction, skb);
+	else if (unlikely(is_nobody(&key.address, direction)))
+		add_row(direction == TRANSMIT ? TC_UNSPECIFIED : TC_MULTICAST, direction, skb);
+	else
+		add_pod(&key, direction, skb);
 }
 
 static __always_inline _Bool is_pod(const ip_addr_t *address)
@@ -275,6 +311,8 @@ static __always_inline struct pod_counters *cgroup_entry(struct __sk_buff *skb,
 
 	if (unlikely(parse(skb, LAYER_IP, end_of(direction), &key.address) != PARSE_OK))
 		return row_of(CGROUP_TRUNCATED);
+	if (unlikely(is_nobody(&key.address, direction)))
+		return row_of(direction == TRANSMIT ? CGROUP_UNSPECIFIED : CGROUP_MULTICAST);
 	entry = entry_of(&cgroup_pods, &key);
 	return likely(entry) ? entry : row_of(CGROUP_MAP_FULL);
 }

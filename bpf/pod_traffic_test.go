@@ -168,6 +168,73 @@ func TestPodTrafficMapFull(t *testing.T) {
 		rowMap{bpf.TCMapFull: transmit(len(second), 1)})
 }
 
+// An address that is nobody's own has no entry: that of many receivers, that of
+// a sender without one.
+var nobodies = []struct {
+	name, source, destination string
+	layer                     func(source, destination string) Layer
+}{
+	{"multicast", source4, "224.0.0.251", v4},
+	{"last multicast", source4, "239.255.255.255", v4},
+	{"broadcast", source4, "255.255.255.255", v4},
+	{"v6 multicast", source6, "ff02::1", IPv6},
+	{"DHCP", "0.0.0.0", "255.255.255.255", v4},
+	{"DAD", "::", "ff02::1:ff00:4", IPv6},
+}
+
+func v4(source, destination string) Layer { return IPv4(source, destination, IPv4Header{}) }
+
+func TestPodTrafficNobody(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	for _, p := range nobodies {
+		t.Run(p.name, func(t *testing.T) {
+			packet := ethernet(p.layer(p.source, p.destination), UDP(1, 2))
+			size := len(packet)
+			run(t, c.Programs["pod_traffic_egress"], packet)
+			wantPods(t, c, nil, rowMap{bpf.TCMulticast: receive(size, 1)})
+			run(t, c.Programs["pod_traffic_cgroup_ingress"], packet)
+			wantPods(t, c, nil, rowMap{bpf.CgroupMulticast: receive(size-14, 1)})
+			if p.source == source4 || p.source == source6 {
+				return
+			}
+			run(t, c.Programs["pod_traffic_ingress"], packet)
+			wantPods(t, c, nil, rowMap{bpf.TCUnspecified: transmit(size, 1)})
+			run(t, c.Programs["pod_traffic_cgroup_egress"], packet)
+			wantPods(t, c, nil, rowMap{bpf.CgroupUnspecified: transmit(size-14, 1)})
+		})
+	}
+	if got := cgroupEntries(t, c); len(got) != 0 {
+		t.Errorf("unexpected entries %v", got)
+	}
+}
+
+// What is next to those addresses is somebody's, and so are they on the other
+// side.
+func TestPodTrafficSomebody(t *testing.T) {
+	c := load(t, "pod-traffic", nil)
+	for _, address := range []string{
+		"223.255.255.255", "240.0.0.0", "255.255.255.254", "0.0.0.0", "0.0.0.1", "::", "::1", "100::", "fe80::1",
+	} {
+		packet := alike(address)
+		run(t, c.Programs["pod_traffic_egress"], packet)
+		wantPods(t, c, podMap{address: receive(len(packet), 1)}, nil)
+	}
+	for _, address := range []string{"224.0.0.1", "255.255.255.255", "0.0.0.1", "::1", "::2:0:0", "::1:0:0:0", "1::", "ff02::1"} {
+		packet := alike(address)
+		run(t, c.Programs["pod_traffic_ingress"], packet)
+		wantPods(t, c, podMap{address: transmit(len(packet), 1)}, nil)
+	}
+}
+
+// alike is a packet from an address to itself.
+func alike(address string) []byte {
+	layer := v4
+	if netip.MustParseAddr(address).Is6() {
+		layer = IPv6
+	}
+	return ethernet(layer(address, address), UDP(1, 2))
+}
+
 func prefix(t *testing.T, text string) bpf.Prefix {
 	t.Helper()
 	p := netip.MustParsePrefix(text)

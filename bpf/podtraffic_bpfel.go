@@ -60,14 +60,18 @@ type podTrafficPrefix struct {
 type podTrafficTrafficRow uint32
 
 const (
-	podTrafficTrafficRowTC_NON_IP        podTrafficTrafficRow = 0
-	podTrafficTrafficRowTC_TRUNCATED     podTrafficTrafficRow = 1
-	podTrafficTrafficRowTC_MAP_FULL      podTrafficTrafficRow = 2
-	podTrafficTrafficRowTC_NOT_A_POD     podTrafficTrafficRow = 3
-	podTrafficTrafficRowCGROUP_TRUNCATED podTrafficTrafficRow = 4
-	podTrafficTrafficRowCGROUP_MAP_FULL  podTrafficTrafficRow = 5
-	podTrafficTrafficRowTC_TOO_DEEP      podTrafficTrafficRow = 6
-	podTrafficTrafficRowTRAFFIC_ROWS     podTrafficTrafficRow = 7
+	podTrafficTrafficRowTC_NON_IP          podTrafficTrafficRow = 0
+	podTrafficTrafficRowTC_TRUNCATED       podTrafficTrafficRow = 1
+	podTrafficTrafficRowTC_MAP_FULL        podTrafficTrafficRow = 2
+	podTrafficTrafficRowTC_NOT_A_POD       podTrafficTrafficRow = 3
+	podTrafficTrafficRowCGROUP_TRUNCATED   podTrafficTrafficRow = 4
+	podTrafficTrafficRowCGROUP_MAP_FULL    podTrafficTrafficRow = 5
+	podTrafficTrafficRowTC_TOO_DEEP        podTrafficTrafficRow = 6
+	podTrafficTrafficRowTC_MULTICAST       podTrafficTrafficRow = 7
+	podTrafficTrafficRowTC_UNSPECIFIED     podTrafficTrafficRow = 8
+	podTrafficTrafficRowCGROUP_MULTICAST   podTrafficTrafficRow = 9
+	podTrafficTrafficRowCGROUP_UNSPECIFIED podTrafficTrafficRow = 10
+	podTrafficTrafficRowTRAFFIC_ROWS       podTrafficTrafficRow = 11
 )
 
 // Names of all BPF objects in the ELF.

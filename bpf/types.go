@@ -41,14 +41,18 @@ type (
 
 // What is in no Pod's entry: keys of the map rows of pod-traffic.
 const (
-	TCNonIP         = podTrafficTrafficRowTC_NON_IP
-	TCTruncated     = podTrafficTrafficRowTC_TRUNCATED
-	TCMapFull       = podTrafficTrafficRowTC_MAP_FULL
-	TCNotAPod       = podTrafficTrafficRowTC_NOT_A_POD
-	TCTooDeep       = podTrafficTrafficRowTC_TOO_DEEP
-	CgroupTruncated = podTrafficTrafficRowCGROUP_TRUNCATED
-	CgroupMapFull   = podTrafficTrafficRowCGROUP_MAP_FULL
-	TrafficRows     = podTrafficTrafficRowTRAFFIC_ROWS // how many there are
+	TCNonIP           = podTrafficTrafficRowTC_NON_IP
+	TCTruncated       = podTrafficTrafficRowTC_TRUNCATED
+	TCMapFull         = podTrafficTrafficRowTC_MAP_FULL
+	TCNotAPod         = podTrafficTrafficRowTC_NOT_A_POD
+	TCTooDeep         = podTrafficTrafficRowTC_TOO_DEEP
+	TCMulticast       = podTrafficTrafficRowTC_MULTICAST
+	TCUnspecified     = podTrafficTrafficRowTC_UNSPECIFIED
+	CgroupTruncated   = podTrafficTrafficRowCGROUP_TRUNCATED
+	CgroupMapFull     = podTrafficTrafficRowCGROUP_MAP_FULL
+	CgroupMulticast   = podTrafficTrafficRowCGROUP_MULTICAST
+	CgroupUnspecified = podTrafficTrafficRowCGROUP_UNSPECIFIED
+	TrafficRows       = podTrafficTrafficRowTRAFFIC_ROWS // how many there are
 )
 
 // Where port-filter counts packets that no rule names: keys of its map counters.

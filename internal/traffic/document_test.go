@@ -69,7 +69,7 @@ func TestDocument(t *testing.T) {
 		row("non_ip", `"transmit_bytes":180,"transmit_packets":3,"receive_bytes":42,"receive_packets":1,"transmit_bytes_per_second":60,"transmit_packets_per_second":1,`) +
 		"," + row("truncated", zeros) + "," + row("too_deep", zeros) + "," +
 		row("map_full", `"transmit_bytes":100,"transmit_packets":2,"receive_bytes":50,"receive_packets":1,"transmit_bytes_per_second":0,"transmit_packets_per_second":0,`) +
-		"," + row("not_a_pod", zeros) + `]},` +
+		"," + row("not_a_pod", zeros) + "," + row("multicast", zeros) + "," + row("unspecified", zeros) + `]},` +
 		`"total":{"transmit_bytes":12290,"transmit_packets":126,"receive_bytes":1912,"receive_packets":22,` +
 		`"transmit_bytes_per_second":4060,"transmit_packets_per_second":41,"receive_bytes_per_second":600,"receive_packets_per_second":6}}`
 	if string(got) != want {

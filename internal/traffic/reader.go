@@ -39,8 +39,12 @@ var rows = []struct {
 	{Row{TC, "too_deep"}, bpf.TCTooDeep},
 	{Row{TC, "map_full"}, bpf.TCMapFull},
 	{Row{TC, "not_a_pod"}, bpf.TCNotAPod},
+	{Row{TC, "multicast"}, bpf.TCMulticast},
+	{Row{TC, "unspecified"}, bpf.TCUnspecified},
 	{Row{Cgroup, "truncated"}, bpf.CgroupTruncated},
 	{Row{Cgroup, "map_full"}, bpf.CgroupMapFull},
+	{Row{Cgroup, "multicast"}, bpf.CgroupMulticast},
+	{Row{Cgroup, "unspecified"}, bpf.CgroupUnspecified},
 }
 
 // Sample implements Sampler.

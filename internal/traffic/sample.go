@@ -50,7 +50,7 @@ type Key struct {
 // Row names counters of packets that belong to no Pod's entry.
 type Row struct {
 	Point Point
-	Name  string // "non_ip", "truncated", "too_deep", "map_full", "not_a_pod"
+	Name  string // "non_ip", "truncated", "too_deep", "map_full", "not_a_pod", "multicast", "unspecified"
 }
 
 // Sample is one reading of a loaded instance. Counters are summed over CPUs.
