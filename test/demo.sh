@@ -157,7 +157,7 @@ same "in all" "$(jq -c ".total | $bytes" <<<"$document")" "$(sum "$link_a" "$lin
 	die "the rows don't add up to the total"
 echo "  veth-a   $(of veth-a)"
 echo "  veth-b   $(of veth-b)"
-echo "  others   $others: ARP, which is no Pod's"
+echo "  others   $others: ARP and multicast, which are no Pod's"
 echo "  (Packets are segments, as they go over a wire; a veth counts the bigger buffers before they are split.)"
 
 say "6. The map itself, and what is loaded"
