@@ -2,13 +2,16 @@ package counter
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 )
 
 // Reader is the Sampler of a loaded instance. It opens the maps for each
@@ -34,7 +37,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, fault.New(fault.ErrNotFound, "read %s: not loaded", r.instance)
 	}
 	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(instances[0].Attachments)}
-	return s, r.read("interfaces", s.readInterfaces)
+	return s, r.read("interfaces", func(m *ebpf.Map) error { return s.readInterfaces(ctx, m) })
 }
 
 // devices names the interfaces that are attached.
@@ -50,24 +53,30 @@ func devices(attachments []datapath.Attachment) map[uint32]string {
 
 // readInterfaces keeps the interfaces that have counted something or are
 // attached.
-func (s *Sample) readInterfaces(m *ebpf.Map) error {
-	var perCPU []Classes
-	for index := range m.MaxEntries() {
-		if err := m.Lookup(index, &perCPU); err != nil {
-			return err
-		}
-		var sum Classes
-		for _, cpu := range perCPU {
-			for class := range sum {
-				sum[class].add(cpu[class])
-			}
-		}
+func (s *Sample) readInterfaces(ctx context.Context, m *ebpf.Map) error {
+	return maps.Walk(ctx, m, func(key, value []byte) error {
+		index, sum := binary.NativeEndian.Uint32(key), sum(value)
 		_, attached := s.Devices[index]
 		if attached || sum.total().Packets > 0 {
 			s.Interfaces[index] = sum
 		}
+		return nil
+	})
+}
+
+// counterSize is the size of a bpf.Counter.
+const counterSize = 16
+
+// sum adds up the bpf.InterfaceCounters of all CPUs.
+func sum(perCPU []byte) Classes {
+	var sum Classes
+	for cpu := range slices.Chunk(perCPU, len(sum)*counterSize) {
+		for class := range sum {
+			c := cpu[class*counterSize:]
+			sum[class].add(Counter{binary.NativeEndian.Uint64(c), binary.NativeEndian.Uint64(c[8:])})
+		}
 	}
-	return nil
+	return sum
 }
 
 // read opens a map of the instance for fn.

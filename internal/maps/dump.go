@@ -68,6 +68,20 @@ func matcher(prefix string) (func(key, doc []byte) bool, error) {
 	return func(key, _ []byte) bool { return bytes.HasPrefix(key, raw) }, nil
 }
 
+// Walk visits each entry of a map once, in as few calls as the kernel allows, an
+// array's by their index. Values are as the kernel gives them: those of a
+// per-CPU map are one after the other, each padded to 8 bytes. Both slices are
+// overwritten by the next entry. It stops with the first error of visit, and
+// returns that.
+func Walk(ctx context.Context, m *ebpf.Map, visit func(key, value []byte) error) error {
+	h, err := newBytes(m)
+	if err != nil {
+		return err
+	}
+	h.about.Ref = m.String()
+	return h.walk(ctx, visit)
+}
+
 // visitor gets the bytes of an entry, which are overwritten by the next.
 type visitor func(key, value []byte) error
 

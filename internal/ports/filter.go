@@ -2,13 +2,17 @@ package ports
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 )
 
 // Filter is the API of a loaded instance.
@@ -44,25 +48,25 @@ func (f *Filter) Default(ctx context.Context, change DefaultChange, dryRun bool)
 }
 
 // List implements API.
-func (f *Filter) List(context.Context) (Listing, error) {
+func (f *Filter) List(ctx context.Context) (Listing, error) {
 	unchanged := func(p Policy) (Policy, bool, error) { return p, false, nil }
-	result, err := f.apply(unchanged, true)
+	result, err := f.apply(ctx, unchanged, true)
 	return result.Listing, err
 }
 
 func (f *Filter) change(ctx context.Context, dryRun bool, edit edit) (result Result, err error) {
 	if dryRun {
-		return f.apply(edit, dryRun)
+		return f.apply(ctx, edit, dryRun)
 	}
 	err = f.api.Update(ctx, func() error {
-		result, err = f.apply(edit, dryRun)
+		result, err = f.apply(ctx, edit, dryRun)
 		return err
 	})
 	return result, err
 }
 
 // apply edits the policy; only with dryRun it does without the lock.
-func (f *Filter) apply(edit edit, dryRun bool) (Result, error) {
+func (f *Filter) apply(ctx context.Context, edit edit, dryRun bool) (Result, error) {
 	m, err := f.open(dryRun)
 	if err != nil {
 		return Result{}, err
@@ -81,7 +85,7 @@ func (f *Filter) apply(edit edit, dryRun bool) (Result, error) {
 			return Result{}, fmt.Errorf("replace policy of %s: %w", f.instance, err)
 		}
 	}
-	listing, err := count(m.counters, current, next)
+	listing, err := count(ctx, m.counters, current, next)
 	if err != nil {
 		return Result{}, fmt.Errorf("read counters of %s: %w", f.instance, err)
 	}
@@ -158,7 +162,11 @@ func (m *filterMaps) read() (Policy, error) {
 		if err := m.inForce.Lookup(headerPage, &before); err != nil {
 			return Policy{}, err
 		}
-		policy, failed := decode(before, m.rulePage)
+		rules, err := m.rulePages()
+		if err != nil {
+			return Policy{}, err
+		}
+		policy, failed := decode(before, rules)
 		if err := m.inForce.Lookup(headerPage, &after); err != nil {
 			return Policy{}, err
 		}
@@ -172,10 +180,19 @@ func (m *filterMaps) read() (Policy, error) {
 
 const headerPage = uint32(bpf.PolicyHeaderPage)
 
-func (m *filterMaps) rulePage(position int) (rulePage, error) {
-	var page rulePage
-	err := m.inForce.Lookup(uint32(bpf.PolicyRulesPage+position), &page)
-	return page, err
+// rulePages reads the place that is in force, all of it in one call: batches of an
+// array are older than anything else that the programs need. Pages of every kind
+// have the same size.
+func (m *filterMaps) rulePages() ([]rulePage, error) {
+	indices, pages := make([]uint32, policyPages), make([]rulePage, policyPages)
+	n, err := m.inForce.BatchLookup(new(ebpf.MapBatchCursor), indices, pages, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, err
+	}
+	if n != policyPages {
+		return nil, fmt.Errorf("%d of %d pages", n, policyPages)
+	}
+	return pages[bpf.PolicyRulesPage:], nil
 }
 
 // replace lays the policy out in the spare place and puts that in force with one
@@ -200,40 +217,46 @@ func (l layout) write(place *ebpf.Map) error {
 	if err := place.Put(headerPage, &bpf.PolicyHeader{Version: layoutUnfinished}); err != nil {
 		return err
 	}
-	for number := range headerPage {
-		page := l.table[number]
-		if page == nil {
-			page = new(bpf.PolicyPage)
-		}
-		if err := place.Put(number, page); err != nil {
-			return err
-		}
+	if err := putPages(place, 0, l.tablePages()); err != nil {
+		return err
 	}
-	for position := range rulePages {
-		var page rulePage
-		if position < len(l.rules) {
-			page = l.rules[position]
-		}
-		if err := place.Put(uint32(bpf.PolicyRulesPage+position), &page); err != nil {
-			return err
-		}
+	if err := putPages(place, bpf.PolicyRulesPage, l.rulePages()); err != nil {
+		return err
 	}
 	return place.Put(headerPage, &l.header)
+}
+
+// putPages writes pages from an index on, in one call.
+func putPages[Page bpf.PolicyPage | rulePage](place *ebpf.Map, first uint32, pages []Page) error {
+	indices := make([]uint32, len(pages))
+	for i := range indices {
+		indices[i] = first + uint32(i)
+	}
+	_, err := place.BatchUpdate(indices, pages, nil)
+	return err
 }
 
 // zeroCounters clears the counters of the rules that are new in next: their
 // numbers may have belonged to rules that were removed before.
 func zeroCounters(counters *ebpf.Map, current, next Policy) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return err
-	}
+	var added []uint32
 	kept := numbers(current.Rules)
 	for _, rule := range next.Rules {
-		if kept[rule.Number] {
-			continue
+		if !kept[rule.Number] {
+			added = append(added, ruleCounter(rule))
 		}
-		if err := counters.Put(ruleCounter(rule), make([]bpf.Counter, cpus)); err != nil {
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil || len(added) == 0 {
+		return err
+	}
+	zeros := make([]bpf.Counter, len(added)*cpus)
+	_, err = counters.BatchUpdate(added, zeros, nil)
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	for _, index := range added { // before Linux 5.13
+		if err := counters.Put(index, zeros[:cpus]); err != nil {
 			return err
 		}
 	}
@@ -242,37 +265,65 @@ func zeroCounters(counters *ebpf.Map, current, next Policy) error {
 
 // count reads what next has counted. Rules that current doesn't have start at
 // 0, whatever their counters hold.
-func count(counters *ebpf.Map, current, next Policy) (Listing, error) {
+func count(ctx context.Context, counters *ebpf.Map, current, next Policy) (Listing, error) {
+	counted, err := read(ctx, counters, highest(next.Rules))
+	if err != nil {
+		return Listing{}, err
+	}
 	listing := listing(next)
 	for i, row := range Rows() {
-		if err := sum(counters, uint32(row.index), &listing.Rows[i]); err != nil {
-			return Listing{}, err
-		}
+		listing.Rows[i] = counted[row.index]
 	}
 	kept := numbers(current.Rules)
 	for i, rule := range next.Rules {
-		if !kept[rule.Number] {
-			continue
-		}
-		if err := sum(counters, ruleCounter(rule), &listing.Rules[i]); err != nil {
-			return Listing{}, err
+		if kept[rule.Number] {
+			listing.Rules[i] = counted[ruleCounter(rule)]
 		}
 	}
 	return listing, nil
 }
 
+// highest is the highest index of a counter that rules and rows use.
+func highest(rules []Rule) uint32 {
+	index := uint32(bpf.PortRows) - 1
+	for _, rule := range rules {
+		index = max(index, ruleCounter(rule))
+	}
+	return index
+}
+
+// errLast ends reading.
+var errLast = errors.New("that was the last one")
+
+// read returns the counters up to an index, summed over all CPUs.
+func read(ctx context.Context, counters *ebpf.Map, last uint32) ([]Counter, error) {
+	sums := make([]Counter, last+1)
+	err := maps.Walk(ctx, counters, func(key, value []byte) error {
+		index := binary.NativeEndian.Uint32(key)
+		sums[index] = sum(value)
+		if index == last {
+			return errLast
+		}
+		return nil
+	})
+	if errors.Is(err, errLast) {
+		err = nil
+	}
+	return sums, err
+}
+
 // ruleCounter is where a rule's packets are counted.
 func ruleCounter(rule Rule) uint32 { return uint32(bpf.PortRows) + uint32(rule.Number) }
 
-// sum adds a counter up over all CPUs.
-func sum(counters *ebpf.Map, index uint32, total *Counter) error {
-	var perCPU []bpf.Counter
-	if err := counters.Lookup(index, &perCPU); err != nil {
-		return err
+// counterSize is the size of a bpf.Counter.
+const counterSize = 16
+
+// sum adds up the bpf.Counter of all CPUs.
+func sum(perCPU []byte) Counter {
+	var total Counter
+	for c := range slices.Chunk(perCPU, counterSize) {
+		total.Packets += binary.NativeEndian.Uint64(c)
+		total.Bytes += binary.NativeEndian.Uint64(c[8:])
 	}
-	for _, cpu := range perCPU {
-		total.Packets += cpu.Packets
-		total.Bytes += cpu.Bytes
-	}
-	return nil
+	return total
 }

@@ -92,9 +92,24 @@ func (l layout) add(rule Rule) {
 	}
 }
 
-// decode reads a policy back. rules returns the pages of rules by their
-// position.
-func decode(header bpf.PolicyHeader, rules func(position int) (rulePage, error)) (Policy, error) {
+// tablePages returns all pages of the table.
+func (l layout) tablePages() []bpf.PolicyPage {
+	pages := make([]bpf.PolicyPage, bpf.PolicyHeaderPage)
+	for number, page := range l.table {
+		pages[number] = *page
+	}
+	return pages
+}
+
+// rulePages returns all pages of rules.
+func (l layout) rulePages() []rulePage {
+	pages := make([]rulePage, rulePages)
+	copy(pages, l.rules)
+	return pages
+}
+
+// decode reads a policy back from its header and its pages of rules.
+func decode(header bpf.PolicyHeader, rules []rulePage) (Policy, error) {
 	if header.Version > layoutVersion {
 		return Policy{}, fmt.Errorf("layout %d is unknown", header.Version)
 	}
@@ -103,11 +118,7 @@ func decode(header bpf.PolicyHeader, rules func(position int) (rulePage, error))
 		Established: header.Established != 0,
 		Strict:      header.Strict != 0,
 	}
-	for position := range rulePages {
-		page, err := rules(position)
-		if err != nil {
-			return Policy{}, err
-		}
+	for _, page := range rules {
 		last, err := policy.read(page)
 		if last || err != nil {
 			return policy, err
@@ -116,8 +127,11 @@ func decode(header bpf.PolicyHeader, rules func(position int) (rulePage, error))
 	return policy, nil
 }
 
-// rulePages is how many pages of rules a policy has.
-const rulePages = (MaxRules + 1) / bpf.RulesPerPage
+// How many pages of rules a policy has, and how many pages in all.
+const (
+	rulePages   = (MaxRules + 1) / bpf.RulesPerPage
+	policyPages = bpf.PolicyRulesPage + rulePages
+)
 
 // read adds the rules of a page; last says that there are no more.
 func (p *Policy) read(page rulePage) (last bool, err error) {

@@ -102,14 +102,7 @@ func TestWithDefault(t *testing.T) {
 }
 
 // decodeLayout reads back what compile made.
-func decodeLayout(l layout) (Policy, error) {
-	return decode(l.header, func(position int) (rulePage, error) {
-		if position < len(l.rules) {
-			return l.rules[position], nil
-		}
-		return rulePage{}, nil
-	})
-}
+func decodeLayout(l layout) (Policy, error) { return decode(l.header, l.rulePages()) }
 
 func randomPolicy(r *rand.Rand) Policy {
 	p := Policy{DefaultDrop: r.IntN(2) == 0, Established: r.IntN(2) == 0, Strict: r.IntN(2) == 0}

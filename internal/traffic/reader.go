@@ -2,7 +2,7 @@ package traffic
 
 import (
 	"context"
-	"errors"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,6 +14,7 @@ import (
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 )
 
 // Reader is the Sampler of a loaded instance. It opens the maps for each
@@ -58,7 +59,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	}
 	s := Sample{Time: time.Now(), Pods: map[Key]Counters{}, Rows: map[Row]Counters{}}
 	s.Attached, s.Devices = attached(instances[0].Attachments)
-	if err := r.readRows(&s); err != nil {
+	if err := r.readRows(ctx, &s); err != nil {
 		return Sample{}, err
 	}
 	if err := r.readPods(ctx, &s); err != nil {
@@ -89,31 +90,34 @@ func attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
 	return points, devices
 }
 
-func (r *Reader) readRows(s *Sample) error {
+func (r *Reader) readRows(ctx context.Context, s *Sample) error {
 	return r.read("rows", func(m *ebpf.Map) error {
-		var perCPU []bpf.PodCounters
+		counted := map[bpf.TrafficRow]Counters{}
+		err := maps.Walk(ctx, m, func(key, value []byte) error {
+			counted[bpf.TrafficRow(binary.NativeEndian.Uint32(key))] = sum(value)
+			return nil
+		})
 		for _, row := range rows {
-			if err := m.Lookup(row.index, &perCPU); err != nil {
-				return err
-			}
-			s.Rows[row.Row] = sum(perCPU)
+			s.Rows[row.Row] = counted[row.index]
 		}
-		return nil
+		return err
 	})
 }
 
 func (r *Reader) readPods(ctx context.Context, s *Sample) error {
 	return r.read("pods", func(m *ebpf.Map) error {
-		return each(ctx, m, func(key bpf.PodKey, c Counters) {
-			s.Pods[Key{Point: TC, Address: address(key.Address.In6U.U6Addr8), IfIndex: key.Ifindex}] = c
+		return maps.Walk(ctx, m, func(key, value []byte) error {
+			s.Pods[Key{Point: TC, Address: address(key), IfIndex: binary.NativeEndian.Uint32(key[16:])}] = sum(value)
+			return nil
 		})
 	})
 }
 
 func (r *Reader) readCgroupPods(ctx context.Context, s *Sample) error {
 	return r.read("cgroup_pods", func(m *ebpf.Map) error {
-		return each(ctx, m, func(key bpf.CgroupPodKey, c Counters) {
-			s.Pods[Key{Point: Cgroup, Address: address(key.Address.In6U.U6Addr8), CgroupID: key.CgroupId}] = c
+		return maps.Walk(ctx, m, func(key, value []byte) error {
+			s.Pods[Key{Point: Cgroup, Address: address(key), CgroupID: binary.NativeEndian.Uint64(key[16:])}] = sum(value)
+			return nil
 		})
 	})
 }
@@ -131,31 +135,21 @@ func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
 	return nil
 }
 
-// each calls fn for the entries of a per-CPU hash. An entry that is seen twice,
-// because the map changed meanwhile, has its newer value the second time.
-func each[K any](ctx context.Context, m *ebpf.Map, fn func(K, Counters)) error {
-	var key K
-	var perCPU []bpf.PodCounters
-	entries := m.Iterate()
-	for entries.Next(&key, &perCPU) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		fn(key, sum(perCPU))
-	}
-	if err := entries.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
-		return err
-	}
-	return nil
-}
+// countersSize is the size of a bpf.PodCounters.
+const countersSize = 32
 
-func sum(perCPU []bpf.PodCounters) Counters {
+// sum adds up the bpf.PodCounters of all CPUs.
+func sum(perCPU []byte) Counters {
 	var total Counters
-	for _, c := range perCPU {
-		total.add(Counters{c.TransmitBytes, c.TransmitPackets, c.ReceiveBytes, c.ReceivePackets})
+	field := binary.NativeEndian.Uint64
+	for c := range slices.Chunk(perCPU, countersSize) {
+		total.add(Counters{
+			TransmitBytes: field(c), TransmitPackets: field(c[8:]), ReceiveBytes: field(c[16:]), ReceivePackets: field(c[24:]),
+		})
 	}
 	return total
 }
 
-// address reads an ip_addr_t: IPv6, or IPv4 mapped into it.
-func address(b [16]byte) netip.Addr { return netip.AddrFrom16(b).Unmap() }
+// address reads the ip_addr_t that a key begins with: IPv6, or IPv4 mapped into
+// it.
+func address(key []byte) netip.Addr { return netip.AddrFrom16([16]byte(key[:16])).Unmap() }
