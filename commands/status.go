@@ -102,7 +102,7 @@ func (e *Env) watchStatus(ctx context.Context, p *output.Printer, b Backend, nam
 }
 
 func newStatus(now time.Time, instances []datapath.Instance) *statusDoc {
-	doc := &statusDoc{Schema: "bpfnet.status/v1", Time: now.UTC(), Instances: []instanceStatus{}}
+	doc := &statusDoc{Schema: "bpfnet.status/v1", Time: now.UTC().Truncate(time.Second), Instances: []instanceStatus{}}
 	for _, in := range instances {
 		s := instanceStatus{Name: in.Name, Source: in.Source, Builtin: in.Builtin, Parameters: in.Parameters,
 			Programs: []programStatus{}, Maps: list(in.Maps), Attachments: []linkDoc{}}

@@ -20,14 +20,13 @@ import (
 	"bpfnet/pinned"
 )
 
-// Main runs the command line of this process and returns its exit code. The
-// first SIGINT, SIGTERM or SIGHUP lets the command end in order, the next one
-// ends the process.
+// Main runs the command line of this process and returns its exit code. SIGINT,
+// SIGTERM and SIGHUP let the command end in order; further ones don't disturb
+// it, because timeout(1) and terminals may send the same signal twice.
 func Main() int {
 	signal.Ignore(syscall.SIGPIPE) // a closed pipe is an error of the write
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	return Run(ctx, SystemEnv(), os.Args[1:])
 }
 
