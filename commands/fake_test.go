@@ -262,6 +262,14 @@ func (f *fake) Instances(_ context.Context, name string) ([]datapath.Instance, e
 	return list, nil
 }
 
+func (f *fake) Attachments(_ context.Context, name string) ([]datapath.Attachment, error) {
+	in, err := f.instance(name)
+	if err != nil {
+		return nil, err
+	}
+	return in.Attachments, nil
+}
+
 func (f *fake) EnableStats() (func() error, error) {
 	f.stats = true
 	return func() error { f.stats = false; return nil }, nil

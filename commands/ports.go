@@ -215,7 +215,7 @@ func (e *Env) editPorts(c *cli.Context, load bool, edit portsEdit) error {
 // is loaded under its own name with load, and the change is only planned
 // without. loaded says whether that was done, or with --dry-run would be.
 func (e *Env) portsAPI(c *cli.Context, b Backend, name string, load bool) (api ports.API, loaded bool, err error) {
-	_, err = b.Instances(c.Context, name)
+	_, err = b.Attachments(c.Context, name)
 	missing := name == portFilter && errors.Is(err, fault.ErrNotFound)
 	if err != nil && !missing {
 		return nil, false, err
@@ -254,14 +254,14 @@ func printPorts(p *output.Printer, doc ports.Document) error {
 
 // noteUnattached says how to attach a filter that filters nothing yet.
 func (e *Env) noteUnattached(c *cli.Context, b Backend, name string) error {
-	instances, err := b.Instances(c.Context, name)
+	attachments, err := b.Attachments(c.Context, name)
 	if errors.Is(err, fault.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if len(instances[0].Attachments) == 0 {
+	if len(attachments) == 0 {
 		e.note(c, "note: %s is not attached, so nothing is filtered: bpfnet attach tc %s --dev DEVICE --direction ingress", name, name)
 	}
 	return nil

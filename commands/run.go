@@ -162,7 +162,7 @@ func (e *Env) run(c *cli.Context) error {
 func loadNew(ctx context.Context, b Backend, r datapath.LoadRequest) (datapath.Loaded, error) {
 	inUse := fault.New(fault.ErrConflict, "run %q: an instance of that name is loaded", r.Name).
 		Hint("bpfnet status %s shows it, bpfnet unload %s --detach removes it", r.Name, r.Name)
-	if _, err := b.Instances(ctx, r.Name); err == nil {
+	if _, err := b.Attachments(ctx, r.Name); err == nil {
 		return datapath.Loaded{}, inUse
 	} else if !errors.Is(err, fault.ErrNotFound) {
 		return datapath.Loaded{}, err

@@ -122,9 +122,9 @@ type loaded struct {
 	*ebpf.Collection
 }
 
-func (l *loaded) Instances(_ context.Context, name string) ([]datapath.Instance, error) {
+func (l *loaded) Attachments(context.Context, string) ([]datapath.Attachment, error) {
 	device, index := "eth0", uint32(9)
-	return []datapath.Instance{{Name: name, Attachments: []datapath.Attachment{{Hook: "xdp", DevName: &device, IfIndex: &index}}}}, nil
+	return []datapath.Attachment{{Hook: "xdp", DevName: &device, IfIndex: &index}}, nil
 }
 
 func (l *loaded) OpenMap(_, name string, _ bool) (*ebpf.Map, error) { return l.Maps[name].Clone() }

@@ -10,7 +10,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"bpfnet/internal/datapath"
-	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
 
@@ -29,14 +28,11 @@ func NewReader(api datapath.API, instance string) *Reader {
 
 // Sample implements Sampler.
 func (r *Reader) Sample(ctx context.Context) (Sample, error) {
-	instances, err := r.api.Instances(ctx, r.instance)
+	attachments, err := r.api.Attachments(ctx, r.instance)
 	if err != nil {
 		return Sample{}, err
 	}
-	if len(instances) != 1 {
-		return Sample{}, fault.New(fault.ErrNotFound, "read %s: not loaded", r.instance)
-	}
-	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(instances[0].Attachments)}
+	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(attachments)}
 	return s, r.read("interfaces", func(m *ebpf.Map) error { return s.readInterfaces(ctx, m) })
 }
 

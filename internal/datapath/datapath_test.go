@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -77,6 +78,9 @@ func instance(t *testing.T, e *Engine, name string) Instance {
 	}
 	if len(all) != 1 {
 		t.Fatalf("%d instances", len(all))
+	}
+	if alone, err := e.Attachments(ctx, name); err != nil || !reflect.DeepEqual(alone, all[0].Attachments) {
+		t.Errorf("attachments alone are %+v, %v, want %+v", alone, err, all[0].Attachments)
 	}
 	return all[0]
 }
@@ -543,6 +547,9 @@ func TestUnknownTargetsAndNames(t *testing.T) {
 	}
 	if _, err := e.Instances(ctx, "nobody"); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("status of nobody: %v", err)
+	}
+	if _, err := e.Attachments(ctx, "nobody"); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("attachments of nobody: %v", err)
 	}
 }
 

@@ -49,6 +49,20 @@ func (e *Engine) Instances(ctx context.Context, name string) ([]Instance, error)
 	return instances, err
 }
 
+// Attachments lists where one instance hangs; ErrNotFound if it isn't loaded.
+func (e *Engine) Attachments(ctx context.Context, name string) (attachments []Attachment, err error) {
+	err = e.read(ctx, func() error {
+		if err := e.mustExist(name); err != nil {
+			return err
+		}
+		if attachments, err = e.attachments(name); err != nil {
+			return fmt.Errorf("read %q: %w", name, err)
+		}
+		return nil
+	})
+	return attachments, err
+}
+
 func (e *Engine) instance(name string) (Instance, error) {
 	spec := e.root.Spec(name)
 	i := Instance{Name: name, Source: spec.Source, Builtin: spec.Builtin, Parameters: spec.Parameters}

@@ -196,6 +196,10 @@ type API interface {
 	// one, ErrNotFound if there is none.
 	Instances(ctx context.Context, name string) ([]Instance, error)
 
+	// Attachments lists where one instance hangs, without reading the rest of
+	// it; ErrNotFound if it isn't loaded.
+	Attachments(ctx context.Context, name string) ([]Attachment, error)
+
 	// EnableStats makes the kernel count runs and run time of every program
 	// until the returned function is called.
 	EnableStats() (stop func() error, err error)

@@ -13,7 +13,6 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
-	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
 
@@ -50,15 +49,12 @@ var rows = []struct {
 
 // Sample implements Sampler.
 func (r *Reader) Sample(ctx context.Context) (Sample, error) {
-	instances, err := r.api.Instances(ctx, r.instance)
+	attachments, err := r.api.Attachments(ctx, r.instance)
 	if err != nil {
 		return Sample{}, err
 	}
-	if len(instances) != 1 {
-		return Sample{}, fault.New(fault.ErrNotFound, "read %s: not loaded", r.instance)
-	}
 	s := Sample{Time: time.Now(), Pods: map[Key]Counters{}, Rows: map[Row]Counters{}}
-	s.Attached, s.Devices = attached(instances[0].Attachments)
+	s.Attached, s.Devices = attached(attachments)
 	if err := r.readRows(ctx, &s); err != nil {
 		return Sample{}, err
 	}

@@ -41,8 +41,8 @@ func load(t *testing.T) *loaded {
 	return &loaded{Collection: collection}
 }
 
-func (l *loaded) Instances(_ context.Context, name string) ([]datapath.Instance, error) {
-	return []datapath.Instance{{Name: name, Attachments: l.attachments}}, nil
+func (l *loaded) Attachments(context.Context, string) ([]datapath.Attachment, error) {
+	return l.attachments, nil
 }
 
 func (l *loaded) OpenMap(instance, name string, _ bool) (*ebpf.Map, error) {
