@@ -9,10 +9,10 @@ import "github.com/cilium/ebpf"
 type Program struct {
 	Name       string      // as on the command line, "pod-traffic"
 	Summary    string      // one sentence
-	Hooks      []string    // where it can be attached: "xdp", "tc", "cgroup"
+	Hooks      []Hook      // where it can be attached; one is enough
 	Parameters []Parameter // what --set takes
 	Maps       []Map       // what it pins
-	Features   []string    // names of the probes (package probe) it depends on
+	Features   []string    // names of the probes (package probe) it depends on at every hook
 
 	// PerInterface says that its counters are told apart by interface index
 	// alone, so that one loaded instance can't serve two network namespaces in
@@ -24,6 +24,18 @@ type Program struct {
 	// Spec parses Object; each call returns a fresh copy.
 	Spec func() (*ebpf.CollectionSpec, error)
 }
+
+// Hook is a place where a program can be attached.
+type Hook struct {
+	Name    string // "xdp", "tc", "cgroup"
+	Feature string // name of the probe that it depends on
+}
+
+var (
+	hookTC     = Hook{"tc", "tc"}
+	hookXDP    = Hook{"xdp", "xdp"}
+	hookCgroup = Hook{"cgroup", "cgroup_skb"}
+)
 
 // Parameter is a tunable global variable of a program.
 type Parameter struct {
@@ -49,7 +61,7 @@ func podTraffic() Program {
 	return Program{
 		Name:    "pod-traffic",
 		Summary: "count bytes and packets in both directions per Pod address",
-		Hooks:   []string{"tc", "cgroup"},
+		Hooks:   []Hook{hookTC, hookCgroup},
 		Parameters: []Parameter{{
 			Name:    "match_prefixes",
 			Type:    "u8",
@@ -62,7 +74,7 @@ func podTraffic() Program {
 			{"pod_prefixes", "which addresses are Pods, for match_prefixes"},
 			{"rows", "traffic that is in no Pod's entry"},
 		},
-		Features:     []string{"tcx", "cls_bpf", "cgroup_skb", "map_percpu_hash", "map_percpu_array", "map_lpm_trie"},
+		Features:     []string{"map_percpu_hash", "map_percpu_array", "map_lpm_trie"},
 		PerInterface: true,
 		Object:       _PodTrafficBytes,
 		Spec:         loadPodTraffic,
@@ -73,7 +85,7 @@ func portFilter() Program {
 	return Program{
 		Name:       "port-filter",
 		Summary:    "pass or drop packets by protocol and port, source or destination",
-		Hooks:      []string{"tc", "xdp"},
+		Hooks:      []Hook{hookTC, hookXDP},
 		Parameters: []Parameter{},
 		Maps: []Map{
 			{"policy", "the policy in force, swapped as a whole"},
@@ -82,7 +94,7 @@ func portFilter() Program {
 			{"counters", "what was passed and dropped, by rule"},
 			{"fragments", "verdicts of first fragments, for the later ones"},
 		},
-		Features: []string{"tcx", "cls_bpf", "xdp", "map_in_map", "map_percpu_array", "map_lru_hash"},
+		Features: []string{"map_array", "map_in_map", "map_percpu_array", "map_lru_hash"},
 		Object:   _PortFilterBytes,
 		Spec:     loadPortFilter,
 	}
@@ -92,13 +104,13 @@ func xdpCounter() Program {
 	return Program{
 		Name:       "xdp-counter",
 		Summary:    "count packets and bytes, in total and by interface and protocol",
-		Hooks:      []string{"xdp"},
+		Hooks:      []Hook{hookXDP},
 		Parameters: []Parameter{},
 		Maps: []Map{
 			{"packets", "everything that was seen"},
 			{"interfaces", "what was seen on each interface, by protocol"},
 		},
-		Features:     []string{"xdp", "map_percpu_array"},
+		Features:     []string{"map_percpu_array"},
 		PerInterface: true,
 		Object:       _XdpCounterBytes,
 		Spec:         loadXdpCounter,

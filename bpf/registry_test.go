@@ -86,10 +86,10 @@ func checkHooks(t *testing.T, program bpf.Program, spec *ebpf.CollectionSpec) {
 		}
 	}
 	for _, hook := range program.Hooks {
-		if !held[hook] {
-			t.Errorf("no program for hook %s", hook)
+		if !held[hook.Name] {
+			t.Errorf("no program for hook %s", hook.Name)
 		}
-		delete(held, hook)
+		delete(held, hook.Name)
 	}
 	if len(held) != 0 {
 		t.Errorf("hooks %v aren't in the catalogue", held)

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -15,11 +16,18 @@ type builtinDoc struct {
 	Schema     string          `json:"schema"`
 	Name       string          `json:"name"`
 	Summary    string          `json:"summary"`
-	Hooks      []string        `json:"hooks"`
+	Hooks      []hookDoc       `json:"hooks"`
 	Parameters []bpf.Parameter `json:"parameters"`
 	Maps       []bpf.Map       `json:"maps"`
-	Features   []featureDoc    `json:"features"`
-	Supported  *bool           `json:"supported"` // null: it couldn't be found out
+	Features   []featureDoc    `json:"features"`  // needed at every hook
+	Supported  *bool           `json:"supported"` // at one of the hooks at least; null: it couldn't be found out
+}
+
+// hookDoc is a hook of a program.
+type hookDoc struct {
+	Hook      string       `json:"hook"`
+	Features  []featureDoc `json:"features"`  // needed at this hook
+	Supported *bool        `json:"supported"` // with all that the program needs; null: it couldn't be found out
 }
 
 // featureDoc is a kernel feature that a program needs.
@@ -60,20 +68,29 @@ func newBuiltinDoc(p bpf.Program, report probe.Report) builtinDoc {
 		Schema:     "bpfnet.builtin/v1",
 		Name:       p.Name,
 		Summary:    p.Summary,
-		Hooks:      list(p.Hooks),
+		Hooks:      []hookDoc{},
 		Parameters: list(p.Parameters),
 		Maps:       list(p.Maps),
-		Features:   []featureDoc{},
+		Features:   featureDocs(report, p.Features...),
 	}
-	for _, name := range p.Features {
+	for _, h := range p.Hooks {
+		features := featureDocs(report, h.Feature)
+		doc.Hooks = append(doc.Hooks, hookDoc{h.Name, features, supported(slices.Concat(features, doc.Features))})
+	}
+	doc.Supported = supportedSomewhere(doc.Hooks)
+	return doc
+}
+
+func featureDocs(report probe.Report, names ...string) []featureDoc {
+	docs := []featureDoc{}
+	for _, name := range names {
 		feature := featureDoc{Feature: name, Status: probe.Unknown}
 		if r, ok := report.Result(name); ok {
 			feature = featureDoc{name, r.Status, r.Detail, &r.Since}
 		}
-		doc.Features = append(doc.Features, feature)
+		docs = append(docs, feature)
 	}
-	doc.Supported = supported(doc.Features)
-	return doc
+	return docs
 }
 
 // supported sums up the features: false if one is missing, null if one couldn't
@@ -95,26 +112,45 @@ func supported(features []featureDoc) *bool {
 	return &all
 }
 
+// supportedSomewhere sums up the hooks: true if one is supported, null if none
+// is but one couldn't be tried.
+func supportedSomewhere(hooks []hookDoc) *bool {
+	one, known := false, true
+	for _, h := range hooks {
+		one = one || h.Supported != nil && *h.Supported
+		known = known && h.Supported != nil
+	}
+	if !one && !known {
+		return nil
+	}
+	return &one
+}
+
 func builtinTable(docs []builtinDoc) output.Table {
-	t := output.Table{Header: []string{"name", "hooks", "supported", "what it does"}}
+	t := output.Table{Header: []string{"name", "supported", "what it does"}}
 	for _, d := range docs {
-		t.Rows = append(t.Rows, []string{d.Name, strings.Join(d.Hooks, ", "), supportedWord(d), d.Summary})
+		var words []string
+		for _, h := range d.Hooks {
+			words = append(words, supportedWord(h, d.Features))
+		}
+		t.Rows = append(t.Rows, []string{d.Name, strings.Join(words, "; "), d.Summary})
 	}
 	return t
 }
 
-func supportedWord(d builtinDoc) string {
+// supportedWord says whether a program that needs these features runs at a hook.
+func supportedWord(h hookDoc, features []featureDoc) string {
 	switch {
-	case d.Supported == nil:
-		return "unknown"
-	case *d.Supported:
-		return "yes"
+	case h.Supported == nil:
+		return h.Hook + " unknown"
+	case *h.Supported:
+		return h.Hook + " yes"
 	}
 	var missing []string
-	for _, f := range d.Features {
-		if f.Status != probe.Available {
+	for _, f := range slices.Concat(h.Features, features) {
+		if f.Status == probe.Unsupported || f.Status == probe.Forbidden {
 			missing = append(missing, f.Feature)
 		}
 	}
-	return "no: " + strings.Join(missing, ", ")
+	return h.Hook + " no: " + strings.Join(missing, ", ")
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"bpfnet/bpf"
 	"bpfnet/internal/fault"
 	"bpfnet/pinned"
 )
@@ -73,11 +72,9 @@ func TestReportStopsWithItsContext(t *testing.T) {
 }
 
 func TestCatalogueNamesFeatures(t *testing.T) {
-	for _, program := range bpf.Catalogue() {
-		for _, name := range program.Features {
-			if _, ok := lookup(name); !ok {
-				t.Errorf("%s needs %q, which has no probe", program.Name, name)
-			}
+	for name, programs := range neededBy() {
+		if _, ok := lookup(name); !ok {
+			t.Errorf("%v need %q, which has no probe", programs, name)
 		}
 	}
 }
