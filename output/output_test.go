@@ -93,9 +93,9 @@ count: 18446744073709551615
 words:
   - x
   - "yes"
-  - "<&>"
+  - <&>
 inner:
-  name: "n: 1"
+  name: 'n: 1'
   items: []
 `},
 		{"yaml list", FormatYAML, func(p *Printer) error { return p.List([]sampleDoc{second, second}, nil) },

@@ -5,149 +5,105 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
+
+	"gopkg.in/yaml.v3"
 )
 
-// yamlOf turns one JSON text into a YAML document. Keys keep their order. A
-// JSON scalar is a YAML scalar already; strings lose their quotes only where
-// every YAML reader, those of YAML 1.1 included, still sees a string.
+// yamlOf turns one JSON text into a YAML document. Keys keep their order.
 func yamlOf(text []byte) ([]byte, error) {
-	y := yamlWriter{in: json.NewDecoder(bytes.NewReader(text))}
-	y.in.UseNumber()
-	if err := y.value(0, ""); err != nil {
+	in := json.NewDecoder(bytes.NewReader(text))
+	in.UseNumber()
+	node, err := yamlNode(in)
+	if err != nil {
 		return nil, fmt.Errorf("write yaml: %w", err)
 	}
-	return y.out.Bytes(), nil
+	var b bytes.Buffer
+	out := yaml.NewEncoder(&b)
+	out.SetIndent(2)
+	if err := out.Encode(node); err != nil {
+		return nil, fmt.Errorf("write yaml: %w", err)
+	}
+	return printableYAML(b.Bytes()), nil
 }
 
-type yamlWriter struct {
-	in  *json.Decoder
-	out bytes.Buffer
-}
-
-// value writes the next value of the input. lead is what the line has already:
-// nothing, "-" or "key:".
-func (y *yamlWriter) value(indent int, lead string) error {
-	token, err := y.in.Token()
+// yamlNode reads the next value.
+func yamlNode(in *json.Decoder) (*yaml.Node, error) {
+	token, err := in.Token()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch t := token.(type) {
 	case json.Delim:
-		return y.collection(t, indent, lead)
+		return yamlCollection(in, t)
+	case json.Number:
+		tag := "!!int"
+		if strings.ContainsAny(t.String(), ".eE") {
+			tag = "!!float"
+		}
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: tag, Value: t.String()}, nil
 	case string:
-		y.scalar(lead, yamlString(t))
-	case nil:
-		y.scalar(lead, "null")
+		return yamlString(t), nil
+	case bool:
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: fmt.Sprint(t)}, nil
 	default:
-		y.scalar(lead, fmt.Sprint(t))
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Value: "null"}, nil
 	}
-	return nil
 }
 
-func (y *yamlWriter) scalar(lead, text string) {
-	if lead != "" {
-		y.out.WriteByte(' ')
+// yamlString quotes what must be escaped for a terminal, and what readers of
+// YAML 1.1 take for something else than a string: its words for booleans, and
+// numbers in base 60 such as some MAC addresses.
+func yamlString(text string) *yaml.Node {
+	node := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}
+	if strings.ContainsFunc(text, unsafe) || oldBool[strings.ToLower(text)] || oldSexagesimal.MatchString(text) {
+		node.Style = yaml.DoubleQuotedStyle
 	}
-	y.out.WriteString(text + "\n")
+	return node
 }
 
-func (y *yamlWriter) collection(open json.Delim, indent int, lead string) error {
-	if !y.in.More() {
-		y.scalar(lead, map[json.Delim]string{'{': "{}", '[': "[]"}[open])
-		return y.skip()
-	}
-	inline := lead == "" // the first item begins on this line
-	switch {
-	case lead == "-":
-		y.out.WriteByte(' ')
-		inline = true
-	case lead != "":
-		y.out.WriteByte('\n')
-	}
-	for y.in.More() {
-		if !inline {
-			y.out.WriteString(strings.Repeat(" ", indent))
-		}
-		inline = false
-		if err := y.item(open, indent); err != nil {
-			return err
-		}
-	}
-	return y.skip()
-}
+var (
+	oldBool        = map[string]bool{"y": true, "n": true, "yes": true, "no": true, "on": true, "off": true}
+	oldSexagesimal = regexp.MustCompile(`^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$`)
+)
 
-// item writes one "key: value" or "- value".
-func (y *yamlWriter) item(open json.Delim, indent int) error {
-	lead := "-"
+func yamlCollection(in *json.Decoder, open json.Delim) (*yaml.Node, error) {
+	node := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
 	if open == '{' {
-		key, err := y.in.Token()
+		node.Kind, node.Tag = yaml.MappingNode, "!!map"
+	}
+	for in.More() { // keys come as values of their own, which is how yaml keeps them
+		item, err := yamlNode(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		lead = yamlString(key.(string)) + ":"
+		node.Content = append(node.Content, item)
 	}
-	y.out.WriteString(lead)
-	return y.value(indent+2, lead)
+	_, err := in.Token()
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return node, err
 }
 
-// skip reads the end of a collection.
-func (y *yamlWriter) skip() error {
-	if _, err := y.in.Token(); err != nil && err != io.EOF {
-		return err
-	}
-	return nil
-}
-
-// yamlString returns text plain when it can't be taken for anything else, and
-// in double quotes otherwise.
-func yamlString(text string) string {
-	if plain(text) {
+// printableYAML replaces the unsafe characters that are left, all of them in
+// double quotes, by escapes.
+func printableYAML(text []byte) []byte {
+	left := func(r rune) bool { return r >= 0x80 && unsafe(r) }
+	if !bytes.ContainsFunc(text, left) {
 		return text
 	}
-	quoted, err := json.Marshal(text)
-	if err != nil { // a string always has JSON
-		panic(err)
-	}
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range unquoteHTML(string(quoted[1 : len(quoted)-1])) {
-		if r > 0xffff && unsafe(r) {
-			fmt.Fprintf(&b, `\U%08x`, r) // YAML has no surrogate pairs
-		} else if unsafe(r) {
-			fmt.Fprintf(&b, `\u%04x`, r)
-		} else {
+	var b bytes.Buffer
+	for _, r := range string(text) {
+		switch {
+		case !left(r):
 			b.WriteRune(r)
+		case r > 0xffff:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
 		}
 	}
-	b.WriteByte('"')
-	return b.String()
-}
-
-// unquoteHTML takes back the escapes that json.Marshal adds for HTML.
-func unquoteHTML(text string) string {
-	return strings.NewReplacer(`\\`, `\\`, `\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(text)
-}
-
-// plain says whether a string needs no quotes in YAML: it begins with a letter,
-// has only harmless characters and isn't a word that YAML 1.1 reads as a
-// boolean or null.
-func plain(text string) bool {
-	if text == "" || !letter(text[0]) {
-		return false
-	}
-	for i := range len(text) {
-		if c := text[i]; !letter(c) && (c < '0' || c > '9') && !strings.ContainsRune("_-./", rune(c)) {
-			return false
-		}
-	}
-	switch strings.ToLower(text) {
-	case "y", "n", "yes", "no", "on", "off", "true", "false", "null":
-		return false
-	}
-	return true
-}
-
-func letter(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+	return b.Bytes()
 }
