@@ -20,11 +20,15 @@ const lockPoll = 5 * time.Millisecond
 // LockShared takes the lock for reading. A root that doesn't exist needs none:
 // there is nothing to read.
 func (r Root) LockShared(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
-	unlock, err = r.lock(ctx, unix.LOCK_SH, timeout)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() {}, nil
+	for {
+		unlock, err = r.lock(ctx, unix.LOCK_SH, timeout)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return unlock, err
+		}
+		if _, err := os.Stat(string(r)); errors.Is(err, fs.ErrNotExist) {
+			return func() {}, nil
+		}
 	}
-	return unlock, err
 }
 
 // Lock takes the lock for writing, makes the root if it is missing, and

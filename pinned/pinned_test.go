@@ -221,3 +221,26 @@ func TestNotes(t *testing.T) {
 		}
 	}
 }
+
+// A reader that waited for a root which was removed and made again meanwhile
+// waits for the new one's lock, too.
+func TestReaderFollowsTheRoot(t *testing.T) {
+	r := testRoot(t)
+	unlockOld := mustLock(t, r)
+	read := make(chan error)
+	go func() {
+		_, err := r.LockShared(context.Background(), 200*time.Millisecond)
+		read <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if err := os.Remove(string(r)); err != nil {
+		t.Fatal(err)
+	}
+	unlockNew := mustLock(t, r)
+	defer unlockNew()
+	commit(t, r, "n", "s") // or unlockOld would remove the new root
+	unlockOld()
+	if err := <-read; !errors.Is(err, fault.ErrLocked) {
+		t.Errorf("got %v", err)
+	}
+}
