@@ -83,10 +83,13 @@ func Needs(op Op) []Capability {
 // Explain turns a refusal of op by the kernel into an error that says why:
 // ErrPermission naming the missing capability, ErrConflict when another program
 // owns the cgroup hook, ErrUnsupported when no capability is missing, so that
-// the kernel itself forbids it. Other errors come back as they are, a program
+// the kernel itself forbids it or doesn't have it. Other errors come back as they are, a program
 // that the verifier rejected among them. It must be called on the thread that
 // was refused, or one with the same capabilities.
 func Explain(op Op, err error) error {
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return fault.New(fault.ErrUnsupported, "%s: %w", op, err)
+	}
 	if err == nil || !isDenied(err) {
 		return err
 	}

@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -259,5 +260,12 @@ func waitFor(t *testing.T, done func() bool, otherwise func()) {
 			otherwise()
 			return
 		}
+	}
+}
+
+func TestExplainWhatTheKernelDoesntHave(t *testing.T) {
+	cause := fmt.Errorf("program type XDP: %w", ebpf.ErrNotSupported)
+	if err := Explain(OpLoadXDP, cause); !errors.Is(err, fault.ErrUnsupported) || !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Errorf("got %v", err)
 	}
 }
