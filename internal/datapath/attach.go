@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -66,10 +67,14 @@ func (e *Engine) attach(req AttachRequest) (Attached, error) {
 		return Attached{}, err
 	}
 	result := Attached{Name: req.Name}
+	var fresh []Attachment
 	for _, s := range spots {
 		doc, err := e.attachSpot(req, s, existing)
 		if err != nil {
-			return Attached{}, errors.Join(err, e.undo(result.Attachments))
+			return Attached{}, errors.Join(err, e.undo(fresh))
+		}
+		if !req.DryRun && !slices.ContainsFunc(existing, s.isAt) {
+			fresh = append(fresh, doc)
 		}
 		result.Changed = result.Changed || doc.Changed
 		result.Attachments = append(result.Attachments, doc)
@@ -78,12 +83,10 @@ func (e *Engine) attach(req AttachRequest) (Attached, error) {
 }
 
 // undo takes off again what this request attached.
-func (e *Engine) undo(docs []Attachment) error {
+func (e *Engine) undo(fresh []Attachment) error {
 	var errs []error
-	for _, doc := range docs {
-		if doc.Changed && doc.ProgID != 0 {
-			errs = append(errs, e.detachOne(doc))
-		}
+	for _, doc := range fresh {
+		errs = append(errs, e.detachOne(doc))
 	}
 	return errors.Join(errs...)
 }
@@ -199,8 +202,8 @@ func (s spot) isAt(a Attachment) bool {
 
 // alreadyAttached checks that what is there is what the request asks for.
 func (e *Engine) alreadyAttached(req AttachRequest, s spot, a Attachment) (Attachment, error) {
-	if req.Hook == "xdp" && req.Mode != "" && req.Mode != ModeAuto && a.Mode != nil && *a.Mode != string(req.Mode) {
-		return Attachment{}, fault.New(fault.ErrConflict, "it is attached in mode %s", *a.Mode).Hint("bpfnet detach xdp %s --dev %s", req.Name, req.Device)
+	if err := checkMode(req, a); err != nil {
+		return Attachment{}, err
 	}
 	if req.Hook == "tc" {
 		if err := e.checkPosition(req, a); err != nil {
@@ -224,6 +227,14 @@ func (e *Engine) alreadyAttached(req AttachRequest, s spot, a Attachment) (Attac
 		}
 	}
 	return a, nil
+}
+
+// checkMode refuses a request for a mode of XDP that an attachment doesn't have.
+func checkMode(req AttachRequest, a Attachment) error {
+	if req.Hook != "xdp" || req.Mode == "" || req.Mode == ModeAuto || a.Mode == nil || *a.Mode == string(req.Mode) {
+		return nil
+	}
+	return fault.New(fault.ErrConflict, "%s is attached in mode %s", a.Name, *a.Mode).Hint("bpfnet detach xdp %s --dev %s", a.Name, req.Device)
 }
 
 func (e *Engine) readBack(instance string, s spot, doc Attachment) (Attachment, error) {
@@ -288,14 +299,16 @@ func (e *Engine) dropDefunct(instance, pin string) error {
 }
 
 // checkFree says for a dry run whether the hook can be taken.
-func (e *Engine) checkFree(req AttachRequest, s spot) error {
-	if s.hook != hookXDP || req.Replace {
-		return nil
+func (e *Engine) checkFree(req AttachRequest, s spot) (err error) {
+	switch hookGroup(s.hook) {
+	case "tc":
+		_, err = e.anchor(req.Position, s)
+	case "xdp":
+		if x := s.dev.link.Attrs().Xdp; x != nil && x.Attached {
+			_, err = e.replaceableXDP(req, s.dev)
+		}
 	}
-	if x := s.dev.link.Attrs().Xdp; x != nil && x.Attached {
-		return e.xdpHeld(s.dev)
-	}
-	return nil
+	return err
 }
 
 // traceSpots resolves what the programs of an instance trace.
@@ -325,13 +338,17 @@ func (e *Engine) attachTrace(req AttachRequest, s spot, prog *ebpf.Program) (Att
 }
 
 func explainTrace(typ ebpf.ProgramType, err error) error {
-	if typ != ebpf.TracePoint && typ != ebpf.Kprobe {
-		return probe.Explain(probe.OpAttachTracing, err)
+	op := probe.OpAttachTracing
+	if typ == ebpf.TracePoint || typ == ebpf.Kprobe {
+		op = probe.OpAttachPerf
+		if _, statErr := os.Stat("/sys/kernel/tracing/events"); statErr != nil {
+			return fault.New(fault.ErrUnsupported, "tracefs is not mounted: %w", err).Hint("mount -t tracefs nodev /sys/kernel/tracing")
+		}
 	}
-	if _, statErr := os.Stat("/sys/kernel/tracing/events"); statErr != nil {
-		return fault.New(fault.ErrUnsupported, "tracefs is not mounted: %w", err).Hint("mount -t tracefs nodev /sys/kernel/tracing")
+	if isNotExist(err) {
+		return fault.New(fault.ErrNotFound, "the kernel has nothing of that name: %w", err)
 	}
-	return probe.Explain(probe.OpAttachPerf, err)
+	return probe.Explain(op, err)
 }
 
 func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {

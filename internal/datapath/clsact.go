@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -26,8 +27,9 @@ const (
 	clsactHandle = 0xb9fe0000
 	clsactOwner  = 0x8000
 
-	clsactFirst = 1      // priority of --first
-	clsactLast  = 0xb000 // priority otherwise: after hand-made filters, before the range the kernel assigns from (0xc000)
+	clsactFirst    = 1      // priority of --first
+	clsactLast     = 0xb000 // lowest priority otherwise: after hand-made filters
+	clsactAssigned = 0xc000 // where the priorities begin that the kernel assigns
 )
 
 func clsactParent(d Direction) uint32 {
@@ -70,11 +72,27 @@ func ensureClsact(l netlink.Link) (owner bool, err error) {
 	if err == nil || !errors.Is(err, unix.EEXIST) {
 		return err == nil, err
 	}
+	if err := refuseIngressQdisc(l); err != nil {
+		return false, err
+	}
 	ours, _, err := clsactFilters(l)
 	for _, f := range ours {
 		owner = owner || f.Handle&clsactOwner != 0
 	}
 	return owner, err
+}
+
+// refuseIngressQdisc finds the older qdisc that excludes clsact: it takes a
+// filter for egress, too, and runs it on ingress.
+func refuseIngressQdisc(l netlink.Link) error {
+	qdiscs, err := netlink.QdiscList(l)
+	for _, q := range qdiscs {
+		if q.Type() == "ingress" {
+			return fault.New(fault.ErrConflict, "%s has an ingress qdisc, beside which there can't be one", l.Attrs().Name).
+				Hint("tc qdisc del dev %s ingress   (if nothing needs it)", l.Attrs().Name)
+		}
+	}
+	return err
 }
 
 // clsactFilters lists the BPF filters of ours on a device, and counts those of
@@ -101,14 +119,15 @@ func isOurs(f *netlink.BpfFilter) bool {
 }
 
 func newFilter(req AttachRequest, s spot, prog *ebpf.Program, direction Direction, owner bool) (*netlink.BpfFilter, error) {
-	handle, err := freeHandle(s.dev.link, direction)
+	ours, err := clsactFiltersOf(s.dev.link, direction)
 	if err != nil {
 		return nil, err
 	}
+	handle := freeHandle(ours)
 	if owner {
 		handle |= clsactOwner
 	}
-	priority := uint16(clsactLast)
+	priority := lastPriority(ours)
 	if req.Position.First {
 		priority = clsactFirst
 	}
@@ -121,17 +140,27 @@ func newFilter(req AttachRequest, s spot, prog *ebpf.Program, direction Directio
 	}, nil
 }
 
-// freeHandle returns the lowest handle of ours that is free in a direction.
-func freeHandle(l netlink.Link, direction Direction) (uint32, error) {
+// clsactFiltersOf lists the BPF filters of ours in one direction of a device.
+func clsactFiltersOf(l netlink.Link, direction Direction) ([]*netlink.BpfFilter, error) {
 	ours, _, err := clsactFilters(l)
-	if err != nil {
-		return 0, err
+	return slices.DeleteFunc(ours, func(f *netlink.BpfFilter) bool { return f.Parent != clsactParent(direction) }), err
+}
+
+// lastPriority returns a priority after the filters of ours in a direction: of
+// two with the same the kernel runs the newer one first.
+func lastPriority(ours []*netlink.BpfFilter) uint16 {
+	last := uint16(clsactLast) - 1
+	for _, f := range ours {
+		last = max(last, f.Priority)
 	}
+	return min(last+1, clsactAssigned-1)
+}
+
+// freeHandle returns the lowest handle of ours that is free in a direction.
+func freeHandle(ours []*netlink.BpfFilter) uint32 {
 	var used []int
 	for _, f := range ours {
-		if f.Parent == clsactParent(direction) {
-			used = append(used, int(f.Handle&^clsactHandle&^clsactOwner))
-		}
+		used = append(used, int(f.Handle&^clsactHandle&^clsactOwner))
 	}
 	sort.Ints(used)
 	free := 1
@@ -140,7 +169,7 @@ func freeHandle(l netlink.Link, direction Direction) (uint32, error) {
 			free++
 		}
 	}
-	return clsactHandle | uint32(free), nil
+	return clsactHandle | uint32(free)
 }
 
 // dropClsact removes the qdisc if it is ours and nothing hangs on it any more.
@@ -173,11 +202,12 @@ func (e *Engine) clsactAttachments(instance string, here uint64) ([]Attachment, 
 		if q.Type() != "clsact" {
 			continue
 		}
-		l, err := netlink.LinkByIndex(q.Attrs().LinkIndex)
-		if err != nil {
-			continue // it went away meanwhile
+		index := q.Attrs().LinkIndex
+		ours, _, err := clsactFilters(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}})
+		if err != nil || len(ours) == 0 {
+			continue // an error: it went away meanwhile
 		}
-		ours, _, err := clsactFilters(l)
+		l, err := netlink.LinkByIndex(index)
 		if err != nil {
 			continue
 		}

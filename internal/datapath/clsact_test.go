@@ -1,12 +1,14 @@
 package datapath
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
 )
 
@@ -173,5 +175,68 @@ func TestClsactIsFoundOnlyInItsNamespace(t *testing.T) {
 	}
 	if got := instance(t, e, "pod-traffic").Attachments; len(got) != 1 || !strings.HasPrefix(got[0].Hook, "clsact") {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestClsactLastIsBehindEarlierOnes(t *testing.T) {
+	e, nsA, _ := setup(t)
+	for _, name := range []string{"one", "two", "three"} {
+		load(t, e, LoadRequest{Source: "pod-traffic", Name: name})
+		attachFilter(t, e, name, Ingress, Position{})
+	}
+	err := netns.Do(nsA, func() error {
+		l, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		ours, err := clsactFiltersOf(l, Ingress)
+		for i, name := range []string{"one", "two", "three"} {
+			if f := ours[i]; !strings.Contains(f.Name, name) || i > 0 && f.Priority <= ours[i-1].Priority {
+				t.Errorf("place %d: %s with priority %d", i, f.Name, f.Priority)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestClsactRefusesAnIngressQdisc(t *testing.T) {
+	_, nsA, _ := setup(t)
+	err := netns.Do(nsA, func() error {
+		l, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		qdisc := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+		if err := netlink.QdiscAdd(qdisc); err != nil {
+			return err
+		}
+		if _, err := ensureClsact(l); !errors.Is(err, fault.ErrConflict) || !strings.Contains(err.Error(), "ingress qdisc") {
+			t.Errorf("got %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An unload in one namespace doesn't see the filters in another; one there
+// takes them away although nothing is loaded any more.
+func TestUnloadTakesFiltersThatWereLeft(t *testing.T) {
+	e, nsA, nsB := setup(t)
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	attachFilter(t, e, "pod-traffic", Ingress, Position{})
+	if _, err := open(t, string(e.root), nsB).Unload(ctx, UnloadRequest{Name: "pod-traffic"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Unload(ctx, UnloadRequest{Name: "pod-traffic"}); !errors.Is(err, fault.ErrConflict) {
+		t.Errorf("without leave to detach: %v", err)
+	}
+	u, err := e.Unload(ctx, UnloadRequest{Name: "pod-traffic", Detach: true})
+	if err != nil || !u.Changed || u.Detached != 1 || hasClsact(t, nsA) {
+		t.Errorf("%+v %v", u, err)
 	}
 }

@@ -644,3 +644,152 @@ func TestLoopbackAndBridge(t *testing.T) {
 		t.Errorf("native on lo: %v", err)
 	}
 }
+
+func TestDryRunChecksPositionAndHolder(t *testing.T) {
+	e, nsA, _ := setup(t)
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	load(t, e, LoadRequest{Source: "pod-traffic", Name: "second"})
+	load(t, e, LoadRequest{Source: "xdp-counter"})
+	_, err := e.Attach(ctx, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress, Position: Position{Before: "second"}, DryRun: true})
+	if !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("before what isn't attached: %v", err)
+	}
+	prog := passXDP(t)
+	err = netns.Do(nsA, func() error {
+		dev, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		foreign, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: dev.Attrs().Index})
+		if err == nil {
+			t.Cleanup(func() { foreign.Close() })
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = e.Attach(ctx, AttachRequest{Hook: "xdp", Name: "xdp-counter", Device: "a", Replace: true, DryRun: true})
+	if !errors.Is(err, fault.ErrConflict) {
+		t.Errorf("in the place of somebody else's program: %v", err)
+	}
+}
+
+func TestTakingOverKeepsTheModeThatIsAskedFor(t *testing.T) {
+	e, _, _ := setup(t)
+	load(t, e, LoadRequest{Source: "xdp-counter"})
+	load(t, e, LoadRequest{Source: "xdp-counter", Name: "second"})
+	attach(t, e, AttachRequest{Hook: "xdp", Name: "xdp-counter", Device: "a", Mode: ModeGeneric})
+	_, err := e.Attach(ctx, AttachRequest{Hook: "xdp", Name: "second", Device: "a", Mode: ModeNative, Replace: true})
+	if !errors.Is(err, fault.ErrConflict) || !strings.Contains(err.Error(), "mode generic") {
+		t.Fatalf("got %v", err)
+	}
+	attach(t, e, AttachRequest{Hook: "xdp", Name: "second", Device: "a", Mode: ModeGeneric, Replace: true})
+}
+
+func TestAttachBesideAMissingProgram(t *testing.T) {
+	e, _, _ := setup(t)
+	if probe.Feature("tcx") != nil {
+		t.Skip("needs TCX (Linux 6.6): filters have no neighbours")
+	}
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	_, err := e.Attach(ctx, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress, Position: Position{Before: "id:4294967295"}})
+	if !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A second half that can't be attached takes the first half away again, but not
+// what was there before, which a killed replacement had left on an old program.
+func TestAttachHalfWayKeepsWhatWasThere(t *testing.T) {
+	e, nsA, _ := setup(t)
+	if probe.Feature("tcx") != nil {
+		t.Skip("needs TCX (Linux 6.6): the second half is held by a link")
+	}
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	load(t, e, LoadRequest{Source: "pod-traffic", Name: "second"})
+	egress, err := e.openProgram("pod-traffic", "pod_traffic_egress")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer egress.Close()
+	err = netns.Do(nsA, func() error {
+		dev, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		held, err := link.AttachTCX(link.TCXOptions{Interface: dev.Attrs().Index, Program: egress, Attach: ebpf.AttachTCXEgress})
+		if err == nil {
+			t.Cleanup(func() { held.Close() })
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Both}
+	if _, err := e.Attach(ctx, both); !errors.Is(err, fault.ErrConflict) {
+		t.Fatalf("got %v", err)
+	}
+	if left := instance(t, e, "pod-traffic").Attachments; len(left) != 0 {
+		t.Errorf("half is left: %+v", left)
+	}
+	there := attach(t, e, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress}).Attachments[0]
+	if err := e.moveAttachment("second", there); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Attach(ctx, both); !errors.Is(err, fault.ErrConflict) {
+		t.Fatalf("got %v", err)
+	}
+	if left := instance(t, e, "pod-traffic").Attachments; len(left) != 1 {
+		t.Errorf("what was there is gone: %+v", left)
+	}
+}
+
+func TestDetachByAlternativeName(t *testing.T) {
+	e, nsA, _ := setup(t)
+	const alternative = "alternative-name-of-a"
+	err := netns.Do(nsA, func() error {
+		l, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkAddAltName(l, alternative)
+	})
+	if err != nil {
+		t.Skipf("needs alternative names: %v", err)
+	}
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	attach(t, e, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: alternative, Direction: Ingress})
+	d, err := e.Detach(ctx, DetachRequest{Hook: "tc", Name: "pod-traffic", Device: alternative})
+	if err != nil || len(d.Attachments) != 1 {
+		t.Errorf("%+v %v", d, err)
+	}
+}
+
+func TestMovedInterface(t *testing.T) {
+	e, nsA, _ := setup(t)
+	load(t, e, LoadRequest{Source: "xdp-counter"})
+	attach(t, e, AttachRequest{Hook: "xdp", Name: "xdp-counter", Device: "a", Mode: ModeGeneric})
+	elsewhere, err := os.Open(testkit.NetNS(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	err = netns.Do(nsA, func() error {
+		l, err := netlink.LinkByName("a")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetNsFd(l, int(elsewhere.Fd()))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := instance(t, e, "xdp-counter").Attachments[0]; a.Defunct || len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "moved") {
+		t.Errorf("%+v", a)
+	}
+	if d, err := e.Detach(ctx, DetachRequest{Hook: "xdp", Name: "xdp-counter"}); err != nil || len(d.Attachments) != 1 {
+		t.Errorf("%+v %v", d, err)
+	}
+}

@@ -89,7 +89,7 @@ func (e *Engine) matches(req DetachRequest, a Attachment) bool {
 		req.Direction != "" && req.Direction != Both && req.Direction != hookDirection(a.Hook):
 		return false
 	case req.Device != "":
-		return a.DevName != nil && *a.DevName == req.Device && (a.Defunct || e.isHere(a))
+		return a.DevName != nil && (a.Defunct && *a.DevName == req.Device || !a.Defunct && isOn(req.Device, a))
 	case req.Cgroup != "":
 		return a.Cgroup != nil && sameCgroup(req.Cgroup, a)
 	default:
@@ -97,10 +97,10 @@ func (e *Engine) matches(req DetachRequest, a Attachment) bool {
 	}
 }
 
-// isHere says whether an attachment is in the namespace of the command: names of
-// interfaces repeat between namespaces.
-func (e *Engine) isHere(a Attachment) bool {
-	dev, err := resolveDevice(*a.DevName)
+// isOn says whether an attachment is on the device of that name, or alternative
+// name, in the namespace of the command: names repeat between namespaces.
+func isOn(name string, a Attachment) bool {
+	dev, err := resolveDevice(name)
 	return err == nil && dev.NetNS == *a.NetNS && dev.IfIndex == *a.IfIndex
 }
 
@@ -183,7 +183,7 @@ func (e *Engine) unload(req UnloadRequest, result *Unloaded) error {
 		return err
 	}
 	for _, name := range names {
-		if !e.root.Exists(name) {
+		if !e.root.Exists(name) && len(attached[name]) == 0 {
 			continue // already so
 		}
 		if !req.DryRun {
@@ -223,6 +223,9 @@ func (e *Engine) unloadOne(name string, attachments []Attachment) error {
 		if err := e.detachOne(a); err != nil {
 			return fmt.Errorf("detach %s from %s: %w", a.Program, describeTarget(a), err)
 		}
+	}
+	if !e.root.Exists(name) {
+		return nil // only filters were left, which an unload in another namespace doesn't see
 	}
 	return e.root.Remove(name)
 }

@@ -74,6 +74,10 @@ func interfaceNames() []string {
 func describeDevice(doc *Attachment) {
 	l, err := netlink.LinkByIndex(int(*doc.IfIndex))
 	if err != nil {
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			doc.Notes = append(doc.Notes, fmt.Sprintf("%s was moved to another network namespace, attached as it was", *doc.DevName))
+		}
 		return
 	}
 	doc.DevName = ptr(l.Attrs().Name)

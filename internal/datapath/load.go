@@ -380,7 +380,7 @@ func (e *Engine) loadedDocument(p *loadPlan, changed bool) (Loaded, error) {
 }
 
 func (p *loadPlan) programs(coll *ebpf.Collection) []Program {
-	var docs []Program
+	docs := []Program{}
 	for _, name := range keys(coll.Programs) {
 		doc, err := describeProgram(coll.Programs[name], name)
 		if err != nil {
@@ -393,7 +393,7 @@ func (p *loadPlan) programs(coll *ebpf.Collection) []Program {
 }
 
 func (p *loadPlan) maps(coll *ebpf.Collection) []MapRef {
-	var docs []MapRef
+	docs := []MapRef{}
 	for _, name := range keys(coll.Maps) {
 		if doc, err := describeMap(coll.Maps[name], name); err == nil {
 			docs = append(docs, doc)

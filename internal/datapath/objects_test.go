@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
@@ -155,5 +158,59 @@ func TestGarbageIsNotAnObject(t *testing.T) {
 		if _, err := e.Load(ctx, LoadRequest{Source: "x.o", Object: raw}); !errors.Is(err, fault.ErrUsage) {
 			t.Errorf("%d bytes: %v", len(raw), err)
 		}
+	}
+}
+
+func TestReplaceRefusesWhatTheKernelCantSwap(t *testing.T) {
+	e, _, _ := setup(t)
+	load(t, e, object(t, "several.o"))
+	before := attach(t, e, AttachRequest{Hook: "trace", Name: "several"})
+	req := object(t, "several.o")
+	req.Set, req.Replace = map[string]string{"step": "3"}, true
+	if _, err := e.Load(ctx, req); !errors.Is(err, fault.ErrConflict) || !strings.Contains(err.Error(), "tracing") {
+		t.Errorf("got %v", err)
+	}
+	if now := instance(t, e, "several").Attachments; len(now) != 2 || now[0].ProgID != before.Attachments[0].ProgID {
+		t.Errorf("%+v", now)
+	}
+}
+
+func TestStrands(t *testing.T) {
+	p := &loadPlan{spec: &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{
+		"tc": {Type: ebpf.SchedCLS}, "xdp": {Type: ebpf.XDP}, "connect": {Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect},
+	}}}
+	for _, test := range []struct {
+		program, hook string
+		defunct, want bool
+	}{
+		{"tc", "tcx_ingress", false, false},
+		{"tc", "clsact_egress", false, false},
+		{"xdp", "xdp", false, false},
+		{"connect", "cgroup_inet4_connect", false, false},
+		{"xdp", "tcx_ingress", false, true},
+		{"tc", "xdp", false, true},
+		{"tc", "xdp", true, false},
+		{"gone", "xdp", false, true},
+	} {
+		a := Attachment{Program: test.program, Hook: test.hook, Defunct: test.defunct}
+		if why := p.strands(a); (why != "") != test.want {
+			t.Errorf("%+v: %q", a, why)
+		}
+	}
+}
+
+func TestTraceOfWhatTheKernelDoesntHave(t *testing.T) {
+	if err := explainTrace(ebpf.RawTracepoint, unix.ENOENT); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("no such tracepoint: %v", err)
+	}
+	if err := explainTrace(ebpf.Tracing, ebpf.ErrNotSupported); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("no such kind: %v", err)
+	}
+}
+
+func TestPlannedListsAreNeverNull(t *testing.T) {
+	p, empty := &loadPlan{}, &ebpf.Collection{}
+	if p.programs(empty) == nil || p.maps(empty) == nil {
+		t.Error("null in place of []")
 	}
 }

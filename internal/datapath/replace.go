@@ -63,8 +63,8 @@ func (e *Engine) replace(p *loadPlan, req LoadRequest) (Loaded, error) {
 		return Loaded{}, err
 	}
 	for _, a := range attachments {
-		if p.spec.Programs[a.Program] == nil && !a.Defunct {
-			return Loaded{}, fault.New(fault.ErrConflict, "program %s is attached to %s, and the new object has no program of that name", a.Program, describeTarget(a)).
+		if why := p.strands(a); why != "" {
+			return Loaded{}, fault.New(fault.ErrConflict, "program %s is attached to %s, and %s", a.Program, describeTarget(a), why).
 				Hint("detach it first: bpfnet detach %s %s", hookGroup(a.Hook), p.name)
 		}
 	}
@@ -89,6 +89,23 @@ func (e *Engine) replace(p *loadPlan, req LoadRequest) (Loaded, error) {
 	loaded, err := e.loadedDocument(p, true)
 	loaded.Replaced = len(attachments) > 0
 	return loaded, err
+}
+
+// strands says why an attachment can't be moved to the planned programs, "" when
+// it can.
+func (p *loadPlan) strands(a Attachment) string {
+	next := p.spec.Programs[a.Program]
+	switch {
+	case a.Defunct:
+		return ""
+	case next == nil:
+		return "the new object has no program of that name"
+	case hookGroup(a.Hook) == "trace":
+		return "the kernel can't replace a tracing program in place"
+	case !candidate{typ: next.Type, attach: next.AttachType}.fits(hookGroup(a.Hook), ""):
+		return "the new program of that name is of another type: " + programType(next.Type)
+	}
+	return ""
 }
 
 // reusableMaps opens the running maps that the new object declares too. Data

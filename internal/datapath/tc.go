@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
@@ -27,6 +28,12 @@ func (e *Engine) attachTC(req AttachRequest, s spot, prog *ebpf.Program) (Attach
 		return e.pinLink(req, s, l, nil)
 	case errors.Is(err, link.ErrNotSupported):
 		return e.attachClsact(req, s, prog, []string{"tcx: " + rootCause(err).Error()})
+	case errors.Is(err, unix.ENOENT):
+		return Attachment{}, fault.New(fault.ErrNotFound, "%s: the program to be next to isn't there: %w", s.hook, rootCause(err)).
+			Hint("bpftool net show dev %s   lists what is", s.at.DevName)
+	case errors.Is(err, unix.EEXIST):
+		return Attachment{}, fault.New(fault.ErrConflict, "%s: another link holds this program there: %w", s.hook, rootCause(err)).
+			Hint("if the interface came from another network namespace: bpfnet detach tc %s", req.Name)
 	default:
 		return Attachment{}, fmt.Errorf("%s: %w", s.hook, probe.Explain(probe.OpAttachTCX, err))
 	}

@@ -75,12 +75,9 @@ func xdpRefused(mode XDPMode, dev device, err error) error {
 // interface, if that was asked for. The link stays; only its program changes,
 // so that every packet meets the one or the other.
 func (e *Engine) takeOverXDP(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {
-	holder, err := e.xdpHolder(s.dev)
+	holder, err := e.replaceableXDP(req, s.dev)
 	if err != nil {
 		return Attachment{}, err
-	}
-	if holder == nil || !req.Replace {
-		return Attachment{}, e.xdpHeld(s.dev)
 	}
 	l, err := link.LoadPinnedLink(*holder.Pinned, nil)
 	if err != nil {
@@ -95,6 +92,19 @@ func (e *Engine) takeOverXDP(req AttachRequest, s spot, prog *ebpf.Program) (Att
 		return Attachment{}, errors.Join(err, e.moveAttachment(holder.Name, *holder))
 	}
 	return doc, nil
+}
+
+// replaceableXDP returns the attachment on a device that a request may take
+// over.
+func (e *Engine) replaceableXDP(req AttachRequest, dev device) (*Attachment, error) {
+	holder, err := e.xdpHolder(dev)
+	if err != nil {
+		return nil, err
+	}
+	if holder == nil || !req.Replace {
+		return nil, e.xdpHeld(dev)
+	}
+	return holder, checkMode(req, *holder)
 }
 
 // moveLinkPin moves the pin of a link from one instance to another.
