@@ -27,7 +27,7 @@ func (e *Engine) attachTC(req AttachRequest, s spot, prog *ebpf.Program) (Attach
 	case err == nil:
 		return e.pinLink(req, s, l, nil)
 	case errors.Is(err, link.ErrNotSupported):
-		return e.attachClsact(req, s, prog, []string{"tcx: " + rootCause(err).Error()})
+		return e.attachClsact(req, s, prog, []string{"tcx: this kernel doesn't have it (Linux 6.6 does)"})
 	case errors.Is(err, unix.ENOENT):
 		return Attachment{}, fault.New(fault.ErrNotFound, "%s: the program to be next to isn't there: %w", s.hook, rootCause(err)).
 			Hint("bpftool net show dev %s   lists what is", s.at.DevName)
