@@ -130,6 +130,9 @@ func TestGlobalFlagsReachTheBackend(t *testing.T) {
 	if exit := Run(context.Background(), env, []string{"status"}); exit != 0 || f.options.Root != "/y" || f.options.LockTimeout != defaultLockTimeout {
 		t.Errorf("exit %d, options are %+v", exit, f.options)
 	}
+	if exit := Run(context.Background(), env, strings.Fields("status --lock-timeout 0s")); exit != 0 || f.options.LockTimeout <= 0 || f.options.LockTimeout > time.Millisecond {
+		t.Errorf("exit %d, not waiting is %s", exit, f.options.LockTimeout)
+	}
 }
 
 func TestArgs(t *testing.T) {
