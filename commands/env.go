@@ -81,7 +81,7 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 	if options.LockTimeout < 0 {
 		return nil, usage(c, "--lock-timeout %s: a time can't be negative", options.LockTimeout)
 	}
-	options.LockTimeout = max(options.LockTimeout, 1) // 0, which means the default to Open, is not to wait
+	options.LockTimeout = max(options.LockTimeout, time.Millisecond) // not 0, which means the default to Open
 	if name := c.String("netns"); name != "" {
 		path, err := e.Resolve(name)
 		if err != nil {

@@ -119,11 +119,11 @@ func holder(dir *os.File) string {
 		return "another process"
 	}
 	defer locks.Close()
-	suffix := fmt.Sprintf(":%d", stat.Ino)
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(stat.Dev)), unix.Minor(uint64(stat.Dev)), stat.Ino)
 	for s := bufio.NewScanner(locks); s.Scan(); {
 		// "1: FLOCK  ADVISORY  WRITE 708 00:13:22 0 EOF"
 		f := strings.Fields(s.Text())
-		if len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], suffix) {
+		if len(f) > 5 && f[1] == "FLOCK" && f[5] == file {
 			return "process " + f[4]
 		}
 	}
