@@ -793,3 +793,22 @@ func TestMovedInterface(t *testing.T) {
 		t.Errorf("%+v %v", d, err)
 	}
 }
+
+func TestUnloadAllKeepsWhatOthersPinned(t *testing.T) {
+	e, _, _ := setup(t)
+	load(t, e, LoadRequest{Source: "xdp-counter"})
+	others := filepath.Join(string(e.root), "globals")
+	if err := os.Mkdir(others, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := passXDP(t).Pin(filepath.Join(others, "theirs")); err != nil {
+		t.Fatal(err)
+	}
+	u, err := e.Unload(ctx, UnloadRequest{All: true, Detach: true})
+	if err != nil || len(u.Names) != 1 || u.Names[0] != "xdp-counter" {
+		t.Errorf("%+v %v", u, err)
+	}
+	if _, err := os.Stat(filepath.Join(others, "theirs")); err != nil {
+		t.Error(err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf/link"
 
@@ -172,7 +173,7 @@ func (e *Engine) unload(req UnloadRequest, result *Unloaded) error {
 	names := []string{req.Name}
 	if req.All {
 		var err error
-		if names, err = e.root.Names(); err != nil {
+		if names, err = e.loaded(); err != nil {
 			return err
 		}
 	} else if err := pinned.CheckName(req.Name); err != nil {
@@ -196,6 +197,13 @@ func (e *Engine) unload(req UnloadRequest, result *Unloaded) error {
 		result.Detached += len(attached[name])
 	}
 	return nil
+}
+
+// loaded names the instances that bpfnet made: a root that others use too, such
+// as the mount point of bpffs, has more directories.
+func (e *Engine) loaded() ([]string, error) {
+	names, err := e.root.Names()
+	return slices.DeleteFunc(names, func(name string) bool { return e.root.Spec(name).Digest == "" }), err
 }
 
 // attachedTo lists the attachments of instances. Without leave to detach, live
