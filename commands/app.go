@@ -2,15 +2,12 @@ package commands
 
 import (
 	"context"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/datapath"
 	"bpfnet/output"
 )
-
-// defaultLockTimeout is how long a writer waits for another one.
-const defaultLockTimeout = 10 * time.Second
 
 // Run runs one command line, without the program's name, and returns the exit
 // code. Cancelling ctx is how a signal reaches a command.
@@ -87,7 +84,7 @@ func globalFlags() []cli.Flag {
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of results: table, json, yaml or ndjson (environment: BPFNET_OUTPUT; default: table)"},
 		&cli.StringFlag{Name: "bpffs", Usage: "`DIR` that holds bpfnet's state (environment: BPFNET_BPFFS; default: /sys/fs/bpf/bpfnet)"},
 		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID`"},
-		&cli.DurationFlag{Name: "lock-timeout", Value: defaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},
+		&cli.DurationFlag{Name: "lock-timeout", Value: datapath.DefaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "verify and show what would be done, change nothing"},
 		&cli.BoolFlag{Name: "mount", Usage: "mount bpffs on /sys/fs/bpf if it isn't mounted"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no notes on stderr"},

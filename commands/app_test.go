@@ -127,7 +127,7 @@ func TestGlobalFlagsReachTheBackend(t *testing.T) {
 		t.Errorf("options are %+v, want %+v", f.options, want)
 	}
 	env.Getenv = func(name string) string { return map[string]string{"BPFNET_BPFFS": "/y"}[name] }
-	if exit := Run(context.Background(), env, []string{"status"}); exit != 0 || f.options.Root != "/y" || f.options.LockTimeout != defaultLockTimeout {
+	if exit := Run(context.Background(), env, []string{"status"}); exit != 0 || f.options.Root != "/y" || f.options.LockTimeout != datapath.DefaultLockTimeout {
 		t.Errorf("exit %d, options are %+v", exit, f.options)
 	}
 	if exit := Run(context.Background(), env, strings.Fields("status --lock-timeout 0s")); exit != 0 || f.options.LockTimeout <= 0 || f.options.LockTimeout > time.Millisecond {

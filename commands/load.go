@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -84,7 +83,7 @@ func (e *Env) loadRequest(c *cli.Context) (datapath.LoadRequest, error) {
 		return r, err
 	}
 	if r.Name == "" {
-		r.Name = strings.TrimSuffix(filepath.Base(r.Source), filepath.Ext(r.Source))
+		r.Name = datapath.DefaultName(r.Source)
 	}
 	return r, nil
 }

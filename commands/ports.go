@@ -205,6 +205,7 @@ func (e *Env) editPorts(c *cli.Context, load bool, edit portsEdit) error {
 		return err
 	}
 	result.Changed = result.Changed || loaded
+	e.done(c, p, done{changed: result.Changed, did: "changed the policy of " + name, already: name + " has that policy already"})
 	if err := printPorts(p, ports.NewDocument(name, result, c.Bool("dry-run"))); err != nil {
 		return err
 	}

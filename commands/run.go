@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -35,6 +33,7 @@ func runCommand(env *Env) *cli.Command {
 			&cli.StringSliceFlag{Name: "cgroup", Usage: "attach to the cgroup `DIR`; may be repeated"},
 			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic, else ingress"},
 			&cli.StringFlag{Name: "mode", Usage: "attach to xdp in `MODE` auto, native, generic or offload"},
+			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
 			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
 			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; -FIELD is descending"},
 			&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
@@ -61,7 +60,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 	source := c.Args().First()
 	j := job{
 		load: datapath.LoadRequest{
-			Source: source, Name: strings.TrimSuffix(filepath.Base(source), filepath.Ext(source)), DryRun: c.Bool("dry-run"),
+			Source: source, Name: datapath.DefaultName(source), DryRun: c.Bool("dry-run"),
 		},
 		devices: c.StringSlice("dev"), cgroups: c.StringSlice("cgroup"),
 		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},

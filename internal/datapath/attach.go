@@ -258,6 +258,10 @@ func planned(req AttachRequest, s spot) Attachment {
 		Changed: true, Name: req.Name, Program: s.name, Hook: s.hook,
 		Mechanism: mechanismLink, RefusedWhy: []string{}, Notes: append([]string{}, s.notes...),
 	}
+	if hookGroup(s.hook) == "tc" && noTCX() {
+		doc.Hook, doc.Mechanism = clsactHook(hookDirection(s.hook)), mechanismNetlink
+		doc.RefusedWhy = []string{tcxMissing}
+	}
 	describeRemembered(&doc, s.at)
 	return doc
 }
@@ -302,7 +306,9 @@ func (e *Engine) dropDefunct(instance, pin string) error {
 func (e *Engine) checkFree(req AttachRequest, s spot) (err error) {
 	switch hookGroup(s.hook) {
 	case "tc":
-		_, err = e.anchor(req.Position, s)
+		if _, err = e.anchor(req.Position, s); err == nil && noTCX() && (req.Position.Before != "" || req.Position.After != "") {
+			err = errNoNeighbours()
+		}
 	case "xdp":
 		if x := s.dev.link.Attrs().Xdp; x != nil && x.Attached {
 			_, err = e.replaceableXDP(req, s.dev)

@@ -39,9 +39,15 @@ func clsactParent(d Direction) uint32 {
 	return netlink.HANDLE_MIN_EGRESS
 }
 
+func clsactHook(d Direction) string { return "clsact_" + string(d) }
+
+func errNoNeighbours() error {
+	return fault.New(fault.ErrUnsupported, "--before and --after need TCX (Linux 6.6)").Hint("--first and --last work here")
+}
+
 func (e *Engine) attachClsact(req AttachRequest, s spot, prog *ebpf.Program, refused []string) (Attachment, error) {
 	if req.Position.Before != "" || req.Position.After != "" {
-		return Attachment{}, fault.New(fault.ErrUnsupported, "--before and --after need TCX (Linux 6.6)").Hint("--first and --last work here")
+		return Attachment{}, errNoNeighbours()
 	}
 	direction := hookDirection(s.hook)
 	owner, err := ensureClsact(s.dev.link)
@@ -55,7 +61,7 @@ func (e *Engine) attachClsact(req AttachRequest, s spot, prog *ebpf.Program, ref
 	if err != nil {
 		return Attachment{}, errors.Join(fmt.Errorf("add filter: %w", err), dropClsact(s.dev.link, owner))
 	}
-	s.hook = "clsact_" + string(direction)
+	s.hook = clsactHook(direction)
 	doc, err := e.readBack(req.Name, s, Attachment{RefusedWhy: refused, Notes: append([]string{}, s.notes...)})
 	if err != nil {
 		return Attachment{}, errors.Join(err, netlink.FilterDel(filter), dropClsact(s.dev.link, owner))
@@ -226,9 +232,9 @@ func clsactAttachment(f *netlink.BpfFilter, l netlink.Link, here uint64) (Attach
 	if slash < 0 {
 		return Attachment{}, false
 	}
-	hook := hookClsactEgress
+	hook := clsactHook(Egress)
 	if f.Parent == netlink.HANDLE_MIN_INGRESS {
-		hook = hookClsactIngress
+		hook = clsactHook(Ingress)
 	}
 	a := l.Attrs()
 	return Attachment{

@@ -26,13 +26,16 @@ func (e *Engine) Detach(ctx context.Context, req DetachRequest) (Attached, error
 		return err
 	})
 	if err != nil {
-		return detached, fmt.Errorf("detach %s: %w", req.describe(), err)
+		return detached, fmt.Errorf("%s: %w", req.describe(), err)
 	}
 	return detached, nil
 }
 
 func (r DetachRequest) describe() string {
-	text := r.Hook
+	text := "detach"
+	if r.Hook != "" {
+		text += " " + r.Hook
+	}
 	if r.Name != "" {
 		text += fmt.Sprintf(" %q", r.Name)
 	}

@@ -12,8 +12,9 @@ import (
 
 // rejection is the verifier's refusal of a program.
 type rejection struct {
-	cause error
-	log   []string
+	program string // "" if unknown
+	cause   error
+	log     []string
 }
 
 // lastLines is how many lines of the verifier's log a message keeps.
@@ -26,10 +27,14 @@ func (r *rejection) Error() string {
 			lines = append(lines, line)
 		}
 	}
-	if len(lines) == 0 {
-		return fmt.Sprintf("the verifier refused it: %v", rootCause(r.cause))
+	refused := "the verifier refused it: "
+	if r.program != "" {
+		refused = fmt.Sprintf("the verifier refused program %s: ", r.program)
 	}
-	return "the verifier refused it: " + strings.Join(lines[max(0, len(lines)-lastLines):], "; ")
+	if len(lines) == 0 {
+		return refused + rootCause(r.cause).Error()
+	}
+	return refused + strings.Join(lines[max(0, len(lines)-lastLines):], "; ")
 }
 
 // VerifierLog returns the whole log, a line each.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -62,7 +63,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 		return nil, fault.New(fault.ErrNotFound, "no such built-in program or object file").Hint("bpfnet programs")
 	}
 	if p.name == "" {
-		p.name = defaultName(req.Source)
+		p.name = DefaultName(req.Source)
 	}
 	if err := pinned.CheckName(p.name); err != nil {
 		return nil, err
@@ -92,7 +93,9 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 // ending is always a file.
 func lookupBuiltin(name string) (bpf.Program, bool) { return bpf.Lookup(name) }
 
-func defaultName(source string) string {
+// DefaultName is what an instance is called that is loaded without a name: the
+// built-in program, or the file without its folder and ending.
+func DefaultName(source string) string {
 	base := filepath.Base(source)
 	for _, ending := range []string{".bpf.o", ".o", ".elf"} {
 		if name, ok := strings.CutSuffix(base, ending); ok && name != "" {
@@ -136,21 +139,35 @@ func (p *loadPlan) choose(names []string) error {
 		}
 	}
 	used := map[string]bool{}
-	for name, prog := range p.spec.Programs {
-		if !slices.Contains(names, name) {
-			delete(p.spec.Programs, name)
-			continue
-		}
-		for _, ins := range prog.Instructions {
-			used[ins.Reference()] = true
-		}
+	for _, name := range names {
+		p.use(used, name)
 	}
-	for name := range p.spec.Maps {
-		if !used[name] {
-			delete(p.spec.Maps, name)
-		}
-	}
+	maps.DeleteFunc(p.spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !used[name] })
+	maps.DeleteFunc(p.spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !used[name] })
 	return nil
+}
+
+// use marks a program or map and all that it needs: the maps of a program, the
+// programs and maps that the object puts into a map.
+func (p *loadPlan) use(used map[string]bool, name string) {
+	if used[name] {
+		return
+	}
+	used[name] = true
+	if prog := p.spec.Programs[name]; prog != nil {
+		for _, ins := range prog.Instructions {
+			if ref := ins.Reference(); p.spec.Maps[ref] != nil {
+				p.use(used, ref)
+			}
+		}
+	}
+	if m := p.spec.Maps[name]; m != nil {
+		for _, entry := range m.Contents {
+			if inside, ok := entry.Value.(string); ok {
+				p.use(used, inside)
+			}
+		}
+	}
 }
 
 func (p *loadPlan) size(entries map[string]uint32) error {
@@ -207,6 +224,10 @@ func (p *loadPlan) check() error {
 			m.Pinning = ebpf.PinNone
 			p.notes = append(p.notes, fmt.Sprintf("map %s asks to be pinned by name: it is pinned with the rest of %s", name, p.name))
 		}
+		if m.Extra != nil && m.Extra.Len() > 0 {
+			m.Extra = nil
+			p.notes = append(p.notes, fmt.Sprintf("map %s: what its definition says beyond type, sizes and flags (iproute2's id and pinning) is ignored", name))
+		}
 	}
 	sort.Strings(p.notes)
 	return nil
@@ -220,7 +241,7 @@ func guessType(section string) ebpf.ProgramType {
 		typ    ebpf.ProgramType
 	}{
 		{"xdp", ebpf.XDP}, {"classifier", ebpf.SchedCLS}, {"cls", ebpf.SchedCLS}, {"tc", ebpf.SchedCLS},
-		{"ingress", ebpf.SchedCLS}, {"egress", ebpf.SchedCLS}, {"act", ebpf.SchedACT}, {"sockops", ebpf.SockOps},
+		{"prog", ebpf.XDP}, {"ingress", ebpf.SchedCLS}, {"egress", ebpf.SchedCLS}, {"act", ebpf.SchedACT}, {"sockops", ebpf.SockOps},
 		{"sock_ops", ebpf.SockOps}, {"cgroup_skb", ebpf.CGroupSKB},
 	} {
 		if strings.HasPrefix(section, guess.prefix) {
@@ -280,9 +301,20 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 	explained := probe.Explain(p.operation(), err)
 	var verifier *ebpf.VerifierError
 	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) {
-		return nil, &rejection{cause: err, log: verifier.Log}
+		return nil, &rejection{program: p.refused(err), cause: err, log: verifier.Log}
 	}
 	return nil, explained
+}
+
+// refused is the program that an error of loading is about, "" if it doesn't
+// say: cilium/ebpf names it only in the text.
+func (p *loadPlan) refused(err error) string {
+	for name := range p.spec.Programs {
+		if strings.HasPrefix(err.Error(), "program "+name+":") {
+			return name
+		}
+	}
+	return ""
 }
 
 // operation is what loading needs the capabilities for: those of the program

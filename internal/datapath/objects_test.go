@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
@@ -212,5 +214,42 @@ func TestPlannedListsAreNeverNull(t *testing.T) {
 	p, empty := &loadPlan{}, &ebpf.Collection{}
 	if p.programs(empty) == nil || p.maps(empty) == nil {
 		t.Error("null in place of []")
+	}
+}
+
+func TestChooseKeepsWhatMapsHold(t *testing.T) {
+	p := &loadPlan{spec: &ebpf.CollectionSpec{
+		Programs: map[string]*ebpf.ProgramSpec{
+			"entry": {Instructions: asm.Instructions{asm.LoadMapPtr(asm.R1, 0).WithReference("jumps"), asm.LoadMapPtr(asm.R1, 0).WithReference("outer")}},
+			"next":  {}, "other": {},
+		},
+		Maps: map[string]*ebpf.MapSpec{
+			"jumps":  {Type: ebpf.ProgramArray, Contents: []ebpf.MapKV{{Key: uint32(0), Value: "next"}}},
+			"outer":  {Type: ebpf.HashOfMaps, Contents: []ebpf.MapKV{{Key: uint32(0), Value: "inner"}}},
+			"inner":  {Type: ebpf.Array},
+			"unused": {Type: ebpf.Array},
+		},
+	}}
+	if err := p.choose([]string{"entry"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := join(keys(p.spec.Programs)); got != "entry, next" {
+		t.Errorf("programs: %s", got)
+	}
+	if got := join(keys(p.spec.Maps)); got != "inner, jumps, outer" {
+		t.Errorf("maps: %s", got)
+	}
+}
+
+func TestDefinitionsOfIproute2(t *testing.T) {
+	p := &loadPlan{spec: &ebpf.CollectionSpec{
+		Programs: map[string]*ebpf.ProgramSpec{"p": {SectionName: "prog"}},
+		Maps:     map[string]*ebpf.MapSpec{"m": {Type: ebpf.Array, Extra: bytes.NewReader([]byte{0, 0, 0, 0, 2, 0, 0, 0})}},
+	}}
+	if err := p.check(); err != nil {
+		t.Fatal(err)
+	}
+	if p.spec.Programs["p"].Type != ebpf.XDP || p.spec.Maps["m"].Extra != nil || len(p.notes) != 1 {
+		t.Errorf("%+v %+v %q", p.spec.Programs["p"], p.spec.Maps["m"], p.notes)
 	}
 }

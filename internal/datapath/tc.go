@@ -14,6 +14,12 @@ import (
 	"bpfnet/internal/probe"
 )
 
+// tcxMissing says why a clsact filter was taken.
+const tcxMissing = "tcx: this kernel doesn't have it (Linux 6.6 does)"
+
+// noTCX says that the kernel is known not to have TCX.
+func noTCX() bool { return errors.Is(probe.Feature("tcx"), probe.ErrNotSupported) }
+
 // attachTC is the ladder of tc: a TCX link, then a clsact filter.
 func (e *Engine) attachTC(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {
 	anchor, err := e.anchor(req.Position, s)
@@ -27,7 +33,7 @@ func (e *Engine) attachTC(req AttachRequest, s spot, prog *ebpf.Program) (Attach
 	case err == nil:
 		return e.pinLink(req, s, l, nil)
 	case errors.Is(err, link.ErrNotSupported):
-		return e.attachClsact(req, s, prog, []string{"tcx: this kernel doesn't have it (Linux 6.6 does)"})
+		return e.attachClsact(req, s, prog, []string{tcxMissing})
 	case errors.Is(err, unix.ENOENT):
 		return Attachment{}, fault.New(fault.ErrNotFound, "%s: the program to be next to isn't there: %w", s.hook, rootCause(err)).
 			Hint("bpftool net show dev %s   lists what is", s.at.DevName)

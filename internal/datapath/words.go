@@ -80,12 +80,8 @@ var cgroupHooks = map[ebpf.AttachType]string{
 
 // Hook words that are not in cgroupHooks.
 const (
-	hookXDP           = "xdp"
-	hookTCXIngress    = "tcx_ingress"
-	hookTCXEgress     = "tcx_egress"
-	hookClsactIngress = "clsact_ingress"
-	hookClsactEgress  = "clsact_egress"
-	hookTrace         = "trace"
+	hookXDP   = "xdp"
+	hookTrace = "trace"
 )
 
 // The ways an attachment is held.

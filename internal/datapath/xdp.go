@@ -61,10 +61,10 @@ func xdpFlag(mode XDPMode) link.XDPAttachFlags {
 func xdpRefused(mode XDPMode, dev device, err error) error {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL) && mode == ModeOffload:
-		return fault.New(fault.ErrUnsupported, "mode %s: the driver of %s (%s) doesn't support it: %w", mode, dev.DevName, dev.kind, err).
+		return fault.New(fault.ErrUnsupported, "mode %s: the driver of %s (%s) doesn't support it: %w", mode, dev.DevName, dev.kind, rootCause(err)).
 			Hint("--mode auto takes the best mode that works")
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
-		return fault.New(fault.ErrUnsupported, "mode %s: %s (%s, MTU %d) refuses it: %w", mode, dev.DevName, dev.kind, dev.link.Attrs().MTU, err).
+		return fault.New(fault.ErrUnsupported, "mode %s: %s (%s, MTU %d) refuses it: %w", mode, dev.DevName, dev.kind, dev.link.Attrs().MTU, rootCause(err)).
 			Hint("native XDP without fragments support needs an MTU that fits a page; --mode generic has no such limit")
 	default:
 		return fmt.Errorf("mode %s: %w", mode, probe.Explain(probe.OpAttachXDP, err))
@@ -152,12 +152,26 @@ func (e *Engine) xdpHeld(dev device) error {
 			Hint("add --replace to swap it in place, or first: bpfnet detach xdp %s --dev %s", holder.Name, dev.DevName)
 	}
 	id := foreignXDP(dev)
+	if id == 0 {
+		return xdpAbove(dev)
+	}
 	held := fault.New(fault.ErrConflict, "another XDP program is attached there: %s", nameProgram(id))
 	if linkID, ok := foreignLink(id, dev.IfIndex); ok {
 		held.Message += fmt.Sprintf(", link id %d", linkID)
 		return held.Hint("bpftool link detach id %d", linkID)
 	}
 	return held.Hint("ip link set dev %s xdp off   (if nothing needs it)", dev.DevName)
+}
+
+// xdpAbove explains a refusal of a device that has no program: the kernel takes
+// none below a bridge or bond that has one.
+func xdpAbove(dev device) error {
+	above := "an interface above it"
+	if master, err := netlink.LinkByIndex(dev.link.Attrs().MasterIndex); err == nil {
+		above = fmt.Sprintf("%s, of which it is a port,", master.Attrs().Name)
+	}
+	return fault.New(fault.ErrConflict, "%s has an XDP program, and the kernel takes none below it then", above).
+		Hint("attach to the ports first, or detach the program there")
 }
 
 func foreignXDP(dev device) uint32 {
