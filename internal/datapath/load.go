@@ -144,6 +144,7 @@ func (p *loadPlan) choose(names []string) error {
 	}
 	maps.DeleteFunc(p.spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !used[name] })
 	maps.DeleteFunc(p.spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !used[name] })
+	maps.DeleteFunc(p.spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
 	return nil
 }
 

@@ -229,6 +229,7 @@ func TestChooseKeepsWhatMapsHold(t *testing.T) {
 			"inner":  {Type: ebpf.Array},
 			"unused": {Type: ebpf.Array},
 		},
+		Variables: map[string]*ebpf.VariableSpec{"v": {SectionName: "unused"}},
 	}}
 	if err := p.choose([]string{"entry"}); err != nil {
 		t.Fatal(err)
@@ -238,6 +239,9 @@ func TestChooseKeepsWhatMapsHold(t *testing.T) {
 	}
 	if got := join(keys(p.spec.Maps)); got != "inner, jumps, outer" {
 		t.Errorf("maps: %s", got)
+	}
+	if len(p.spec.Variables) != 0 {
+		t.Errorf("variables of maps that aren't there: %v", keys(p.spec.Variables))
 	}
 }
 
