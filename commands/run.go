@@ -60,7 +60,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 	source := c.Args().First()
 	j := job{
 		load: datapath.LoadRequest{
-			Source: source, Name: datapath.DefaultName(source), DryRun: c.Bool("dry-run"),
+			Source: source, Name: datapath.DefaultName(source), Programs: c.StringSlice("prog"), DryRun: c.Bool("dry-run"),
 		},
 		devices: c.StringSlice("dev"), cgroups: c.StringSlice("cgroup"),
 		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},
