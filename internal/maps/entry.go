@@ -296,7 +296,7 @@ func (h *handle) deletable() error {
 		return err
 	}
 	if h.kind.fixed {
-		return fault.New(fault.ErrUnsupported, "delete from map %s: entries of a %s are always there", h.about.Ref, h.kind.word).
+		return fault.New(fault.ErrUnsupported, "delete from map %s: its entries are always there (%s)", h.about.Ref, h.kind.word).
 			Hint("bpfnet map set writes a zero value")
 	}
 	return nil
