@@ -2,12 +2,11 @@ package counter
 
 import (
 	"cmp"
-	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/sample"
 )
 
 // Schema names the document that View.Document makes.
@@ -78,41 +77,22 @@ type View struct {
 // DefaultSort puts the interfaces with the most traffic first.
 const DefaultSort = "-bytes"
 
-type order func(a, b Interface) int
-
-var orders = map[string]order{
-	"devname":            func(a, b Interface) int { return cmp.Compare(deref(a.DevName), deref(b.DevName)) },
-	"ifindex":            func(a, b Interface) int { return cmp.Compare(deref(a.IfIndex), deref(b.IfIndex)) },
-	"packets":            func(a, b Interface) int { return cmp.Compare(a.Packets, b.Packets) },
-	"bytes":              func(a, b Interface) int { return cmp.Compare(a.Bytes, b.Bytes) },
-	"packets_per_second": func(a, b Interface) int { return cmp.Compare(deref(a.PacketsPerSecond), deref(b.PacketsPerSecond)) },
-	"bytes_per_second":   func(a, b Interface) int { return cmp.Compare(deref(a.BytesPerSecond), deref(b.BytesPerSecond)) },
-}
-
-// deref returns the zero value for nil.
-func deref[T any](p *T) T {
-	if p == nil {
-		var zero T
-		return zero
-	}
-	return *p
+var fields = sample.Fields[Interface]{
+	"devname":            sample.By(func(i Interface) string { return sample.Value(i.DevName) }),
+	"ifindex":            sample.By(func(i Interface) uint32 { return sample.Value(i.IfIndex) }),
+	"packets":            sample.By(func(i Interface) uint64 { return i.Packets }),
+	"bytes":              sample.By(func(i Interface) uint64 { return i.Bytes }),
+	"packets_per_second": sample.By(func(i Interface) uint64 { return sample.Value(i.PacketsPerSecond) }),
+	"bytes_per_second":   sample.By(func(i Interface) uint64 { return sample.Value(i.BytesPerSecond) }),
 }
 
 // SortFields lists what View.Sort can name.
-func SortFields() []string {
-	fields := make([]string, 0, len(orders))
-	for field := range orders {
-		fields = append(fields, field)
-	}
-	slices.Sort(fields)
-	return fields
-}
+func SortFields() []string { return fields.Names() }
 
 // Check returns an error of kind fault.ErrUsage if the view can't be shown.
 func (v View) Check() error {
-	if _, ok := orders[strings.TrimPrefix(v.sort(), "-")]; !ok {
-		return fault.New(fault.ErrUsage, "sort by %q: no such field", v.Sort).
-			Hint("fields are %s; a - in front sorts descending", strings.Join(SortFields(), ", "))
+	if err := fields.Check(v.sort()); err != nil {
+		return err
 	}
 	if v.Limit < 0 {
 		return fault.New(fault.ErrUsage, "show %d interfaces: the limit is negative", v.Limit)
@@ -128,7 +108,7 @@ func (v View) sort() string { return cmp.Or(v.Sort, DefaultSort) }
 func (v View) Document(before *Sample, now Sample) Document {
 	elapsed := since(before, now)
 	d := Document{
-		Schema: Schema, Time: now.Time.UTC().Truncate(time.Second), IntervalSeconds: interval(elapsed),
+		Schema: Schema, Time: now.Time.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(elapsed),
 		ObservedAt: "xdp", Interfaces: []Interface{},
 	}
 	if before == nil {
@@ -198,18 +178,13 @@ func word(w string) *string {
 // arrange sorts interfaces, ties by index, and hides those that the filter and
 // the limit leave out.
 func (v View) arrange(all []candidate) []candidate {
-	field, descending := strings.CutPrefix(v.sort(), "-")
-	compare := orders[field]
+	compare := fields.Compare(v.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
-		first := compare(a.Interface, b.Interface)
-		if descending {
-			first = -first
-		}
-		return cmp.Or(first, cmp.Compare(a.index, b.index))
+		return cmp.Or(compare(a.Interface, b.Interface), cmp.Compare(a.index, b.index))
 	})
 	shown := 0
 	for i := range all {
-		matches := v.Device == "" || deref(all[i].DevName) == v.Device
+		matches := v.Device == "" || sample.Value(all[i].DevName) == v.Device
 		all[i].hidden = !matches || v.Limit > 0 && shown == v.Limit
 		if !all[i].hidden {
 			shown++
@@ -226,26 +201,13 @@ func since(before *Sample, now Sample) time.Duration {
 	return max(0, now.Time.Sub(before.Time))
 }
 
-// interval is a duration in seconds, in milliseconds' steps.
-func interval(elapsed time.Duration) *float64 {
-	if elapsed == 0 {
-		return nil
-	}
-	seconds := math.Round(elapsed.Seconds()*1000) / 1000
-	return &seconds
-}
-
 // rate gives a counter its growth, rounded to whole packets and bytes.
 func rate(before, now Counter, elapsed time.Duration) Rated {
 	r := Rated{Counter: now}
-	if elapsed == 0 || now.Packets < before.Packets || now.Bytes < before.Bytes {
+	if now.Packets < before.Packets || now.Bytes < before.Bytes {
 		return r
 	}
-	perSecond := func(grown uint64) *uint64 {
-		rate := uint64(math.Round(float64(grown) / elapsed.Seconds()))
-		return &rate
-	}
-	r.PacketsPerSecond = perSecond(now.Packets - before.Packets)
-	r.BytesPerSecond = perSecond(now.Bytes - before.Bytes)
+	r.PacketsPerSecond = sample.PerSecond(now.Packets-before.Packets, elapsed)
+	r.BytesPerSecond = sample.PerSecond(now.Bytes-before.Bytes, elapsed)
 	return r
 }

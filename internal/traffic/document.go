@@ -2,14 +2,13 @@ package traffic
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/sample"
 )
 
 // Schema names the document that View.Document makes.
@@ -79,64 +78,36 @@ type View struct {
 // DefaultSort puts the Pods with the most traffic first.
 const DefaultSort = "-bytes"
 
-// order compares two Pods by a field.
-type order func(a, b Pod) int
-
-var orders = map[string]order{
+var fields = sample.Fields[Pod]{
 	"address": func(a, b Pod) int { return a.Address.Compare(b.Address) },
-	"devname": func(a, b Pod) int { return cmp.Compare(deref(a.DevName), deref(b.DevName)) },
-	"bytes":   byNumber(Counters.bytes),
-	"packets": byNumber(Counters.packets),
+	"devname": sample.By(func(p Pod) string { return sample.Value(p.DevName) }),
+	"bytes":   sample.By(func(p Pod) uint64 { return p.bytes() }),
+	"packets": sample.By(func(p Pod) uint64 { return p.packets() }),
 
-	"transmit_bytes":   byNumber(func(c Counters) uint64 { return c.TransmitBytes }),
-	"transmit_packets": byNumber(func(c Counters) uint64 { return c.TransmitPackets }),
-	"receive_bytes":    byNumber(func(c Counters) uint64 { return c.ReceiveBytes }),
-	"receive_packets":  byNumber(func(c Counters) uint64 { return c.ReceivePackets }),
+	"transmit_bytes":   sample.By(func(p Pod) uint64 { return p.TransmitBytes }),
+	"transmit_packets": sample.By(func(p Pod) uint64 { return p.TransmitPackets }),
+	"receive_bytes":    sample.By(func(p Pod) uint64 { return p.ReceiveBytes }),
+	"receive_packets":  sample.By(func(p Pod) uint64 { return p.ReceivePackets }),
 
-	"bytes_per_second": byRate(func(t Traffic) uint64 {
-		return deref(t.TransmitBytesPerSecond) + deref(t.ReceiveBytesPerSecond)
+	"bytes_per_second": sample.By(func(p Pod) uint64 {
+		return sample.Value(p.TransmitBytesPerSecond) + sample.Value(p.ReceiveBytesPerSecond)
 	}),
-	"packets_per_second": byRate(func(t Traffic) uint64 {
-		return deref(t.TransmitPacketsPerSecond) + deref(t.ReceivePacketsPerSecond)
+	"packets_per_second": sample.By(func(p Pod) uint64 {
+		return sample.Value(p.TransmitPacketsPerSecond) + sample.Value(p.ReceivePacketsPerSecond)
 	}),
-	"transmit_bytes_per_second":   byRate(func(t Traffic) uint64 { return deref(t.TransmitBytesPerSecond) }),
-	"transmit_packets_per_second": byRate(func(t Traffic) uint64 { return deref(t.TransmitPacketsPerSecond) }),
-	"receive_bytes_per_second":    byRate(func(t Traffic) uint64 { return deref(t.ReceiveBytesPerSecond) }),
-	"receive_packets_per_second":  byRate(func(t Traffic) uint64 { return deref(t.ReceivePacketsPerSecond) }),
-}
-
-func byNumber(field func(Counters) uint64) order {
-	return func(a, b Pod) int { return cmp.Compare(field(a.Counters), field(b.Counters)) }
-}
-
-func byRate(field func(Traffic) uint64) order {
-	return func(a, b Pod) int { return cmp.Compare(field(a.Traffic), field(b.Traffic)) }
-}
-
-// deref returns the zero value for nil.
-func deref[T any](p *T) T {
-	if p == nil {
-		var zero T
-		return zero
-	}
-	return *p
+	"transmit_bytes_per_second":   sample.By(func(p Pod) uint64 { return sample.Value(p.TransmitBytesPerSecond) }),
+	"transmit_packets_per_second": sample.By(func(p Pod) uint64 { return sample.Value(p.TransmitPacketsPerSecond) }),
+	"receive_bytes_per_second":    sample.By(func(p Pod) uint64 { return sample.Value(p.ReceiveBytesPerSecond) }),
+	"receive_packets_per_second":  sample.By(func(p Pod) uint64 { return sample.Value(p.ReceivePacketsPerSecond) }),
 }
 
 // SortFields lists what View.Sort can name.
-func SortFields() []string {
-	fields := make([]string, 0, len(orders))
-	for field := range orders {
-		fields = append(fields, field)
-	}
-	slices.Sort(fields)
-	return fields
-}
+func SortFields() []string { return fields.Names() }
 
 // Check returns an error of kind fault.ErrUsage if the view can't be shown.
 func (v View) Check() error {
-	if _, ok := orders[strings.TrimPrefix(v.sort(), "-")]; !ok {
-		return fault.New(fault.ErrUsage, "sort by %q: no such field", v.Sort).
-			Hint("fields are %s; a - in front sorts descending", strings.Join(SortFields(), ", "))
+	if err := fields.Check(v.sort()); err != nil {
+		return err
 	}
 	if v.Point != "" && v.Point != TC && v.Point != Cgroup {
 		return fault.New(fault.ErrUsage, "observe %q: no such point", string(v.Point)).Hint("points are tc and cgroup")
@@ -159,7 +130,7 @@ func (v View) Document(before *Sample, now Sample) Document {
 	}
 	rates := newRates(before, now)
 	d := Document{
-		Schema: Schema, Time: now.Time.UTC().Truncate(time.Second), IntervalSeconds: rates.interval(),
+		Schema: Schema, Time: now.Time.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(rates.elapsed),
 		ObservedAt: point, Pods: []Pod{}, Others: Others{Rows: []NamedRow{}},
 	}
 	var total, others change
@@ -218,14 +189,9 @@ func pods(point Point, rates rates, now Sample) []candidate {
 // arrange sorts Pods, ties by address, device and cgroup, and hides those that
 // the filters and the limit leave out.
 func (v View) arrange(all []candidate) []candidate {
-	field, descending := strings.CutPrefix(v.sort(), "-")
-	compare := orders[field]
+	compare := fields.Compare(v.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
-		first := compare(a.Pod, b.Pod)
-		if descending {
-			first = -first
-		}
-		return cmp.Or(first, a.Address.Compare(b.Address),
+		return cmp.Or(compare(a.Pod, b.Pod), a.Address.Compare(b.Address),
 			cmp.Compare(a.key.IfIndex, b.key.IfIndex), cmp.Compare(a.key.CgroupID, b.key.CgroupID))
 	})
 	shown := 0
@@ -239,7 +205,7 @@ func (v View) arrange(all []candidate) []candidate {
 }
 
 func (v View) matches(pod Pod) bool {
-	if v.Device != "" && deref(pod.DevName) != v.Device {
+	if v.Device != "" && sample.Value(pod.DevName) != v.Device {
 		return false
 	}
 	return !v.Address.IsValid() || v.Address.Contains(pod.Address)
@@ -272,15 +238,6 @@ func newRates(before *Sample, now Sample) rates {
 	return r
 }
 
-// interval is the time between the samples in seconds, in milliseconds' steps.
-func (r rates) interval() *float64 {
-	if r.elapsed == 0 {
-		return nil
-	}
-	seconds := math.Round(r.elapsed.Seconds()*1000) / 1000
-	return &seconds
-}
-
 func (r rates) pod(key Key) change {
 	if r.elapsed == 0 {
 		return change{now: r.now.Pods[key]}
@@ -310,16 +267,12 @@ func difference(before, now Counters) change {
 // traffic gives a change its rates, rounded to whole bytes and packets.
 func (r rates) traffic(c change) Traffic {
 	t := Traffic{Counters: c.now}
-	if r.elapsed == 0 || c.unknown {
+	if c.unknown {
 		return t
 	}
-	perSecond := func(grown uint64) *uint64 {
-		rate := uint64(math.Round(float64(grown) / r.elapsed.Seconds()))
-		return &rate
-	}
-	t.TransmitBytesPerSecond = perSecond(c.grown.TransmitBytes)
-	t.TransmitPacketsPerSecond = perSecond(c.grown.TransmitPackets)
-	t.ReceiveBytesPerSecond = perSecond(c.grown.ReceiveBytes)
-	t.ReceivePacketsPerSecond = perSecond(c.grown.ReceivePackets)
+	t.TransmitBytesPerSecond = sample.PerSecond(c.grown.TransmitBytes, r.elapsed)
+	t.TransmitPacketsPerSecond = sample.PerSecond(c.grown.TransmitPackets, r.elapsed)
+	t.ReceiveBytesPerSecond = sample.PerSecond(c.grown.ReceiveBytes, r.elapsed)
+	t.ReceivePacketsPerSecond = sample.PerSecond(c.grown.ReceivePackets, r.elapsed)
 	return t
 }
