@@ -53,6 +53,12 @@ func TestTraps(t *testing.T) {
 				t.Errorf("%v, stdout %q", err, stdout)
 			}
 		})
+		t.Run("an empty value is a usage error, not the default", func(t *testing.T) {
+			_, err := cured(t, func(*cli.Context) error { return nil }, line("-n", "1", "--netns", "")...)
+			if !errors.Is(err, fault.ErrUsage) || err.Error() != "flag --netns is empty" {
+				t.Errorf("%v", err)
+			}
+		})
 		t.Run("a value that doesn't parse is a usage error without help", func(t *testing.T) {
 			stdout, err := cured(t, func(*cli.Context) error { return nil }, line("-n", "x")...)
 			if !errors.Is(err, fault.ErrUsage) || stdout != "" {

@@ -57,8 +57,23 @@ func cureCommand(command *cli.Command, env *Env) {
 				return usage(c, "flag %s is missing", dashed(name))
 			}
 		}
+		if name := emptyFlag(c); name != "" {
+			return usage(c, "flag %s is empty", dashed(name))
+		}
 		return action(c)
 	}
+}
+
+// emptyFlag returns a flag whose value is the empty string: a script's variable
+// that isn't set must not mean the host's namespace, or every attachment.
+func emptyFlag(c *cli.Context) string {
+	for _, f := range slices.Concat(c.Command.Flags, c.App.Flags) {
+		name := f.Names()[0]
+		if _, ok := f.(*cli.StringFlag); ok && c.IsSet(name) && c.String(name) == "" {
+			return name
+		}
+	}
+	return ""
 }
 
 func helpFlag() cli.Flag {
