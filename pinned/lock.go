@@ -61,6 +61,9 @@ func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), e
 }
 
 func permission(verb, path string, err error) error {
+	if inner := (*fs.PathError)(nil); errors.As(err, &inner) {
+		err = inner.Err // it names the operation and the path, as we do
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		return fault.New(fault.ErrPermission, "%s %s: %w", verb, path, err).Hint("run as root, or give the user write access to %s", path)
 	}

@@ -174,7 +174,7 @@ func list(dir string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", dir, err)
+		return nil, permission("list", dir, err)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -241,6 +242,13 @@ func TestReaderFollowsTheRoot(t *testing.T) {
 	commit(t, r, "n", "s") // or unlockOld would remove the new root
 	unlockOld()
 	if err := <-read; !errors.Is(err, fault.ErrLocked) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestListSaysWhatIsNotAllowed(t *testing.T) {
+	err := permission("list", "/x", &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission})
+	if !errors.Is(err, fault.ErrPermission) || err.Error() != "list /x: permission denied" {
 		t.Errorf("got %v", err)
 	}
 }
