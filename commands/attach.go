@@ -28,7 +28,7 @@ type attachedDoc struct {
 	Cgroup      *string               `json:"cgroup"`
 	CgroupID    *string               `json:"cgroup_id"`
 	Target      *string               `json:"target"`
-	ProgID      *uint32               `json:"prog_id"`
+	ProgID      *datapath.ObjectID    `json:"prog_id"`
 	LinkID      *uint32               `json:"link_id"`
 	Pinned      *string               `json:"pinned"`
 	Attachments []datapath.Attachment `json:"attachments"`
@@ -51,7 +51,7 @@ func newAttachedDoc(answer datapath.Attached, dryRun bool) attachedDoc {
 		Cgroup:      shared(items, func(a datapath.Attachment) *string { return a.Cgroup }),
 		CgroupID:    shared(items, func(a datapath.Attachment) *string { return a.CgroupID }),
 		Target:      shared(items, func(a datapath.Attachment) *string { return a.Target }),
-		ProgID:      shared(items, func(a datapath.Attachment) *uint32 { return &a.ProgID }),
+		ProgID:      shared(items, func(a datapath.Attachment) *datapath.ObjectID { return &a.ProgID }),
 		LinkID:      shared(items, func(a datapath.Attachment) *uint32 { return a.LinkID }),
 		Pinned:      shared(items, func(a datapath.Attachment) *string { return a.Pinned }),
 		Attachments: items,

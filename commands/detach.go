@@ -87,6 +87,7 @@ func (e *Env) detach(c *cli.Context, request datapath.DetachRequest) error {
 		changed: answer.Changed,
 		did:     fmt.Sprintf("detached %s", counted(len(answer.Attachments), "attachment")),
 		already: "nothing to detach",
+		notes:   answer.Notes,
 	})
 	return printAttached(p, answer, request.DryRun, "detached")
 }

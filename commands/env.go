@@ -76,7 +76,7 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 	options := datapath.Options{
 		Root:        e.setting(c, "bpffs", "BPFNET_BPFFS", ""),
 		LockTimeout: c.Duration("lock-timeout"),
-		Mount:       c.Bool("mount"),
+		Mount:       c.Bool("mount") && !c.Bool("dry-run"),
 	}
 	if options.LockTimeout < 0 {
 		return nil, usage(c, "--lock-timeout %s: a time can't be negative", options.LockTimeout)

@@ -99,7 +99,7 @@ func (e *Env) progShow(c *cli.Context) error {
 		return err
 	}
 	program, err := only("program", ref, allPrograms(instances), func(p datapath.Program) (string, string, uint32) {
-		return p.Set, p.Name, p.ID
+		return p.Set, p.Name, uint32(p.ID)
 	})
 	if err != nil {
 		return err
@@ -200,7 +200,7 @@ func pointed[T any](p *T) T {
 func programTable(programs []datapath.Program) output.Table {
 	t := output.Table{Header: []string{"id", "name", "program", "type", "section", "tag", "jited"}}
 	for _, p := range programs {
-		t.Rows = append(t.Rows, []string{ident(p.ID), p.Set, p.Name, p.Type, p.Section, p.Tag, bytesOf(p.BytesJited)})
+		t.Rows = append(t.Rows, []string{ident(uint32(p.ID)), p.Set, p.Name, p.Type, p.Section, p.Tag, bytesOf(p.BytesJited)})
 	}
 	return t
 }
@@ -209,7 +209,7 @@ func programTable(programs []datapath.Program) output.Table {
 func attachmentTable(attachments []datapath.Attachment, word string) output.Table {
 	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "link", "prog", "state"}}
 	for _, a := range attachments {
-		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(a.ProgID), state(a, word)})
+		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(uint32(a.ProgID)), state(a, word)})
 	}
 	return t
 }

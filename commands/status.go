@@ -125,7 +125,7 @@ func newStatus(now time.Time, instances []datapath.Instance) *statusDoc {
 func (d *statusDoc) rates(before []datapath.Instance, interval time.Duration) {
 	seconds := interval.Seconds()
 	d.IntervalSeconds = &seconds
-	earlier := map[uint32]datapath.Program{}
+	earlier := map[datapath.ObjectID]datapath.Program{}
 	for _, p := range allPrograms(before) {
 		earlier[p.ID] = p
 	}
@@ -177,7 +177,7 @@ func (s instanceStatus) fill() string {
 	return strings.Join(parts, ", ")
 }
 
-func (s instanceStatus) cost(progID uint32) (runs, average string) {
+func (s instanceStatus) cost(progID datapath.ObjectID) (runs, average string) {
 	for _, p := range s.Programs {
 		if p.ID != progID {
 			continue

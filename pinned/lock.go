@@ -32,13 +32,16 @@ func (r Root) LockShared(ctx context.Context, timeout time.Duration) (unlock fun
 }
 
 // Lock takes the lock for writing, makes the root if it is missing, and
-// finishes or undoes what a killed writer left half-done. unlock removes the
-// root again if it is empty.
+// finishes or undoes what a killed writer left half-done. unlock removes an
+// empty root again, if it was made here or is the default one: another one may
+// be somebody's directory, with an owner and a mode.
 func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
 	if err := r.Check(); err != nil {
 		return nil, err
 	}
 	for {
+		_, err := os.Lstat(string(r))
+		remove := errors.Is(err, fs.ErrNotExist) || r == DefaultRoot
 		if err := os.MkdirAll(string(r), 0o700); err != nil {
 			return nil, permission("make", string(r), err)
 		}
@@ -54,7 +57,9 @@ func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), e
 			return nil, err
 		}
 		return func() {
-			_ = os.Remove(string(r)) // fails unless it is empty
+			if remove {
+				_ = os.Remove(string(r)) // fails unless it is empty
+			}
 			release()
 		}, nil
 	}

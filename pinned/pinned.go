@@ -26,6 +26,8 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -71,10 +73,16 @@ func Decode(file string) string {
 	return name
 }
 
-// CheckName refuses names that can't name an instance.
+// CheckName refuses names that can't name an instance, or that other arguments
+// would be taken for: NAME/MAP, id:N, a flag.
 func CheckName(name string) error {
-	if name == "" || strings.HasPrefix(name, tempPrefix) || len(Encode(name)) > unix.NAME_MAX-len(gonePrefix) {
-		return fault.New(fault.ErrUsage, "name %q: must be 1 to %d bytes long and not start with %q", name, unix.NAME_MAX-len(gonePrefix), tempPrefix)
+	switch {
+	case name == "" || len(Encode(name)) > unix.NAME_MAX-len(gonePrefix):
+		return fault.New(fault.ErrUsage, "name %q: must be 1 to %d bytes long", name, unix.NAME_MAX-len(gonePrefix))
+	case strings.HasPrefix(name, tempPrefix), strings.HasPrefix(name, "-"), strings.HasPrefix(name, "id:"):
+		return fault.New(fault.ErrUsage, "name %q: must not begin with %q, \"-\" or \"id:\"", name, tempPrefix)
+	case strings.Contains(name, "/"), !utf8.ValidString(name), strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fault.New(fault.ErrUsage, "name %q: must be printable text without \"/\"", name)
 	}
 	return nil
 }
@@ -117,6 +125,9 @@ var ErrNotBPFFS = errors.New("not on bpffs")
 
 func notBPFFS(dir string) error {
 	err := &fault.Error{Kind: ErrNotBPFFS, Message: fmt.Sprintf("%s is not on a mounted bpffs", dir)}
+	if !strings.HasPrefix(dir, MountPoint+"/") {
+		return err.Hint("choose a directory below %s", MountPoint)
+	}
 	return err.Hint("mount -t bpf bpf %s   (or add --mount to the command)", MountPoint)
 }
 

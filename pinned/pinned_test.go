@@ -252,3 +252,32 @@ func TestListSaysWhatIsNotAllowed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestCheckName(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"x": true, "pod-traffic": true, "eth0.100": true, "ü": true,
+		"": false, "a/b": false, "-x": false, "id:5": false, "@new-x": false, "a\nb": false, "\x1b[31m": false, "\xff": false,
+		strings.Repeat("x", 300): false,
+	} {
+		if err := CheckName(name); (err == nil) != ok || err != nil && !errors.Is(err, fault.ErrUsage) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// A root that somebody made, with an owner and a mode, stays; one that was made
+// here goes with the last thing in it.
+func TestOnlyOurOwnRootIsRemoved(t *testing.T) {
+	r := testRoot(t)
+	mustLock(t, r)()
+	if _, err := os.Stat(string(r)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("our own: %v", err)
+	}
+	if err := os.Mkdir(string(r), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	mustLock(t, r)()
+	if _, err := os.Stat(string(r)); err != nil {
+		t.Errorf("somebody's: %v", err)
+	}
+}

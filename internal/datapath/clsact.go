@@ -239,7 +239,7 @@ func clsactAttachment(f *netlink.BpfFilter, l netlink.Link, here uint64) (Attach
 	a := l.Attrs()
 	return Attachment{
 		Name: name[:slash], Program: name[slash+1:], Hook: hook, Mechanism: mechanismNetlink,
-		DevName: &a.Name, IfIndex: ptr(uint32(a.Index)), NetNS: &here, ProgID: uint32(f.Id),
+		DevName: &a.Name, IfIndex: ptr(uint32(a.Index)), NetNS: &here, ProgID: ObjectID(f.Id),
 		RefusedWhy: []string{}, Notes: []string{},
 	}, true
 }

@@ -158,6 +158,8 @@ func TestDryRunChangesNothing(t *testing.T) {
 	e, _, _ := setup(t)
 	if l := load(t, e, LoadRequest{Source: "xdp-counter", DryRun: true}); !l.Changed {
 		t.Error("a dry run of a first load doesn't report a change")
+	} else if l.Programs[0].ID != 0 || l.Maps[0].ID != 0 {
+		t.Errorf("ids of what isn't there: %+v", l)
 	}
 	if _, err := os.Stat(string(e.root)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("a dry run made the root: %v", err)
@@ -190,6 +192,9 @@ func TestXDPCountsRealPackets(t *testing.T) {
 			}
 			if wantsNote := want == "native"; (len(a.Notes) > 0) != wantsNote {
 				t.Errorf("notes on a veth: %q", a.Notes)
+			}
+			if elsewhere := instance(t, open(t, string(e.root), nsB), "xdp-counter").Attachments[0]; elsewhere.Mode == nil || *elsewhere.Mode != want {
+				t.Errorf("mode seen from another namespace: %v", elsewhere.Mode)
 			}
 			before := packets(t, e, "xdp-counter")
 			send(t, nsB, "10.77.0.1:9", 100, 64)
@@ -358,7 +363,7 @@ func TestTCBothDirections(t *testing.T) {
 
 func TestTCOrder(t *testing.T) {
 	e, nsA, _ := setup(t)
-	ids := map[uint32]string{}
+	ids := map[ObjectID]string{}
 	at := func(name string, p Position) error {
 		load(t, e, LoadRequest{Source: "pod-traffic", Name: name})
 		got, err := e.Attach(ctx, AttachRequest{Hook: "tc", Name: name, Device: "a", Direction: Ingress, Position: p})
@@ -398,7 +403,7 @@ func TestTCOrder(t *testing.T) {
 				return err
 			}
 			for _, p := range r.Programs {
-				text.WriteString(ids[uint32(p.ID)])
+				text.WriteString(ids[ObjectID(p.ID)])
 			}
 			return nil
 		})
@@ -542,8 +547,14 @@ func TestUnknownTargetsAndNames(t *testing.T) {
 			t.Errorf("%+v: %v, hints %q", c.req, err, fault.Hints(err))
 		}
 	}
-	if _, err := e.Detach(ctx, DetachRequest{Hook: "tc", Name: "pod-traffic", Device: "eth9"}); !errors.Is(err, fault.ErrNotFound) {
-		t.Errorf("detach from nowhere: %v", err)
+	for _, req := range []DetachRequest{
+		{Hook: "tc", Name: "pod-traffic", Device: "eth9"},
+		{Hook: "cgroup", Name: "pod-traffic", Cgroup: "/sys/fs/cgroup/nowhere"},
+		{Hook: "tc", Name: "nobody"},
+	} {
+		if d, err := e.Detach(ctx, req); err != nil || d.Changed || len(d.Notes) != 1 {
+			t.Errorf("%+v: %+v %v", req, d, err)
+		}
 	}
 	if _, err := e.Instances(ctx, "nobody"); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("status of nobody: %v", err)

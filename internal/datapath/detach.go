@@ -16,8 +16,8 @@ import (
 )
 
 // Detach takes attachments of an instance off their hooks. Nothing that matches
-// is success without a change; a device or cgroup that doesn't exist and has no
-// attachment is ErrNotFound.
+// is success without a change; an instance, device or cgroup that doesn't exist
+// is noted.
 func (e *Engine) Detach(ctx context.Context, req DetachRequest) (Attached, error) {
 	var detached Attached
 	err := e.change(ctx, req.DryRun, func() error {
@@ -52,16 +52,23 @@ func (e *Engine) detach(req DetachRequest) (Attached, error) {
 		if names, err = e.root.Names(); err != nil {
 			return Attached{}, err
 		}
-	} else if err := e.mustExist(req.Name); err != nil {
+	} else if err := e.root.Check(); err != nil {
 		return Attached{}, err
 	}
 	result := Attached{Name: req.Name, Attachments: []Attachment{}}
+	if req.Name != "" && !e.root.Exists(req.Name) {
+		result.Notes = []string{e.notLoaded(req.Name).Error()}
+		return result, nil
+	}
 	for _, name := range names {
 		if err := e.detachMatching(name, req, &result); err != nil {
 			return result, err
 		}
 	}
-	return result, e.checkSelectors(req, result)
+	if !result.Changed && !req.Defunct {
+		result.Notes = missingTargets(req)
+	}
+	return result, nil
 }
 
 func (e *Engine) detachMatching(name string, req DetachRequest, result *Attached) error {
@@ -117,20 +124,19 @@ func sameCgroup(path string, a Attachment) bool {
 	return err == nil && fmt.Sprint(at.CgroupID) == *a.CgroupID
 }
 
-// checkSelectors tells a mistyped target from one that is simply free.
-func (e *Engine) checkSelectors(req DetachRequest, result Attached) error {
-	if result.Changed || req.Defunct {
+// missingTargets tells a mistyped target from one that is simply free.
+func missingTargets(req DetachRequest) []string {
+	var err error
+	target := req.Device
+	if target != "" {
+		_, err = resolveDevice(target)
+	} else if target = req.Cgroup; target != "" {
+		_, err = resolveCgroup(target)
+	}
+	if err == nil {
 		return nil
 	}
-	if req.Device != "" {
-		_, err := resolveDevice(req.Device)
-		return err
-	}
-	if req.Cgroup != "" {
-		_, err := resolveCgroup(req.Cgroup)
-		return err
-	}
-	return nil
+	return []string{fmt.Sprintf("%s: %v", target, err)}
 }
 
 // detachOne takes one attachment off. When it returns, no packet meets the

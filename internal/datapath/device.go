@@ -82,7 +82,9 @@ func describeDevice(doc *Attachment) {
 	}
 	doc.DevName = ptr(l.Attrs().Name)
 	if x := l.Attrs().Xdp; x != nil && doc.Hook == hookXDP {
-		doc.Mode = xdpModeWord(x.AttachMode)
+		if mode := xdpModeWord(x.AttachMode); mode != nil {
+			doc.Mode = mode
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ const lastLines = 5
 func (r *rejection) Error() string {
 	lines := make([]string, 0, len(r.log))
 	for _, line := range r.log {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "processed ") {
+		if line = strings.Join(strings.Fields(line), " "); line != "" && !strings.HasPrefix(line, "processed ") {
 			lines = append(lines, line)
 		}
 	}

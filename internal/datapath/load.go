@@ -420,6 +420,7 @@ func (p *loadPlan) programs(coll *ebpf.Collection) []Program {
 			continue
 		}
 		doc.Set, doc.Section = p.name, p.spec.Programs[name].SectionName
+		doc.ID, doc.MapIDs = 0, []uint32{} // those of the trial are gone
 		docs = append(docs, doc)
 	}
 	return docs
@@ -429,6 +430,7 @@ func (p *loadPlan) maps(coll *ebpf.Collection) []MapRef {
 	docs := []MapRef{}
 	for _, name := range keys(coll.Maps) {
 		if doc, err := describeMap(coll.Maps[name], name); err == nil {
+			doc.ID = 0
 			docs = append(docs, doc)
 		}
 	}

@@ -131,7 +131,7 @@ func describeProgram(prog *ebpf.Program, name string) (Program, error) {
 	}
 	doc := Program{Name: name, Type: programType(info.Type), Tag: info.Tag, MapIDs: []uint32{}}
 	if id, ok := info.ID(); ok {
-		doc.ID = uint32(id)
+		doc.ID = ObjectID(id)
 	}
 	if uid, ok := info.CreatedByUID(); ok {
 		doc.UID = &uid
@@ -153,7 +153,7 @@ func describeProgram(prog *ebpf.Program, name string) (Program, error) {
 			doc.MapIDs = append(doc.MapIDs, uint32(id))
 		}
 	}
-	if stats, err := prog.Stats(); err == nil && stats.RunCount > 0 {
+	if stats, err := prog.Stats(); err == nil {
 		doc.RunCount, doc.RunTimeNS = ptr(stats.RunCount), ptr(uint64(stats.Runtime.Nanoseconds()))
 	}
 	return doc, nil
@@ -198,7 +198,7 @@ func describeMap(m *ebpf.Map, name string) (MapRef, error) {
 	}
 	doc := MapRef{Name: name, Type: maps.TypeName(info.Type), MaxEntries: info.MaxEntries}
 	if id, ok := info.ID(); ok {
-		doc.ID = uint32(id)
+		doc.ID = ObjectID(id)
 	}
 	return doc, nil
 }
@@ -212,6 +212,7 @@ type target struct {
 	Cgroup   string `json:"cgroup,omitempty"`
 	CgroupID uint64 `json:"cgroup_id,omitempty"`
 	Trace    string `json:"trace,omitempty"`
+	Mode     string `json:"mode,omitempty"` // xdp
 }
 
 // key tells targets apart within one hook and program: names and indices of
@@ -281,7 +282,7 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 	if err != nil {
 		return doc, fmt.Errorf("read link %s: %w", path, probe.Explain(probe.OpOpenPin, err))
 	}
-	doc.ProgID, doc.LinkID = uint32(info.Program), ptr(uint32(info.ID))
+	doc.ProgID, doc.LinkID = ObjectID(info.Program), ptr(uint32(info.ID))
 	describeRemembered(&doc, t)
 	describeLive(&doc, info, here)
 	return doc, nil
@@ -290,6 +291,9 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 func describeRemembered(doc *Attachment, t target) {
 	if t.IfIndex != 0 {
 		doc.DevName, doc.IfIndex, doc.NetNS = &t.DevName, &t.IfIndex, &t.NetNS
+	}
+	if t.Mode != "" {
+		doc.Mode = &t.Mode
 	}
 	if t.CgroupID != 0 {
 		doc.Cgroup, doc.CgroupID = &t.Cgroup, ptr(strconv.FormatUint(t.CgroupID, 10))

@@ -42,7 +42,7 @@ func (e *Engine) staleAttachments(name string) ([]Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	current := map[string]uint32{}
+	current := map[string]ObjectID{}
 	for _, p := range progs {
 		current[p.Name] = p.ID
 	}

@@ -107,7 +107,7 @@ func (e *Engine) checkPosition(req AttachRequest, a Attachment) error {
 	at := -1
 	for i, p := range order.Programs {
 		ids[i] = p.ID
-		if uint32(p.ID) == a.ProgID {
+		if ObjectID(p.ID) == a.ProgID {
 			at = i
 		}
 	}

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -53,9 +54,21 @@ type Loaded struct {
 	Notes    []string  `json:"notes"`
 }
 
+// ObjectID is the kernel's id of a program or map; 0, which is null in JSON, when
+// there is none yet because nothing was changed.
+type ObjectID uint32
+
+// MarshalJSON writes the number, or null.
+func (id ObjectID) MarshalJSON() ([]byte, error) {
+	if id == 0 {
+		return []byte("null"), nil
+	}
+	return strconv.AppendUint(nil, uint64(id), 10), nil
+}
+
 // Program is a loaded program as the kernel reports it.
 type Program struct {
-	ID            uint32     `json:"id"`
+	ID            ObjectID   `json:"id"`
 	Name          string     `json:"name"`    // the full function name, from the pin
 	Section       string     `json:"section"` // ELF section, "tcx/ingress"
 	Type          string     `json:"type"`    // bpftool's word, "sched_cls"
@@ -75,12 +88,12 @@ type Program struct {
 
 // MapRef names a map that a loaded instance pins.
 type MapRef struct {
-	ID         uint32  `json:"id"`
-	Name       string  `json:"name"`
-	Type       string  `json:"type"` // bpftool's word, "percpu_hash"
-	MaxEntries uint32  `json:"max_entries"`
-	Entries    *uint64 `json:"entries"` // entries in use; null for arrays and when unknown
-	Pinned     string  `json:"pinned"`
+	ID         ObjectID `json:"id"`
+	Name       string   `json:"name"`
+	Type       string   `json:"type"` // bpftool's word, "percpu_hash"
+	MaxEntries uint32   `json:"max_entries"`
+	Entries    *uint64  `json:"entries"` // entries in use; null for arrays and when unknown
+	Pinned     string   `json:"pinned"`
 }
 
 // Position is where among other tc programs a new one goes. At most one field
@@ -122,7 +135,7 @@ type Attachment struct {
 	Cgroup     *string  `json:"cgroup"`
 	CgroupID   *string  `json:"cgroup_id"` // text: jq would round it
 	Target     *string  `json:"target"`    // trace: what is traced, "sched/sched_switch"
-	ProgID     uint32   `json:"prog_id"`
+	ProgID     ObjectID `json:"prog_id"`
 	LinkID     *uint32  `json:"link_id"` // null for clsact filters
 	Pinned     *string  `json:"pinned"`
 	Defunct    bool     `json:"defunct"` // the interface or cgroup is gone
@@ -135,6 +148,7 @@ type Attached struct {
 	Changed     bool
 	Name        string
 	Attachments []Attachment
+	Notes       []string // why there was nothing to detach
 }
 
 // DetachRequest selects attachments of a loaded instance; empty selectors match

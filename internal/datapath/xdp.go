@@ -34,6 +34,7 @@ func (e *Engine) attachXDP(req AttachRequest, s spot, prog *ebpf.Program) (Attac
 			if mode == ModeNative && s.dev.kind == "veth" {
 				s.notes = append(s.notes, nativeOnVeth)
 			}
+			s.at.Mode = string(mode)
 			return e.pinLink(req, s, l, refused)
 		}
 		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {

@@ -62,6 +62,11 @@ func (s *Store) openMap(ref string, readOnly bool) (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !strings.HasPrefix(ref, "/") {
+		if err := s.root.Check(); err != nil {
+			return nil, fmt.Errorf("open map %s: %w", ref, err)
+		}
+	}
 	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
 	if err != nil {
 		return nil, s.openError(ref, path, err)
