@@ -5,7 +5,7 @@
 // A type is written as follows.
 //
 //	integers          300, -1, 0x12c; beyond 2^53 as a string, which jq doesn't round
-//	bool              true, false; any other byte as a number
+//	bool              true, false; 1 and 0 are taken too; any other byte as "hex:02"
 //	enums             the word; a value without one as a number
 //	floats            1.5; "NaN", "Infinity", "-Infinity"
 //	char[n]           a string; bytes that aren't text as "hex:…"
@@ -173,7 +173,7 @@ func parseHex(b []byte, text, path string) error {
 		return wrong(path, "%s is not hexadecimal", quote(text))
 	}
 	if len(data) != len(b) {
-		return wrong(path, "%s is %d bytes, %d are needed", quote(text), len(data), len(b))
+		return wrong(path, "%s is %s, %d needed", quote(text), plural(len(data), "byte"), len(b))
 	}
 	copy(b, data)
 	return nil

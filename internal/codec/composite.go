@@ -36,7 +36,7 @@ func (n *array) parse(b []byte, v any, path string) error {
 		return wrong(path, "%s is not a JSON array", show(v))
 	}
 	if len(values) != n.length {
-		return wrong(path, "an array of %s, %d are needed", plural(len(values), "element"), n.length)
+		return wrong(path, "an array of %s, %d needed", plural(len(values), "element"), n.length)
 	}
 	for i, value := range values {
 		if err := parse(n.element, n.at(b, i), value, path+"["+strconv.Itoa(i)+"]"); err != nil {

@@ -186,28 +186,23 @@ func (boolean) size() int { return 1 }
 
 func (boolean) append(dst, b []byte) []byte {
 	if b[0] > 1 {
-		return strconv.AppendUint(dst, uint64(b[0]), 10)
+		return raw(1).append(dst, b)
 	}
 	return strconv.AppendBool(dst, b[0] == 1)
 }
 
 func (n boolean) parse(b []byte, v any, path string) error {
-	if text, ok := v.(string); ok && (text == "true" || text == "false") {
-		v = text == "true"
+	text, ok := scalar(v)
+	if truth, isBool := v.(bool); isBool {
+		text, ok = strconv.FormatBool(truth), true
 	}
-	truth, ok := v.(bool)
-	if !ok {
-		if _, isNumber := scalar(v); !isNumber {
-			return wrong(path, "%s is not %s", show(v), n.form())
-		}
-		if _, err := parseNumber(v, path, n.form()); err != nil {
-			return wrong(path, "%s is not %s", show(v), n.form())
-		}
-		return integer{bytes: 1}.parse(b, v, path)
-	}
-	b[0] = 0
-	if truth {
+	switch {
+	case ok && (text == "true" || text == "1"):
 		b[0] = 1
+	case ok && (text == "false" || text == "0"):
+		b[0] = 0
+	default:
+		return wrong(path, "%s is not %s", show(v), n.form())
 	}
 	return nil
 }
