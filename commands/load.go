@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -98,6 +99,8 @@ func (e *Env) object(source string) ([]byte, error) {
 	switch {
 	case err == nil:
 		return object, nil
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fault.New(fault.ErrUsage, "load %q: a directory, not an object file", source)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("load %q: %w", source, err)
 	case strings.ContainsAny(source, "/."):
