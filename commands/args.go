@@ -14,6 +14,7 @@ import (
 type node struct {
 	words map[string]*node  // subcommands
 	flags map[string]bool   // own flags, without dashes: does it take a value
+	once  map[string]string // those of them that may be given once: their first name
 	raw   bool              // what follows is arguments, whatever it looks like
 	usage string            // what the command is for
 	about map[string]string // what each flag is for
@@ -28,14 +29,20 @@ func nodeOf(command *cli.Command) *node {
 	n := &node{
 		words: map[string]*node{},
 		flags: map[string]bool{},
+		once:  map[string]string{},
 		raw:   command.Name == completeWord,
 		usage: command.Usage,
 		about: map[string]string{},
 	}
 	for _, f := range command.Flags {
 		d, documented := f.(cli.DocGenerationFlag)
+		s, many := f.(cli.DocGenerationSliceFlag)
+		many = many && s.IsSliceFlag()
 		for _, name := range f.Names() {
 			n.flags[name] = documented && d.TakesValue()
+			if !many {
+				n.once[name] = f.Names()[0]
+			}
 			if documented {
 				n.about[name] = strings.ReplaceAll(d.GetUsage(), "`", "")
 			}
@@ -153,11 +160,34 @@ func (l line) order(root *node) ([]string, error) {
 			return nil, unknownFlag(root, l, f.name)
 		}
 	}
+	if err := l.contradiction(root); err != nil {
+		return nil, err
+	}
 	ordered := slices.Concat(global, l.path, local)
 	if len(l.args) > 0 {
 		ordered = append(append(ordered, "--"), l.args...)
 	}
 	return ordered, nil
+}
+
+// contradiction refuses two values for a flag that takes one.
+func (l line) contradiction(root *node) error {
+	before := map[string]string{}
+	for _, f := range l.flags {
+		name, once := root.once[f.name]
+		if own, local := l.node.once[f.name]; local {
+			name, once = own, true
+		}
+		if !f.given {
+			f.value = "true"
+		}
+		if value, twice := before[name]; once && twice && value != f.value {
+			return fault.New(fault.ErrUsage, "flag %s is given twice: %q and %q", dashed(name), value, f.value).
+				Hint("see: %s", helpLine(l.path))
+		}
+		before[name] = f.value
+	}
+	return nil
 }
 
 // word takes the next word that isn't a flag: a subcommand or an argument.
@@ -221,6 +251,10 @@ func valueMissing(flag string) error {
 
 func unknownCommand(l line) error {
 	word := strings.Join(append(slices.Clone(l.path), l.args[0]), " ")
+	if _, known := l.node.words[l.args[0]]; known {
+		return fault.New(fault.ErrUsage, `a command is missing before "--"`).
+			Hint(`did you mean "bpfnet %s", without the "--"?`, word)
+	}
 	err := fault.New(fault.ErrUsage, "unknown command %q", word)
 	if near := nearest(l.args[0], keys(l.node.words)); near != "" {
 		return err.Hint("did you mean %q?", near)

@@ -70,6 +70,14 @@ func TestReorderErrors(t *testing.T) {
 		{"attach xpd x", `unknown command "attach xpd"`, `did you mean "xdp"?`},
 		{"frobnicate", `unknown command "frobnicate"`, "see: bpfnet --help"},
 		{"frobnicate --help", `unknown command "frobnicate"`, "see: bpfnet --help"},
+		{"-- status", `a command is missing before "--"`, `did you mean "bpfnet status", without the "--"?`},
+		{"attach -- xdp x", `a command is missing before "--"`, `did you mean "bpfnet attach xdp", without the "--"?`},
+		{"attach xdp x --prog a --prog b", `flag --prog is given twice: "a" and "b"`, "see: bpfnet attach xdp --help"},
+		{"-o json status --output yaml", `flag --output is given twice: "json" and "yaml"`, "see: bpfnet status --help"},
+		{"unload x --all --all=false", `flag --all is given twice: "true" and "false"`, "see: bpfnet unload --help"},
+		{"attach xdp x --prog a --prog a", "", ""},
+		{"run x --prog a --prog b", "", ""},
+		{"attach xdp x --prog a --prog b --help", "", ""},
 		{"--", "", ""},
 	} {
 		got, err := reorder(root, strings.Fields(test.in))
