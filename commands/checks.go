@@ -17,7 +17,8 @@ func usage(c *cli.Context, format string, args ...any) *fault.Error {
 }
 
 // args checks the arguments of a command against their names: "MAP" has to be
-// there, "[NAME]" may be, "RULE..." is one or more.
+// there, "[NAME]" may be, "RULE..." is one or more. None may be empty: a script's
+// variable that isn't set must not mean everything.
 func args(c *cli.Context, names ...string) error {
 	least, most := 0, len(names)
 	for _, name := range names {
@@ -34,6 +35,12 @@ func args(c *cli.Context, names ...string) error {
 	} else if n > most {
 		return fault.New(fault.ErrUsage, "unexpected argument %q", c.Args().Get(most)).Hint("%s", line)
 	}
+	for i, arg := range c.Args().Slice() {
+		if arg == "" {
+			name := strings.Trim(names[min(i, len(names)-1)], "[.]")
+			return fault.New(fault.ErrUsage, "argument %s is empty", name).Hint("%s", line)
+		}
+	}
 	return nil
 }
 
@@ -43,11 +50,14 @@ type ticks struct {
 	count    int // 0: until interrupted
 }
 
+// noLimit is what help shows as the default of a flag that limits something.
+const noLimit = "no limit"
+
 // tickFlags are the flags of streams; read them with readTicks.
 func tickFlags(interval time.Duration) []cli.Flag {
 	return []cli.Flag{
 		&cli.DurationFlag{Name: "interval", Value: interval, Usage: "`TIME` between two samples"},
-		&cli.IntFlag{Name: "count", Usage: "end after `N` samples"},
+		&cli.IntFlag{Name: "count", DefaultText: noLimit, Usage: "end after `N` samples"},
 		&cli.BoolFlag{Name: "once", Usage: "one sample, the same as --count 1"},
 	}
 }

@@ -35,6 +35,7 @@ func cureCommand(command *cli.Command, env *Env) {
 	template := cli.CommandHelpTemplate
 	if len(command.Subcommands) > 0 {
 		template = cli.SubcommandHelpTemplate
+		command.UsageText = "bpfnet " + command.Name + " COMMAND [options] …"
 	}
 	command.CustomHelpTemplate = template + "\nGLOBAL OPTIONS: see bpfnet --help\n"
 	command.OnUsageError = usageError

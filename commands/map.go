@@ -95,7 +95,14 @@ func typeOrSize(name *string, size uint32) string {
 	if name != nil {
 		return *name
 	}
-	return decimal(size) + " bytes"
+	return counted(int(size), "byte")
+}
+
+func typeAndSize(name *string, size uint32) string {
+	if name != nil {
+		return fmt.Sprintf("%s (%s)", *name, counted(int(size), "byte"))
+	}
+	return typeOrSize(nil, size)
 }
 
 func mapShowCommand(env *Env) *cli.Command {
@@ -135,8 +142,8 @@ func mapDetails(m maps.Map) output.Table {
 		{"name", m.Name},
 		{"type", m.Type},
 		{"flags", fmt.Sprintf("0x%x", m.Flags)},
-		{"key", fmt.Sprintf("%s (%d bytes)", typeOrSize(m.KeyType, m.BytesKey), m.BytesKey)},
-		{"value", fmt.Sprintf("%s (%d bytes)", typeOrSize(m.ValueType, m.BytesValue), m.BytesValue)},
+		{"key", typeAndSize(m.KeyType, m.BytesKey)},
+		{"value", typeAndSize(m.ValueType, m.BytesValue)},
 		{"max entries", decimal(m.MaxEntries)},
 		{"memory", memory},
 		{"frozen", strconv.FormatBool(m.Frozen)},
@@ -259,7 +266,7 @@ func mapDumpCommand(env *Env) *cli.Command {
 		Usage:     "all entries; of a per-CPU value the table shows the sum, the other formats every CPU",
 		ArgsUsage: "MAP",
 		Flags: []cli.Flag{
-			&cli.Uint64Flag{Name: "limit", Usage: "end after `N` entries"},
+			&cli.Uint64Flag{Name: "limit", DefaultText: noLimit, Usage: "end after `N` entries"},
 			&cli.StringFlag{Name: "match", Usage: "only keys whose text begins with `PREFIX`, or with hex: whose bytes do"},
 		},
 		Action: func(c *cli.Context) error {

@@ -36,7 +36,7 @@ func runCommand(env *Env) *cli.Command {
 			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
 			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
 			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; -FIELD is descending"},
-			&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
+			&cli.IntFlag{Name: "limit", DefaultText: noLimit, Usage: "show the first `N`, the rest counts as others"},
 		),
 		Action: env.run,
 	}

@@ -79,7 +79,7 @@ func watchFlags(program, sort string, fields []string) []cli.Flag {
 	return append(tickFlags(watchInterval),
 		&cli.StringFlag{Name: "instance", Value: program, Usage: "loaded instance `NAME`"},
 		&cli.StringFlag{Name: "sort", Value: sort, Usage: "`FIELD` to sort by; -FIELD is descending; fields: " + strings.Join(fields, ", ")},
-		&cli.IntFlag{Name: "limit", Usage: "show the first `N`, the rest counts as others"},
+		&cli.IntFlag{Name: "limit", DefaultText: noLimit, Usage: "show the first `N`, the rest counts as others"},
 	)
 }
 
