@@ -48,6 +48,7 @@ type Printer struct {
 	terminal bool
 	color    bool
 	events   int // written so far
+	height   int // in lines, of the frame that the next one replaces
 }
 
 // Option changes how a Printer writes.
@@ -71,7 +72,8 @@ func New(w io.Writer, format Format, options ...Option) *Printer {
 // Format returns the format that p writes.
 func (p *Printer) Format() Format { return p.format }
 
-// Object writes one document.
+// Object writes one document. A table without rows is not written: the answer
+// isn't a list, and there is nothing to show.
 func (p *Printer) Object(doc any, table func() Table) error {
 	switch p.format {
 	case FormatJSON:
@@ -80,9 +82,11 @@ func (p *Printer) Object(doc any, table func() Table) error {
 		return p.line(doc)
 	case FormatYAML:
 		return p.yaml(doc)
-	default:
-		return p.table(table())
 	}
+	if t := table(); len(t.Rows) > 0 {
+		return p.table(t)
+	}
+	return nil
 }
 
 // List writes a slice of documents: an array, or a line for each with ndjson.
@@ -119,16 +123,16 @@ func (p *Printer) Event(doc any, table func() Table) error {
 		}
 		return p.yaml(doc)
 	}
+	if p.terminal {
+		return p.redraw(table())
+	}
 	return p.frame(table(), first)
 }
 
 // frame writes one table of a stream.
 func (p *Printer) frame(t Table, first bool) error {
 	var b bytes.Buffer
-	switch {
-	case p.terminal:
-		b.WriteString(clearScreen)
-	case !first:
+	if !first {
 		b.WriteByte('\n')
 	}
 	if err := t.render(&b, p.color); err != nil {
@@ -138,9 +142,30 @@ func (p *Printer) frame(t Table, first bool) error {
 	return err
 }
 
-// clearScreen moves the cursor to the first column of the first line and
-// clears from there on.
-const clearScreen = "\x1b[H\x1b[J"
+// redraw writes one table of a stream over the one before. What stands above
+// the first one, notes perhaps, stays.
+func (p *Printer) redraw(t Table) error {
+	var frame, b bytes.Buffer
+	if err := t.render(&frame, p.color); err != nil {
+		return err
+	}
+	if p.height > 0 {
+		fmt.Fprintf(&b, upAndClear, p.height)
+	}
+	p.height = bytes.Count(frame.Bytes(), []byte{'\n'})
+	b.WriteString(noWrap)
+	b.Write(frame.Bytes())
+	b.WriteString(wrap)
+	_, err := p.w.Write(b.Bytes())
+	return err
+}
+
+// What a terminal is told.
+const (
+	upAndClear = "\x1b[%dF\x1b[J" // go to the start of the line so many above, clear from there on
+	noWrap     = "\x1b[?7l"       // cut long lines off, so that each takes one line of the screen
+	wrap       = "\x1b[?7h"
+)
 
 func (p *Printer) table(t Table) error {
 	var b bytes.Buffer

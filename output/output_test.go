@@ -66,6 +66,9 @@ func TestFormats(t *testing.T) {
 	}{
 		{"table", FormatTable, object, sampleText},
 		{"table of nothing", FormatTable, none, "NAME\n"},
+		{"table of no object", FormatTable, func(p *Printer) error {
+			return p.Object(first, func() Table { return Table{Header: []string{"name"}} })
+		}, ""},
 		{"tables of a stream", FormatTable, stream, sampleText + "\n" + sampleText},
 		{"json", FormatJSON, object, `{
   "schema": "a/v1",
@@ -126,11 +129,17 @@ func TestParseFormat(t *testing.T) {
 func TestTerminal(t *testing.T) {
 	var b bytes.Buffer
 	p := New(&b, FormatTable, Terminal(true))
-	if err := p.Event(nil, sampleTable); err != nil {
-		t.Fatal(err)
-	}
-	if want := "\x1b[H\x1b[J\x1b[1mNAME         RATE  NOTE\x1b[0m\n"; !strings.HasPrefix(b.String(), want) {
-		t.Errorf("frame is %q", b.String())
+	for _, want := range []string{
+		"\x1b[?7l\x1b[1mNAME         RATE  NOTE\x1b[0m\n",              // leaves what is above
+		"\x1b[4F\x1b[J\x1b[?7l\x1b[1mNAME         RATE  NOTE\x1b[0m\n", // replaces the first
+	} {
+		b.Reset()
+		if err := p.Event(nil, sampleTable); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(b.String(), want) || !strings.HasSuffix(b.String(), "-\n\x1b[?7h") {
+			t.Errorf("frame is %q", b.String())
+		}
 	}
 	b.Reset()
 	if err := New(&b, FormatTable, Terminal(false)).Object(nil, sampleTable); err != nil || b.String() != sampleText {
