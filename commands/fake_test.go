@@ -100,7 +100,8 @@ func (f *fake) Load(_ context.Context, r datapath.LoadRequest) (datapath.Loaded,
 		return datapath.Loaded{}, rejection{[]string{"0: r0 = 0", "1: r1 = r2", "R2 !read_ok", "processed 2 insns"}}
 	}
 	loaded := datapath.Loaded{Name: r.Name, Source: r.Source, Builtin: r.Object == nil, Notes: []string{}}
-	if _, ok := f.instances[r.Name]; ok && !r.Replace {
+	if in, ok := f.instances[r.Name]; ok && !r.Replace {
+		loaded.Programs, loaded.Maps = in.Programs, in.Maps
 		return loaded, nil
 	}
 	loaded.Changed = true

@@ -120,7 +120,7 @@ func (e *Env) linkList(c *cli.Context) error {
 	for i, a := range attachments {
 		docs[i] = newLinkDoc(a)
 	}
-	return p.List(docs, func() output.Table { return attachmentTable(attachments, attached) })
+	return p.List(docs, func() output.Table { return linkTable(attachments) })
 }
 
 func allAttachments(instances []datapath.Instance) []datapath.Attachment {
@@ -210,6 +210,20 @@ func attachmentTable(attachments []datapath.Attachment, word string) output.Tabl
 	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "link", "prog", "state"}}
 	for _, a := range attachments {
 		t.Rows = append(t.Rows, []string{a.Name, a.Program, a.Hook, target(a), how(a), ident(pointed(a.LinkID)), ident(uint32(a.ProgID)), state(a, word)})
+	}
+	return t
+}
+
+// linkTable tells devices of one name apart by their network namespace.
+func linkTable(attachments []datapath.Attachment) output.Table {
+	t := attachmentTable(attachments, attached)
+	t.Header = append(t.Header, "netns")
+	for i, a := range attachments {
+		netns := ""
+		if a.NetNS != nil {
+			netns = strconv.FormatUint(*a.NetNS, 10)
+		}
+		t.Rows[i] = append(t.Rows[i], netns)
 	}
 	return t
 }

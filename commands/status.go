@@ -72,6 +72,9 @@ func (e *Env) status(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(instances) == 0 && p.Format() == output.FormatTable {
+		e.note(c, "nothing is loaded")
+	}
 	doc := newStatus(e.Now(), instances)
 	return p.Object(doc, doc.table)
 }
