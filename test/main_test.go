@@ -59,7 +59,7 @@ func newNode(t testing.TB) node {
 	n := node{host: base + "h", podA: base + "a", podB: base + "b", root: testkit.Root(t)}
 	t.Cleanup(func() {
 		for _, ns := range []string{n.podA, n.podB, n.host} {
-			_ = exec.Command("sh", "-c", "ip netns pids "+ns+" | xargs -r kill; ip netns del "+ns).Run()
+			_ = exec.Command("sh", "-c", fmt.Sprintf("ip netns pids %s | grep -vx %d | xargs -r kill; ip netns del %s", ns, os.Getpid(), ns)).Run()
 		}
 	})
 	script := `set -e

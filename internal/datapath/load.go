@@ -128,7 +128,7 @@ func digest(object []byte, req LoadRequest) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// choose keeps only the named programs and the maps they use.
+// choose keeps only the named programs, and not the maps that only others use.
 func (p *loadPlan) choose(names []string) error {
 	if len(names) == 0 {
 		return nil
@@ -138,13 +138,18 @@ func (p *loadPlan) choose(names []string) error {
 			return fault.New(fault.ErrNotFound, "the object has no program %q", name).Hint("programs: %s", join(keys(p.spec.Programs)))
 		}
 	}
-	used := map[string]bool{}
+	used, all := map[string]bool{}, map[string]bool{}
 	for _, name := range names {
 		p.use(used, name)
 	}
-	maps.DeleteFunc(p.spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !used[name] })
-	maps.DeleteFunc(p.spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !used[name] })
-	maps.DeleteFunc(p.spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
+	for name := range p.spec.Programs {
+		p.use(all, name)
+	}
+	// A map that no program names is for user space: it stays.
+	left := func(name string) bool { return all[name] && !used[name] }
+	maps.DeleteFunc(p.spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return left(name) })
+	maps.DeleteFunc(p.spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return left(name) })
+	maps.DeleteFunc(p.spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return left(v.SectionName) })
 	return nil
 }
 

@@ -221,13 +221,15 @@ func TestChooseKeepsWhatMapsHold(t *testing.T) {
 	p := &loadPlan{spec: &ebpf.CollectionSpec{
 		Programs: map[string]*ebpf.ProgramSpec{
 			"entry": {Instructions: asm.Instructions{asm.LoadMapPtr(asm.R1, 0).WithReference("jumps"), asm.LoadMapPtr(asm.R1, 0).WithReference("outer")}},
-			"next":  {}, "other": {},
+			"next":  {},
+			"other": {Instructions: asm.Instructions{asm.LoadMapPtr(asm.R1, 0).WithReference("unused"), asm.LoadMapPtr(asm.R1, 0).WithReference("inner")}},
 		},
 		Maps: map[string]*ebpf.MapSpec{
 			"jumps":  {Type: ebpf.ProgramArray, Contents: []ebpf.MapKV{{Key: uint32(0), Value: "next"}}},
 			"outer":  {Type: ebpf.HashOfMaps, Contents: []ebpf.MapKV{{Key: uint32(0), Value: "inner"}}},
 			"inner":  {Type: ebpf.Array},
 			"unused": {Type: ebpf.Array},
+			"people": {Type: ebpf.Array}, // for user space alone
 		},
 		Variables: map[string]*ebpf.VariableSpec{"v": {SectionName: "unused"}},
 	}}
@@ -237,7 +239,7 @@ func TestChooseKeepsWhatMapsHold(t *testing.T) {
 	if got := join(keys(p.spec.Programs)); got != "entry, next" {
 		t.Errorf("programs: %s", got)
 	}
-	if got := join(keys(p.spec.Maps)); got != "inner, jumps, outer" {
+	if got := join(keys(p.spec.Maps)); got != "inner, jumps, outer, people" {
 		t.Errorf("maps: %s", got)
 	}
 	if len(p.spec.Variables) != 0 {
