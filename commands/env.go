@@ -49,6 +49,7 @@ type State interface {
 // Backend is what the commands call: the datapath and the programs' own maps.
 type Backend interface {
 	datapath.API
+	CheckTarget(datapath.AttachRequest) error
 	Maps() maps.API
 	Probe(ctx context.Context) probe.Report
 	SelfTest(ctx context.Context) []probe.Step

@@ -127,8 +127,8 @@ func (f *fake) Attach(ctx context.Context, r datapath.AttachRequest) (datapath.A
 	if err != nil {
 		return datapath.Attached{}, err
 	}
-	if r.Device != "" && !slices.Contains(f.devices, r.Device) {
-		return datapath.Attached{}, fault.New(fault.ErrNotFound, "attach %s to %q: no such interface", r.Hook, r.Device).Hint("ip link")
+	if err := f.CheckTarget(r); err != nil {
+		return datapath.Attached{}, err
 	}
 	if err := ctx.Err(); err != nil {
 		return datapath.Attached{}, fmt.Errorf("attach %s: %w", r.Hook, err)
@@ -146,6 +146,13 @@ func (f *fake) Attach(ctx context.Context, r datapath.AttachRequest) (datapath.A
 		}
 	}
 	return attached, nil
+}
+
+func (f *fake) CheckTarget(r datapath.AttachRequest) error {
+	if r.Device != "" && !slices.Contains(f.devices, r.Device) {
+		return fault.New(fault.ErrNotFound, "attach %s to %q: no such interface", r.Hook, r.Device).Hint("ip link")
+	}
+	return nil
 }
 
 func same(a, b *string) bool { return a == b || a != nil && b != nil && *a == *b }

@@ -57,8 +57,12 @@ func (e *Env) load(c *cli.Context) error {
 		return err
 	}
 	e.done(c, p, done{changed: loaded.Changed, did: fmt.Sprintf("loaded %q", loaded.Name), already: fmt.Sprintf("%q is loaded already", loaded.Name), notes: loaded.Notes})
+	return printLoaded(p, loaded, request.DryRun)
+}
+
+func printLoaded(p *output.Printer, loaded datapath.Loaded, dryRun bool) error {
 	loaded.Programs, loaded.Maps, loaded.Notes = list(loaded.Programs), list(loaded.Maps), list(loaded.Notes)
-	return p.Object(loadDoc{"bpfnet.load/v1", loaded, request.DryRun}, func() output.Table { return programTable(loaded.Programs) })
+	return p.Object(loadDoc{"bpfnet.load/v1", loaded, dryRun}, func() output.Table { return programTable(loaded.Programs) })
 }
 
 func (e *Env) loadRequest(c *cli.Context) (datapath.LoadRequest, error) {

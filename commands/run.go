@@ -151,10 +151,46 @@ func (e *Env) run(c *cli.Context) error {
 		return err
 	}
 	if j.load.DryRun {
-		return p.Object(loadDoc{"bpfnet.load/v1", loaded, true}, func() output.Table { return programTable(loaded.Programs) })
+		return e.planRun(c, b, p, j, loaded)
 	}
 	e.notes(c, loaded.Notes)
 	return cleanUp(e.runLoaded(c, b, p, j, t, loaded), b, j.load.Name)
+}
+
+// planRun checks the targets of a program whose load was a dry run, and says
+// what run would do.
+func (e *Env) planRun(c *cli.Context, b Backend, p *output.Printer, j job, loaded datapath.Loaded) error {
+	requests := j.attachments(loaded.Programs)
+	for _, request := range requests {
+		if err := b.CheckTarget(request); err != nil {
+			return err
+		}
+	}
+	e.note(c, "dry run: would have loaded %q", loaded.Name)
+	for _, request := range requests {
+		e.note(c, "dry run: would have attached %s", requestText(request))
+	}
+	e.notes(c, loaded.Notes)
+	return printLoaded(p, loaded, true)
+}
+
+// requestText says what is to be attached where.
+func requestText(r datapath.AttachRequest) string {
+	text := r.Hook
+	switch r.Direction {
+	case "":
+	case datapath.Both:
+		text += " ingress and egress"
+	default:
+		text += " " + string(r.Direction)
+	}
+	if target := cmp.Or(r.Device, r.Cgroup); target != "" {
+		text += " to " + target
+	}
+	if r.Mode != "" {
+		text += ", mode " + string(r.Mode)
+	}
+	return text
 }
 
 // loadNew loads a program under a name that must not be in use.
