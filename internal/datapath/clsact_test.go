@@ -152,9 +152,17 @@ func TestClsactKeepsWhatOthersMade(t *testing.T) {
 	// A filter that somebody else hung on ours keeps it.
 	attachFilter(t, e, "pod-traffic", Ingress, Position{})
 	attachFilter(t, e, "second", Ingress, Position{})
-	other := &netlink.MatchAll{FilterAttrs: netlink.FilterAttrs{LinkIndex: foreign.LinkIndex, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 7, Protocol: unix.ETH_P_ALL}}
+	prog, err := e.openProgram("second", "pod_traffic_ingress")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prog.Close()
+	other := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: foreign.LinkIndex, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 7, Protocol: unix.ETH_P_ALL},
+		Fd:          prog.FD(), Name: "foreign", DirectAction: true,
+	}
 	if err := netns.Do(nsA, func() error { return netlink.FilterAdd(other) }); err != nil {
-		t.Skipf("needs matchall filters: %v", err)
+		t.Fatal(err)
 	}
 	for _, name := range []string{"pod-traffic", "second"} {
 		if d, err := e.Detach(ctx, DetachRequest{Name: name}); err != nil || len(d.Attachments) != 1 {
