@@ -163,24 +163,6 @@ func TestCleanUpReportsBoth(t *testing.T) {
 	}
 }
 
-// forbidden is a Backend whose state the user may not read.
-type forbidden struct{ *fake }
-
-func (forbidden) Attachments(context.Context, string) ([]datapath.Attachment, error) {
-	return nil, fault.New(fault.ErrPermission, "open /sys/fs/bpf/bpfnet: permission denied")
-}
-
-func TestPortsListWithoutPermission(t *testing.T) {
-	f := newFake()
-	fakeCapabilities(f)
-	var stdout, stderr bytes.Buffer
-	env := f.env(&stdout, &stderr)
-	env.Open = func(context.Context, datapath.Options) (Backend, error) { return forbidden{f}, nil }
-	if exit := Run(context.Background(), env, []string{"ports", "list"}); exit != 5 {
-		t.Errorf("exit code %d: %s", exit, &stderr)
-	}
-}
-
 func TestJobAttachments(t *testing.T) {
 	types := func(kinds ...string) (programs []datapath.Program) {
 		for _, kind := range kinds {

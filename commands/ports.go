@@ -108,7 +108,11 @@ func portsListCommand(env *Env) *cli.Command {
 			}
 			defer b.Close()
 			name := c.String("instance")
-			listing, err := listPorts(c.Context, b, name)
+			api, err := b.Ports(name)
+			if err != nil {
+				return err
+			}
+			listing, err := api.List(c.Context)
 			if errors.Is(err, fault.ErrNotFound) {
 				return fault.New(fault.ErrNotFound, "%w", err).Hint("bpfnet ports allow 80/tcp loads it")
 			}
@@ -118,19 +122,6 @@ func portsListCommand(env *Env) *cli.Command {
 			return printPorts(p, ports.NewDocument(name, ports.Result{Listing: listing}, c.Bool("dry-run")))
 		},
 	}
-}
-
-// listPorts reads a policy. It looks for the instance first, because what the
-// user may not read seems to be missing to those that open its maps.
-func listPorts(ctx context.Context, b Backend, name string) (ports.Listing, error) {
-	if _, err := b.Attachments(ctx, name); err != nil {
-		return ports.Listing{}, err
-	}
-	api, err := b.Ports(name)
-	if err != nil {
-		return ports.Listing{}, err
-	}
-	return api.List(ctx)
 }
 
 func sourceFlag() cli.Flag {

@@ -28,6 +28,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // for tests as another user
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	binary = filepath.Join(dir, "bpfnet")
 	if out, err := exec.Command("go", "build", "-o", binary, "bpfnet").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build bpfnet: %v\n%s", err, out)

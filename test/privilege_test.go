@@ -88,3 +88,17 @@ func TestMissingCapabilityIsNamed(t *testing.T) {
 		t.Errorf("left behind: %s", got)
 	}
 }
+
+// What a user may not read is a missing permission, not a missing program.
+func TestOtherUsersGetPermissionDenied(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "port-filter")
+	for _, args := range [][]string{{"status"}, {"ports", "list"}, {"map", "list"}, {"map", "get", "port-filter/counters", "0"}, {"unload", "--all"}} {
+		cmd := exec.Command("setpriv", append([]string{"--reuid", "65534", "--regid", "65534", "--clear-groups", binary}, args...)...)
+		cmd.Env = append(os.Environ(), n.env()...)
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != 5 {
+			t.Errorf("%q: exit %d, want 5\n%s", args, code, out)
+		}
+	}
+}

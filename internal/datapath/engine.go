@@ -117,10 +117,14 @@ func (e *Engine) mustExist(name string) error {
 
 func (e *Engine) notLoaded(name string) error {
 	err := fault.New(fault.ErrNotFound, "no loaded program %q", name)
+	names, unreadable := e.root.Names()
+	if unreadable != nil {
+		return unreadable // whether it is there can't be known
+	}
 	if _, ok := lookupBuiltin(name); ok {
 		return err.Hint("bpfnet load %s", name)
 	}
-	if names, _ := e.root.Names(); len(names) > 0 {
+	if len(names) > 0 {
 		return err.Hint("loaded: %s", join(names))
 	}
 	return err.Hint("nothing is loaded; `bpfnet programs` lists what can be")
