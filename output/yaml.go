@@ -53,18 +53,18 @@ func yamlNode(in *json.Decoder) (*yaml.Node, error) {
 }
 
 // yamlString quotes what must be escaped for a terminal, and what readers of
-// YAML 1.1 take for something else than a string: its words for booleans, and
-// numbers in base 60 such as some MAC addresses.
+// YAML 1.1 take for something else than a string: its words for booleans and for
+// merging, and numbers in base 60 such as some MAC addresses.
 func yamlString(text string) *yaml.Node {
 	node := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}
-	if strings.ContainsFunc(text, unsafe) || oldBool[strings.ToLower(text)] || oldSexagesimal.MatchString(text) {
+	if strings.ContainsFunc(text, unsafe) || oldWord[strings.ToLower(text)] || oldSexagesimal.MatchString(text) {
 		node.Style = yaml.DoubleQuotedStyle
 	}
 	return node
 }
 
 var (
-	oldBool        = map[string]bool{"y": true, "n": true, "yes": true, "no": true, "on": true, "off": true}
+	oldWord        = map[string]bool{"<<": true, "=": true, "y": true, "n": true, "yes": true, "no": true, "on": true, "off": true}
 	oldSexagesimal = regexp.MustCompile(`^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$`)
 )
 
