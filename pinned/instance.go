@@ -143,7 +143,7 @@ func (r Root) recover() error {
 				return err
 			}
 		}
-		if strings.HasPrefix(e.Name(), tempPrefix) {
+		if strings.HasPrefix(e.Name(), tempPrefix) && e.Name() != madeName {
 			if err := removeTree(filepath.Join(string(r), e.Name())); err != nil {
 				return err
 			}

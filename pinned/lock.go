@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -32,17 +33,15 @@ func (r Root) LockShared(ctx context.Context, timeout time.Duration) (unlock fun
 }
 
 // Lock takes the lock for writing, makes the root if it is missing, and
-// finishes or undoes what a killed writer left half-done. unlock removes an
-// empty root again, if it was made here or is the default one: another one may
-// be somebody's directory, with an owner and a mode.
+// finishes or undoes what a killed writer left half-done. unlock removes a root
+// that Lock made and that is empty again; one that somebody else made, with an
+// owner and a mode, stays.
 func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
 	if err := r.Check(); err != nil {
 		return nil, err
 	}
 	for {
-		_, err := os.Lstat(string(r))
-		remove := errors.Is(err, fs.ErrNotExist) || r == DefaultRoot
-		if err := os.MkdirAll(string(r), 0o700); err != nil {
+		if err := r.make(); err != nil {
 			return nil, permission("make", string(r), err)
 		}
 		release, err := r.lock(ctx, unix.LOCK_EX, timeout)
@@ -57,11 +56,34 @@ func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), e
 			return nil, err
 		}
 		return func() {
-			if remove {
-				_ = os.Remove(string(r)) // fails unless it is empty
-			}
+			r.removeIfEmpty()
 			release()
 		}, nil
+	}
+}
+
+// make makes the root if it is missing, and marks it as made here.
+func (r Root) make() error {
+	if _, err := os.Lstat(string(r)); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(string(r), 0o700); err != nil {
+		return err
+	}
+	err := os.Symlink("bpfnet", r.madeMark())
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+		return nil // another writer was here, and may have removed it again
+	}
+	return err
+}
+
+func (r Root) madeMark() string { return filepath.Join(string(r), madeName) }
+
+func (r Root) removeIfEmpty() {
+	entries, err := os.ReadDir(string(r))
+	if err == nil && len(entries) == 1 && entries[0].Name() == madeName {
+		_ = os.Remove(r.madeMark())
+		_ = os.Remove(string(r))
 	}
 }
 

@@ -54,6 +54,7 @@ const (
 	tempPrefix = "@"
 	newPrefix  = "@new-"  // an instance being made
 	oldPrefix  = "@old-"  // an instance being replaced
+	madeName   = "@made"  // says that the root was made by Lock
 	gonePrefix = "@gone-" // an instance being removed
 )
 
