@@ -202,6 +202,10 @@ func (s spot) isAt(a Attachment) bool {
 
 // alreadyAttached checks that what is there is what the request asks for.
 func (e *Engine) alreadyAttached(req AttachRequest, s spot, a Attachment) (Attachment, error) {
+	if s.dev.link != nil && !runs(s.dev.link, a) {
+		return Attachment{}, fault.New(fault.ErrConflict, "it is attached to %q, which had the index of %q before it was moved to another network namespace", *a.DevName, s.at.DevName).
+			Hint("detach it from there: bpfnet detach %s %s", req.Hook, req.Name)
+	}
 	if err := checkMode(req, a); err != nil {
 		return Attachment{}, err
 	}

@@ -778,30 +778,61 @@ func TestDetachByAlternativeName(t *testing.T) {
 	}
 }
 
+// An interface that moves to another namespace keeps its programs, and another
+// one that gets its index is not taken for it.
 func TestMovedInterface(t *testing.T) {
 	e, nsA, _ := setup(t)
 	load(t, e, LoadRequest{Source: "xdp-counter"})
-	attach(t, e, AttachRequest{Hook: "xdp", Name: "xdp-counter", Device: "a", Mode: ModeGeneric})
+	load(t, e, LoadRequest{Source: "pod-traffic"})
+	x := AttachRequest{Hook: "xdp", Name: "xdp-counter", Device: "a", Mode: ModeGeneric}
+	tc := AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress}
+	index := int(*attach(t, e, x).Attachments[0].IfIndex)
+	if a := attach(t, e, tc).Attachments[0]; a.Mechanism != mechanismLink {
+		t.Skip("needs TCX (Linux 6.6): filters go when their interface moves")
+	}
 	elsewhere, err := os.Open(testkit.NetNS(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer elsewhere.Close()
-	err = netns.Do(nsA, func() error {
+	moved := func() {
+		t.Helper()
+		for _, name := range []string{"xdp-counter", "pod-traffic"} {
+			if a := instance(t, e, name).Attachments[0]; a.Defunct || *a.DevName != "a" || len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "moved") {
+				t.Errorf("%+v", a)
+			}
+		}
+	}
+	inA := func(fn func() error) {
+		t.Helper()
+		if err := netns.Do(nsA, fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inA(func() error {
 		l, err := netlink.LinkByName("a")
 		if err != nil {
 			return err
 		}
 		return netlink.LinkSetNsFd(l, int(elsewhere.Fd()))
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a := instance(t, e, "xdp-counter").Attachments[0]; a.Defunct || len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "moved") {
-		t.Errorf("%+v", a)
-	}
-	if d, err := e.Detach(ctx, DetachRequest{Hook: "xdp", Name: "xdp-counter"}); err != nil || len(d.Attachments) != 1 {
-		t.Errorf("%+v %v", d, err)
+	moved()
+	inA(func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "new", Index: index}, PeerName: "peer"})
+	})
+	moved()
+	x.Device, tc.Device = "new", "new"
+	for _, req := range []AttachRequest{x, tc} {
+		if _, err := e.Attach(ctx, req); !errors.Is(err, fault.ErrConflict) {
+			t.Errorf("attach to its successor: %v", err)
+		}
+		if d, err := e.Detach(ctx, DetachRequest{Hook: req.Hook, Name: req.Name, Device: "new"}); err != nil || d.Changed {
+			t.Errorf("detach from its successor: %+v %v", d, err)
+		}
+		if d, err := e.Detach(ctx, DetachRequest{Hook: req.Hook, Name: req.Name}); err != nil || len(d.Attachments) != 1 {
+			t.Errorf("%+v %v", d, err)
+		}
+		attach(t, e, req)
 	}
 }
 

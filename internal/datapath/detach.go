@@ -112,7 +112,7 @@ func (e *Engine) matches(req DetachRequest, a Attachment) bool {
 // name, in the namespace of the command: names repeat between namespaces.
 func isOn(name string, a Attachment) bool {
 	dev, err := resolveDevice(name)
-	return err == nil && dev.NetNS == *a.NetNS && dev.IfIndex == *a.IfIndex
+	return err == nil && dev.NetNS == *a.NetNS && dev.IfIndex == *a.IfIndex && runs(dev.link, a)
 }
 
 func sameCgroup(path string, a Attachment) bool {

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
 	"bpfnet/internal/fault"
@@ -73,11 +75,12 @@ func interfaceNames() []string {
 // attachment in this namespace.
 func describeDevice(doc *Attachment) {
 	l, err := netlink.LinkByIndex(int(*doc.IfIndex))
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) || err == nil && !runs(l, *doc) {
+		doc.Notes = append(doc.Notes, fmt.Sprintf("%s was moved to another network namespace, attached as it was", *doc.DevName))
+		return
+	}
 	if err != nil {
-		var missing netlink.LinkNotFoundError
-		if errors.As(err, &missing) {
-			doc.Notes = append(doc.Notes, fmt.Sprintf("%s was moved to another network namespace, attached as it was", *doc.DevName))
-		}
 		return
 	}
 	doc.DevName = ptr(l.Attrs().Name)
@@ -88,11 +91,31 @@ func describeDevice(doc *Attachment) {
 	}
 }
 
+// runs says whether a device runs the program of an attachment. The kernel tells
+// the interface index of a link and not the namespace: when the interface moves
+// away, another one may get its index.
+func runs(l netlink.Link, a Attachment) bool {
+	if a.Hook == hookXDP {
+		x := l.Attrs().Xdp
+		return x != nil && (x.AttachMode == xdpAttachedMulti || x.ProgId == uint32(a.ProgID))
+	}
+	if a.Mechanism != mechanismLink || hookGroup(a.Hook) != "tc" {
+		return true
+	}
+	order, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: tcxAttach(a.Hook)})
+	if err != nil {
+		return true // it can't be told
+	}
+	return slices.ContainsFunc(order.Programs, func(p link.AttachedProgram) bool { return ObjectID(p.ID) == a.ProgID })
+}
+
 // Values of IFLA_XDP_ATTACHED (enum in linux/if_link.h).
 const (
 	xdpAttachedDrv = 1
 	xdpAttachedSKB = 2
 	xdpAttachedHW  = 3
+
+	xdpAttachedMulti = 4
 )
 
 // xdpModeWord translates IFLA_XDP_ATTACHED; nil when several modes are in use.
