@@ -32,6 +32,9 @@ func Run(ctx context.Context, env *Env, argv []string) int {
 // format is how errors are written: as results are, and as lines when that
 // can't be told.
 func (l line) format(env *Env) output.Format {
+	if _, ok := l.flag("json", "j", "pretty", "p"); ok {
+		return output.FormatCompact
+	}
 	name, ok := l.flag("output", "o")
 	if !ok {
 		name = env.Getenv("BPFNET_OUTPUT")
@@ -82,6 +85,8 @@ func commandTree(env *Env) []*cli.Command {
 func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of results: table, json, yaml or ndjson (environment: BPFNET_OUTPUT; default: table)"},
+		&cli.BoolFlag{Name: "json", Aliases: []string{"j"}, Usage: "JSON on one line; in the commands that bpftool has, its field names and shapes"},
+		&cli.BoolFlag{Name: "pretty", Aliases: []string{"p"}, Usage: "the same as --json, indented"},
 		&cli.StringFlag{Name: "bpffs", Usage: "`DIR` that holds bpfnet's state (environment: BPFNET_BPFFS; default: /sys/fs/bpf/bpfnet)"},
 		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID`"},
 		&cli.DurationFlag{Name: "lock-timeout", Value: datapath.DefaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},

@@ -124,6 +124,10 @@ func parse(root *node, argv []string) (line, error) {
 			return l, wrong
 		case !isFlag(word):
 			l.word(word)
+		case l.isCluster(root, word):
+			for _, letter := range word[1:] {
+				l.flags = append(l.flags, typedFlag{name: string(letter)})
+			}
 		default:
 			f := splitFlag(word)
 			if !f.given && l.takesValue(root, f.name) {
@@ -215,6 +219,34 @@ func (n *node) anyTakes(name string) bool {
 	}
 	for _, sub := range n.words {
 		if sub.anyTakes(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// isCluster says whether a word is several flags of one letter behind one dash,
+// "-jp", that take no values.
+func (l *line) isCluster(root *node, word string) bool {
+	if strings.HasPrefix(word, "--") || len(word) < 3 || root.knows(word[1:]) || l.node.knows(word[1:]) {
+		return false
+	}
+	for _, letter := range word[1:] {
+		name := string(letter)
+		if l.takesValue(root, name) || !root.knows(name) && !l.node.knows(name) {
+			return false
+		}
+	}
+	return true
+}
+
+// knows says whether the command or one below has a flag of that name.
+func (n *node) knows(name string) bool {
+	if _, known := n.flags[name]; known {
+		return true
+	}
+	for _, sub := range n.words {
+		if sub.knows(name) {
 			return true
 		}
 	}

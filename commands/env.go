@@ -61,7 +61,7 @@ type Backend interface {
 
 // printer returns the Printer of the format that was asked for.
 func (e *Env) printer(c *cli.Context) (*output.Printer, error) {
-	format, err := output.ParseFormat(e.setting(c, "output", "BPFNET_OUTPUT", string(output.FormatTable)))
+	format, err := e.format(c)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +71,23 @@ func (e *Env) printer(c *cli.Context) (*output.Printer, error) {
 	}
 	return output.New(e.Stdout, format, options...), nil
 }
+
+func (e *Env) format(c *cli.Context) (output.Format, error) {
+	name := e.setting(c, "output", "BPFNET_OUTPUT", string(output.FormatTable))
+	switch {
+	case !asBpftool(c):
+		return output.ParseFormat(name)
+	case c.IsSet("output") && name != string(output.FormatJSON):
+		return "", usage(c, "--output %s and --json or --pretty exclude each other", name)
+	case c.Bool("pretty"):
+		return output.FormatJSON, nil
+	}
+	return output.FormatCompact, nil
+}
+
+// asBpftool says whether the user wants what bpftool prints, where it has such
+// a command.
+func asBpftool(c *cli.Context) bool { return c.Bool("json") || c.Bool("pretty") }
 
 // backend opens what the command works on; close it when done.
 func (e *Env) backend(c *cli.Context) (Backend, error) {

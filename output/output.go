@@ -23,9 +23,11 @@ const (
 	FormatJSON   Format = "json"
 	FormatYAML   Format = "yaml"
 	FormatNDJSON Format = "ndjson"
+	// FormatCompact is JSON on one line, what --json asks for.
+	FormatCompact Format = "compact"
 )
 
-// Formats lists the formats in the order in which help shows them.
+// Formats lists the values of --output in the order in which help shows them.
 func Formats() []string {
 	return []string{string(FormatTable), string(FormatJSON), string(FormatYAML), string(FormatNDJSON)}
 }
@@ -78,7 +80,7 @@ func (p *Printer) Object(doc any, table func() Table) error {
 	switch p.format {
 	case FormatJSON:
 		return p.indented(doc)
-	case FormatNDJSON:
+	case FormatNDJSON, FormatCompact:
 		return p.line(doc)
 	case FormatYAML:
 		return p.yaml(doc)
@@ -115,7 +117,7 @@ func (p *Printer) Event(doc any, table func() Table) error {
 	first := p.events == 0
 	p.events++
 	switch p.format {
-	case FormatJSON, FormatNDJSON:
+	case FormatJSON, FormatNDJSON, FormatCompact:
 		return p.line(doc)
 	case FormatYAML:
 		if _, err := io.WriteString(p.w, "---\n"); err != nil {

@@ -87,6 +87,9 @@ func TestFormats(t *testing.T) {
 		{"json list", FormatJSON, func(p *Printer) error { return p.List([]int{1, 2}, nil) }, "[\n  1,\n  2\n]\n"},
 		{"json list of nothing", FormatJSON, none, "[]\n"},
 		{"json stream", FormatJSON, stream, two + two},
+		{"compact", FormatCompact, object, one},
+		{"compact list", FormatCompact, func(p *Printer) error { return p.List([]int{1, 2}, nil) }, "[1,2]\n"},
+		{"compact stream", FormatCompact, stream, two + two},
 		{"ndjson", FormatNDJSON, object, one},
 		{"ndjson list", FormatNDJSON, list, one + two},
 		{"ndjson list of nothing", FormatNDJSON, none, ""},
@@ -155,6 +158,8 @@ func TestRows(t *testing.T) {
 	}{
 		{FormatJSON, 0, "[]\n"},
 		{FormatJSON, 2, "[\n  {\"n\":0},\n  {\"n\":1}\n]\n"},
+		{FormatCompact, 0, "[]\n"},
+		{FormatCompact, 2, "[{\"n\":0},{\"n\":1}]\n"},
 		{FormatNDJSON, 0, ""},
 		{FormatNDJSON, 2, "{\"n\":0}\n{\"n\":1}\n"},
 		{FormatYAML, 0, "[]\n"},

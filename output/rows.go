@@ -27,8 +27,10 @@ func (r *Rows) Add(json []byte, line func() string) error {
 		err = r.line(json)
 	case FormatYAML:
 		err = r.yaml(json)
+	case FormatCompact:
+		err = r.json(json, "[", ",")
 	default:
-		err = r.json(json)
+		err = r.json(json, "[\n  ", ",\n  ")
 	}
 	return err
 }
@@ -40,10 +42,9 @@ func (r *Rows) line(item []byte) error {
 	return r.w.WriteByte('\n')
 }
 
-func (r *Rows) json(item []byte) error {
-	separator := ",\n  "
+func (r *Rows) json(item []byte, first, separator string) error {
 	if r.count == 1 {
-		separator = "[\n  "
+		separator = first
 	}
 	if _, err := r.w.WriteString(separator); err != nil {
 		return err
@@ -77,6 +78,11 @@ func (r *Rows) end() string {
 			return "[]\n"
 		}
 		return "\n]\n"
+	case FormatCompact:
+		if empty {
+			return "[]\n"
+		}
+		return "]\n"
 	case FormatYAML:
 		if empty {
 			return "[]\n"
