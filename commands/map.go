@@ -111,7 +111,8 @@ func mapShowCommand(env *Env) *cli.Command {
 		Usage:     "what kind of map it is, and the types of its keys and values",
 		ArgsUsage: "MAP",
 		Action: func(c *cli.Context) error {
-			if err := args(c, "MAP"); err != nil {
+			w, err := mapArgs(c, "MAP")
+			if err != nil {
 				return err
 			}
 			p, b, err := env.open(c)
@@ -119,7 +120,7 @@ func mapShowCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			m, err := b.Maps().Show(c.Context, c.Args().First())
+			m, err := b.Maps().Show(c.Context, w.ref)
 			if err != nil {
 				return err
 			}
@@ -155,10 +156,12 @@ func mapDetails(m maps.Map) output.Table {
 func mapGetCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:      "get",
+		Aliases:   []string{"lookup"},
 		Usage:     "the value of a key; an address in an LPM trie finds the longest prefix that it lies in",
 		ArgsUsage: "MAP KEY",
 		Action: func(c *cli.Context) error {
-			if err := args(c, "MAP", "KEY"); err != nil {
+			w, err := mapArgs(c, "MAP", "KEY")
+			if err != nil {
 				return err
 			}
 			p, b, err := env.open(c)
@@ -166,7 +169,7 @@ func mapGetCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			entry, err := b.Maps().Get(c.Context, c.Args().Get(0), c.Args().Get(1))
+			entry, err := b.Maps().Get(c.Context, w.ref, w.key)
 			if err != nil {
 				return err
 			}
@@ -184,6 +187,7 @@ func text(doc []byte) string { return string(codec.Text(doc)) }
 func mapSetCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:      "set",
+		Aliases:   []string{"update"},
 		Usage:     "write the value of a key; in a per-CPU map for every CPU",
 		ArgsUsage: "MAP KEY VALUE",
 		Flags: []cli.Flag{
@@ -191,13 +195,16 @@ func mapSetCommand(env *Env) *cli.Command {
 			&cli.BoolFlag{Name: "if-present", Usage: "only if the key is there"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := args(c, "MAP", "KEY", "VALUE"); err != nil {
+			w, err := mapArgs(c, "MAP", "KEY", "VALUE")
+			if err != nil {
 				return err
 			}
-			request := maps.SetRequest{Map: c.Args().Get(0), Key: c.Args().Get(1), Value: c.Args().Get(2), DryRun: c.Bool("dry-run")}
+			request := maps.SetRequest{Map: w.ref, Key: w.key, Value: w.value, Condition: w.condition, DryRun: c.Bool("dry-run")}
 			switch {
 			case c.Bool("if-absent") && c.Bool("if-present"):
 				return usage(c, "--if-absent and --if-present exclude each other")
+			case w.condition != maps.Always && (c.Bool("if-absent") || c.Bool("if-present")):
+				return usage(c, "--if-absent and --if-present stand in place of exist and noexist")
 			case c.Bool("if-absent"):
 				request.Condition = maps.IfAbsent
 			case c.Bool("if-present"):
@@ -216,10 +223,11 @@ func mapDeleteCommand(env *Env) *cli.Command {
 		Usage:     "remove a key; one that isn't there is no error",
 		ArgsUsage: "MAP KEY",
 		Action: func(c *cli.Context) error {
-			if err := args(c, "MAP", "KEY"); err != nil {
+			w, err := mapArgs(c, "MAP", "KEY")
+			if err != nil {
 				return err
 			}
-			request := maps.DeleteRequest{Map: c.Args().Get(0), Key: c.Args().Get(1), DryRun: c.Bool("dry-run")}
+			request := maps.DeleteRequest{Map: w.ref, Key: w.key, DryRun: c.Bool("dry-run")}
 			return env.changeMap(c, "deleted", "isn't there", func(api maps.API) (maps.Change, error) {
 				return api.Delete(c.Context, request)
 			})
@@ -270,7 +278,8 @@ func mapDumpCommand(env *Env) *cli.Command {
 			&cli.StringFlag{Name: "match", Usage: "only keys whose text begins with `PREFIX`, or with hex: whose bytes do"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := args(c, "MAP"); err != nil {
+			w, err := mapArgs(c, "MAP")
+			if err != nil {
 				return err
 			}
 			if c.IsSet("limit") && c.Uint64("limit") == 0 {
@@ -281,13 +290,13 @@ func mapDumpCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			return env.dumpMap(c, p, b.Maps())
+			return env.dumpMap(c, p, b.Maps(), w.ref)
 		},
 	}
 }
 
-func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API) error {
-	request := maps.DumpRequest{Map: c.Args().First(), Limit: c.Uint64("limit"), Match: c.String("match")}
+func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API, ref string) error {
+	request := maps.DumpRequest{Map: ref, Limit: c.Uint64("limit"), Match: c.String("match")}
 	rows := p.Rows()
 	var document []byte
 	dumped, err := api.Dump(c.Context, request, func(row maps.Row) error {

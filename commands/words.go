@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/urfave/cli/v2"
+
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
@@ -42,6 +44,25 @@ func objectWords(words []string) (ref string, rest []string, err error) {
 type mapWords struct {
 	ref, key, value string
 	condition       maps.Condition
+}
+
+// mapArgs reads the arguments of a command on a map and checks them like args.
+func mapArgs(c *cli.Context, names ...string) (mapWords, error) {
+	line := strings.Join(append([]string{"usage:", commandName(c)}, names...), " ")
+	words := c.Args().Slice()
+	if at := slices.Index(words, ""); at >= 0 {
+		return mapWords{}, fault.New(fault.ErrUsage, "argument %s is empty", strings.Trim(names[min(at, len(names)-1)], "[]")).Hint("%s", line)
+	}
+	w, err := parseMapWords(words, names...)
+	if err != nil {
+		return w, fault.New(fault.ErrUsage, "%w", err).Hint("%s", line)
+	}
+	for i, value := range []string{w.ref, w.key, w.value}[:len(names)] {
+		if value == "" && !strings.HasPrefix(names[i], "[") {
+			return w, fault.New(fault.ErrUsage, "argument %s is missing", names[i]).Hint("%s", line)
+		}
+	}
+	return w, nil
 }
 
 // parseMapWords reads the arguments of a command that takes those that names
