@@ -45,7 +45,7 @@ type node interface {
 	size() int
 	// append adds the JSON of b to dst.
 	append(dst, b []byte) []byte
-	// parse overwrites b with v, which decodeJSON made. path is where v stands.
+	// parse overwrites b with v, which a Decoder made. path is where v stands.
 	parse(b []byte, v any, path string) error
 	// form says what parse takes, for people.
 	form() string
@@ -123,7 +123,7 @@ func Text(doc []byte) []byte {
 // prints, or a string without its quotes. Errors are of kind fault.ErrUsage and
 // name the member that is wrong.
 func (c *Codec) Parse(text string) ([]byte, error) {
-	v, err := c.value(text)
+	v, err := textValue(c.root, text)
 	if err != nil {
 		return nil, fault.New(fault.ErrUsage, "%w", err)
 	}
@@ -134,9 +134,10 @@ func (c *Codec) Parse(text string) ([]byte, error) {
 	return b, nil
 }
 
-// value decides whether text is JSON or a bare string.
-func (c *Codec) value(text string) (any, error) {
-	if _, isText := c.root.(chars); !isText {
+// textValue decides whether text is JSON or a bare string.
+func textValue(n node, text string) (any, error) {
+	_, isText := n.(chars)
+	if !isText {
 		text = strings.TrimSpace(text)
 	}
 	if text == "" {
@@ -149,7 +150,7 @@ func (c *Codec) value(text string) (any, error) {
 			return s, nil
 		}
 	case '{', '[':
-		if _, isText := c.root.(chars); !isText {
+		if !isText {
 			return decodeJSON(text)
 		}
 	}

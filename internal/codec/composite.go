@@ -183,8 +183,8 @@ func (f *field) fill(b []byte, o object, path string) (given int, missing []stri
 }
 
 func join(path, name string) string {
-	if path == "" {
-		return name
+	if path == "" || name == "" || name[0] == '[' {
+		return path + name
 	}
 	return path + "." + name
 }

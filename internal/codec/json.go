@@ -4,13 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 )
 
-// The values that decodeJSON makes are string, json.Number, bool, nil, []any
+// The values that a Decoder makes are string, json.Number, bool, nil, []any
 // and object.
 type object []member
 
@@ -26,80 +25,6 @@ func (o object) find(name string) int {
 		}
 	}
 	return -1
-}
-
-// decodeJSON reads one JSON document. Unlike encoding/json it refuses an object
-// that names a member twice.
-func decodeJSON(text string) (any, error) {
-	d := json.NewDecoder(strings.NewReader(text))
-	d.UseNumber()
-	v, err := decodeValue(d)
-	if err != nil {
-		return nil, jsonError(err, d)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, fmt.Errorf("JSON goes on after its end at byte %d", d.InputOffset())
-	}
-	return v, nil
-}
-
-func jsonError(err error, d *json.Decoder) error {
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return fmt.Errorf("JSON is wrong at byte %d: %w", syntax.Offset, err)
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("JSON ends too early at byte %d", d.InputOffset())
-	}
-	return err
-}
-
-func decodeValue(d *json.Decoder) (any, error) {
-	token, err := d.Token()
-	if err != nil {
-		return nil, err
-	}
-	switch token {
-	case json.Delim('{'):
-		return decodeObject(d)
-	case json.Delim('['):
-		return decodeArray(d)
-	}
-	return token, nil
-}
-
-func decodeObject(d *json.Decoder) (any, error) {
-	var o object
-	for d.More() {
-		token, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		name := token.(string)
-		if o.find(name) >= 0 {
-			return nil, fmt.Errorf("member %q is there twice", name)
-		}
-		value, err := decodeValue(d)
-		if err != nil {
-			return nil, err
-		}
-		o = append(o, member{name, value})
-	}
-	_, err := d.Token()
-	return o, err
-}
-
-func decodeArray(d *json.Decoder) (any, error) {
-	values := []any{}
-	for d.More() {
-		value, err := decodeValue(d)
-		if err != nil {
-			return nil, err
-		}
-		values = append(values, value)
-	}
-	_, err := d.Token()
-	return values, err
 }
 
 // scalar returns the text of a string or number.
@@ -139,14 +64,42 @@ func quote(text string) string {
 	return strconv.Quote(text)
 }
 
-// wrong is an error about the value at path.
-func wrong(path, format string, args ...any) error {
-	message := fmt.Sprintf(format, args...)
-	if path == "" {
-		return errors.New(message)
+// wrongValue is an error about the value at path.
+type wrongValue struct{ path, message string }
+
+func (e *wrongValue) Error() string {
+	if e.path == "" {
+		return e.message
 	}
-	return fmt.Errorf("member %q: %s", path, message)
+	return fmt.Sprintf("member %q: %s", e.path, e.message)
 }
+
+func wrong(path, format string, args ...any) error {
+	return &wrongValue{path, fmt.Sprintf(format, args...)}
+}
+
+// Path returns where in a value the error of a Codec is: "member.inner[3]", or
+// "" for the value as a whole.
+func Path(err error) string {
+	var p *wrongPart
+	if errors.As(err, &p) {
+		return join(p.path, Path(p.err))
+	}
+	var e *wrongValue
+	if errors.As(err, &e) {
+		return e.path
+	}
+	return ""
+}
+
+// wrongPart is an error about the part of a value at path, whose own Path is
+// relative to it.
+type wrongPart struct {
+	path string
+	err  error
+}
+
+func (e *wrongPart) Error() string { return e.err.Error() }
 
 func plural(n int, noun string) string {
 	if n == 1 {

@@ -2,6 +2,7 @@ package codec
 
 import (
 	"math/big"
+	"strconv"
 
 	"bpfnet/internal/fault"
 )
@@ -49,12 +50,7 @@ func perCPUForm(text string) ([]any, bool) {
 	if err != nil {
 		return nil, false
 	}
-	o, ok := v.(object)
-	if !ok || len(o) == 0 || o[0].name != "per_cpu" {
-		return nil, false
-	}
-	values, ok := o[0].value.([]any)
-	return values, ok
+	return perCPUValues(v)
 }
 
 func (c *Codec) parseEach(b []byte, values []any, stride, cpus int) error {
@@ -65,7 +61,7 @@ func (c *Codec) parseEach(b []byte, values []any, stride, cpus int) error {
 	for i, v := range values {
 		at := i * stride
 		if err := parse(c.root, b[at:at+c.Size()], v, ""); err != nil {
-			return fault.New(fault.ErrUsage, "CPU %d: %w", i, err)
+			return fault.New(fault.ErrUsage, "CPU %d: %w", i, &wrongPart{"per_cpu[" + strconv.Itoa(i) + "]", err})
 		}
 	}
 	return nil

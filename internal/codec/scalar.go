@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -115,6 +116,9 @@ func bigEndian(b []byte, network bool) []byte {
 var hostIsBigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
 
 func (n integer) parse(b []byte, v any, path string) error {
+	if text, ok := scalar(v); ok && n.parseDigits(b, text) {
+		return nil
+	}
 	number, err := parseNumber(v, path, n.form())
 	if err != nil {
 		return err
@@ -124,6 +128,41 @@ func (n integer) parse(b []byte, v any, path string) error {
 	}
 	n.store(b, number)
 	return nil
+}
+
+// parseDigits reads what most numbers are, a few decimal digits, and leaves all
+// others to big integers.
+func (n integer) parseDigits(b []byte, text string) bool {
+	const most = 18 // 10^18 fits into 63 bits
+	if n.bytes > 8 || len(text) == 0 || len(text) > most {
+		return false
+	}
+	var v uint64
+	for i := range len(text) {
+		digit := text[i] - '0'
+		if digit > 9 {
+			return false
+		}
+		v = 10*v + uint64(digit)
+	}
+	width := 8 * n.bytes
+	if n.signed {
+		width--
+	}
+	if v>>width != 0 {
+		return false
+	}
+	n.put(b, v)
+	return true
+}
+
+func (n integer) put(b []byte, v uint64) {
+	var word [8]byte
+	binary.BigEndian.PutUint64(word[:], v)
+	copy(b, word[8-n.bytes:])
+	if !n.network && !hostIsBigEndian {
+		slices.Reverse(b)
+	}
 }
 
 func (n integer) store(b []byte, v *big.Int) {
