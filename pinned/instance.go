@@ -1,6 +1,8 @@
 package pinned
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +22,17 @@ type Spec struct {
 	Builtin    bool              `json:"builtin"` // Source is a built-in program
 	Digest     string            `json:"digest"`  // of the object, the chosen programs and the parameters
 	Parameters map[string]string `json:"parameters,omitempty"`
+}
+
+// Digest identifies an object and everything that shapes what becomes of it.
+func Digest(object []byte, parameters map[string]string) string {
+	if parameters == nil {
+		parameters = map[string]string{} // as a Spec without any was before it was written
+	}
+	h := sha256.New()
+	h.Write(object)
+	_ = json.NewEncoder(h).Encode(parameters) // texts are encoded, in key order
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // Spec reads what an instance was made from. An instance that something else

@@ -3,9 +3,6 @@ package datapath
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -85,7 +82,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	}
 	p.from.Source = req.Source
 	p.from.Parameters = parameters(req)
-	p.from.Digest = digest(object, req)
+	p.from.Digest = pinned.Digest(object, p.from.Parameters)
 	return p, nil
 }
 
@@ -117,15 +114,6 @@ func parameters(req LoadRequest) map[string]string {
 		all["prog:"+prog] = "1"
 	}
 	return all
-}
-
-// digest identifies an object and everything that shapes what becomes of it.
-func digest(object []byte, req LoadRequest) string {
-	h := sha256.New()
-	h.Write(object)
-	enc := json.NewEncoder(h) // maps are encoded in key order
-	_ = enc.Encode(parameters(req))
-	return hex.EncodeToString(h.Sum(nil))
 }
 
 // choose keeps only the named programs, and not the maps that only others use.
