@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -12,11 +13,11 @@ import (
 // Run runs one command line, without the program's name, and returns the exit
 // code. Cancelling ctx is how a signal reaches a command.
 func Run(ctx context.Context, env *Env, argv []string) int {
-	app := newApp(env)
-	root := grammar(app)
 	if len(argv) > 0 && argv[0] == "help" {
 		argv = append(argv[1:len(argv):len(argv)], "--help")
 	}
+	app := newPartOfApp(env, firstCommand(argv))
+	root := grammar(app)
 	l, err := parse(root, argv)
 	var ordered []string
 	if err == nil {
@@ -47,7 +48,11 @@ func (l line) format(env *Env) output.Format {
 }
 
 // newApp builds the command tree. Nothing of it is shared between two calls.
-func newApp(env *Env) *cli.App {
+func newApp(env *Env) *cli.App { return newPartOfApp(env, "") }
+
+// newPartOfApp builds the command tree with one command below the root, because
+// building all of them takes longer than most commands; all of them for "".
+func newPartOfApp(env *Env, only string) *cli.App {
 	app := &cli.App{
 		Name:      "bpfnet",
 		Usage:     "watch and control the network traffic of containers and Pods with eBPF",
@@ -55,31 +60,77 @@ func newApp(env *Env) *cli.App {
 		ErrWriter: env.Stderr,
 		Reader:    env.Stdin,
 		Flags:     globalFlags(),
-		Commands:  commandTree(env),
+		Commands:  commandTree(env, only),
 	}
 	cure(app, env)
 	return app
 }
 
-func commandTree(env *Env) []*cli.Command {
-	return []*cli.Command{
-		loadCommand(env),
-		attachCommand(env),
-		detachCommand(env),
-		unloadCommand(env),
-		progCommand(env),
-		linkCommand(env),
-		statusCommand(env),
-		runCommand(env),
-		mapCommand(env),
-		watchCommand(env),
-		portsCommand(env),
-		programsCommand(env),
-		doctorCommand(env),
-		completionCommand(env),
-		completeCommand(env),
-		versionCommand(env),
+// builder makes one of the commands below the root.
+type builder struct {
+	name  string
+	build func(*Env) *cli.Command
+}
+
+// builders lists the commands below the root in the order of help.
+func builders() []builder {
+	return []builder{
+		{"load", loadCommand},
+		{"attach", attachCommand},
+		{"detach", detachCommand},
+		{"unload", unloadCommand},
+		{"prog", progCommand},
+		{"link", linkCommand},
+		{"status", statusCommand},
+		{"run", runCommand},
+		{"map", mapCommand},
+		{"watch", watchCommand},
+		{"ports", portsCommand},
+		{"programs", programsCommand},
+		{"doctor", doctorCommand},
+		{"completion", completionCommand},
+		{completeWord, completeCommand},
+		{"version", versionCommand},
 	}
+}
+
+// commandTree builds the commands below the root, or only the one of that name.
+func commandTree(env *Env, only string) []*cli.Command {
+	var tree []*cli.Command
+	for _, b := range builders() {
+		if only == "" || only == b.name {
+			tree = append(tree, b.build(env))
+		}
+	}
+	return tree
+}
+
+// firstCommand returns the name of the command below the root that a command
+// line is certain to run: only global flags stand before it. Else "".
+func firstCommand(argv []string) string {
+	root := nodeOf(&cli.Command{Flags: globalFlags()})
+	l := line{node: root}
+	for i := 0; i < len(argv); i++ {
+		if !isFlag(argv[i]) {
+			return knownCommand(argv[i])
+		}
+		f := splitFlag(argv[i])
+		takesValue, global := root.flags[f.name]
+		if !global && !l.isCluster(root, argv[i]) {
+			return ""
+		}
+		if takesValue && !f.given {
+			i++
+		}
+	}
+	return ""
+}
+
+func knownCommand(name string) string {
+	if slices.ContainsFunc(builders(), func(b builder) bool { return b.name == name }) {
+		return name
+	}
+	return ""
 }
 
 func globalFlags() []cli.Flag {

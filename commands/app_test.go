@@ -200,3 +200,32 @@ func TestPipe(t *testing.T) {
 		t.Errorf("exit codes are %q", out)
 	}
 }
+
+// TestPartsOfApp checks that a command alone is what it is among all others.
+func TestPartsOfApp(t *testing.T) {
+	var out bytes.Buffer
+	env := newFake().env(&out, &out)
+	all := newApp(env)
+	for i, b := range builders() {
+		part := newPartOfApp(env, b.name)
+		if len(part.Commands) != 1 || part.Commands[0].Name != b.name || all.Commands[i].Name != b.name {
+			t.Errorf("%s builds %s", b.name, all.Commands[i].Name)
+		}
+	}
+	for line, want := range map[string]string{
+		"map dump x":                   "map",
+		"-o json --quiet version":      "version",
+		"--output=json -jp map list":   "map",
+		"--match map prog list":        "", // a flag of some command, which takes a value
+		"--help map":                   "",
+		"--lock-timeout 1s":            "",
+		"maps":                         "",
+		"-- map":                       "",
+		"--output map status":          "status",
+		"--dry-run=true -q attach tcx": "attach",
+	} {
+		if got := firstCommand(strings.Fields(line)); got != want {
+			t.Errorf("the command of %q is %q, want %q", line, got, want)
+		}
+	}
+}
