@@ -25,6 +25,7 @@ func newFakeMaps() *fakeMaps {
 		Map: maps.Map{
 			ID: 57, Type: "hash", Name: "limits", Ref: "mine/limits", BytesKey: 4, BytesValue: 16, MaxEntries: 100,
 			BytesMemlock: &memlock, Pinned: []string{"/sys/fs/bpf/bpfnet/mine/maps/limits"}, BTFID: &btf, KeyType: &key, ValueType: &value,
+			ProgIDs: []uint32{839},
 		},
 		entries: []maps.Row{
 			{Key: []byte(`"10.0.0.1"`), Value: []byte(`{"pps":1000,"action":"drop"}`)},

@@ -50,6 +50,7 @@ func mapListCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "list",
 		Usage: "the maps of this machine",
+		Flags: userFlags(),
 		Action: func(c *cli.Context) error {
 			if err := args(c); err != nil {
 				return err
@@ -64,11 +65,14 @@ func mapListCommand(env *Env) *cli.Command {
 				return err
 			}
 			env.notes(c, listing.Notes)
+			if err := env.addUsers(c, b.Maps(), listing.Maps); err != nil {
+				return err
+			}
 			docs := make([]mapDoc, len(listing.Maps))
 			for i, m := range listing.Maps {
 				docs[i] = mapDocument(m)
 			}
-			return p.List(docs, func() output.Table { return mapTable(listing.Maps) })
+			return p.List(docs, func() output.Table { return mapTable(c, listing.Maps) })
 		},
 	}
 }
@@ -78,13 +82,26 @@ func mapDocument(m maps.Map) mapDoc {
 	return mapDoc{"bpfnet.map/v1", m}
 }
 
-func mapTable(all []maps.Map) output.Table {
+func mapTable(c *cli.Context, all []maps.Map) output.Table {
 	t := output.Table{Header: []string{"id", "type", "map", "name", "key", "value", "max entries"}}
+	if c.Bool("fill") {
+		t.Header = append(t.Header, "fill")
+	}
+	if c.Bool("pids") {
+		t.Header = append(t.Header, "processes")
+	}
 	for _, m := range all {
-		t.Rows = append(t.Rows, []string{
+		row := []string{
 			decimal(m.ID), m.Type, m.Ref, m.Name,
 			typeOrSize(m.KeyType, m.BytesKey), typeOrSize(m.ValueType, m.BytesValue), decimal(m.MaxEntries),
-		})
+		}
+		if c.Bool("fill") {
+			row = append(row, fillCell(m.Fill))
+		}
+		if c.Bool("pids") {
+			row = append(row, processesCell(m.Processes))
+		}
+		t.Rows = append(t.Rows, row)
 	}
 	return t
 }
@@ -108,8 +125,9 @@ func typeAndSize(name *string, size uint32) string {
 func mapShowCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:      "show",
-		Usage:     "what kind of map it is, and the types of its keys and values",
+		Usage:     "what kind of map it is, the types of its keys and values, and who uses it",
 		ArgsUsage: "MAP",
+		Flags:     userFlags(),
 		Action: func(c *cli.Context) error {
 			w, err := mapArgs(c, "MAP")
 			if err != nil {
@@ -124,12 +142,16 @@ func mapShowCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			return p.Object(mapDocument(m), func() output.Table { return mapDetails(m) })
+			one := []maps.Map{m}
+			if err := env.addUsers(c, b.Maps(), one); err != nil {
+				return err
+			}
+			return p.Object(mapDocument(one[0]), func() output.Table { return mapDetails(c, one[0]) })
 		},
 	}
 }
 
-func mapDetails(m maps.Map) output.Table {
+func mapDetails(c *cli.Context, m maps.Map) output.Table {
 	memory, btf := "unknown", "none"
 	if m.BytesMemlock != nil {
 		memory = output.Bytes(*m.BytesMemlock)
@@ -137,7 +159,7 @@ func mapDetails(m maps.Map) output.Table {
 	if m.BTFID != nil {
 		btf = decimal(*m.BTFID)
 	}
-	return output.Table{Header: []string{"field", "value"}, Rows: [][]string{
+	t := output.Table{Header: []string{"field", "value"}, Rows: [][]string{
 		{"map", m.Ref},
 		{"id", decimal(m.ID)},
 		{"name", m.Name},
@@ -150,7 +172,15 @@ func mapDetails(m maps.Map) output.Table {
 		{"frozen", strconv.FormatBool(m.Frozen)},
 		{"btf id", btf},
 		{"pinned", strings.Join(m.Pinned, " ")},
+		{"programs", programsCell(m.ProgIDs)},
 	}}
+	if m.Fill != nil {
+		t.Rows = append(t.Rows, []string{"fill", fillCell(m.Fill)})
+	}
+	if c.Bool("pids") {
+		t.Rows = append(t.Rows, []string{"processes", processesCell(m.Processes)})
+	}
+	return t
 }
 
 func mapGetCommand(env *Env) *cli.Command {

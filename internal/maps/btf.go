@@ -1,21 +1,24 @@
 package maps
 
 import (
-	"strings"
+	"slices"
 
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
-	"bpfnet/pinned"
 )
 
-// typeSource finds the types of maps.
+// typeSource finds the types and the full names of maps.
 type typeSource struct {
-	root  pinned.Root
-	specs map[uint32]*btf.Spec // parsed BTF by its id
+	store    *Store
+	specs    map[uint32]*btf.Spec // parsed BTF by its id
+	programs func() ([]program, error)
 }
 
-func (s *Store) types() *typeSource { return &typeSource{s.root, map[uint32]*btf.Spec{}} }
+func (s *Store) types() *typeSource {
+	return &typeSource{store: s, specs: map[uint32]*btf.Spec{}, programs: programs}
+}
 
 // load reads BTF from the kernel, which takes CAP_SYS_ADMIN.
 func (t *typeSource) load(id uint32) (*btf.Spec, error) {
@@ -34,13 +37,27 @@ func (t *typeSource) load(id uint32) (*btf.Spec, error) {
 	return spec, err
 }
 
-// builtin finds the types of a built-in program's map in its object.
-func (t *typeSource) builtin(h *handle) (key, value btf.Type, ok bool) {
-	instance, name, ok := strings.Cut(h.about.Ref, "/")
-	if !ok || instance == "" {
+// instead finds the types of a map whose own the kernel doesn't tell: in the
+// object of the built-in program that it is of, or in the BTF of a program that
+// uses it.
+func (t *typeSource) instead(h *handle) (key, value btf.Type, ok bool) {
+	if key, value, ok = t.builtin(h); ok {
+		return key, value, true
+	}
+	found := t.definitions(h)
+	if len(found) == 0 || slices.ContainsFunc(found, func(d definition) bool { return d.key != found[0].key || d.value != found[0].value }) {
 		return nil, nil, false
 	}
-	made := t.root.Spec(instance)
+	return found[0].key, found[0].value, true
+}
+
+// builtin finds the types of a built-in program's map in its object.
+func (t *typeSource) builtin(h *handle) (key, value btf.Type, ok bool) {
+	instance, name, ok := t.store.home(h)
+	if !ok {
+		return nil, nil, false
+	}
+	made := t.store.root.Spec(instance)
 	program, ok := bpf.Lookup(made.Source)
 	if !ok || !made.Builtin {
 		return nil, nil, false
@@ -54,6 +71,122 @@ func (t *typeSource) builtin(h *handle) (key, value btf.Type, ok bool) {
 		return nil, nil, false
 	}
 	return m.Key, m.Value, true
+}
+
+// definition is what the BTF of an object file says of a map in its section
+// ".maps". libbpf loads that BTF as it is, other loaders don't.
+type definition struct {
+	name       string
+	key, value btf.Type // nil: not told
+}
+
+// definitions finds those that may have made the map: more than one if their
+// names are the same in the kernel, which cuts them, and so are their types.
+func (t *typeSource) definitions(h *handle) []definition {
+	info, err := infoOf(h.FD())
+	if err != nil {
+		return nil
+	}
+	ids := []uint32{info.btfID}
+	if info.btfID == 0 {
+		ids = t.btfOfUsers(info.id)
+	}
+	for _, id := range ids {
+		if spec, err := t.load(id); err == nil {
+			if found := definedIn(spec, h, info); len(found) > 0 {
+				return found
+			}
+		}
+	}
+	return nil
+}
+
+// btfOfUsers returns the BTF ids of the programs that use a map.
+func (t *typeSource) btfOfUsers(id uint32) []uint32 {
+	all, _ := t.programs() // without them nothing is known
+	var ids []uint32
+	for _, p := range all {
+		if p.btfID != 0 && slices.Contains(p.maps, id) && !slices.Contains(ids, p.btfID) {
+			ids = append(ids, p.btfID)
+		}
+	}
+	return ids
+}
+
+func definedIn(spec *btf.Spec, h *handle, info mapInfo) []definition {
+	var section *btf.Datasec
+	if err := spec.TypeByName(".maps", &section); err != nil {
+		return nil
+	}
+	var found []definition
+	for _, v := range section.Vars {
+		variable, ok := v.Type.(*btf.Var)
+		if !ok || cutName(variable.Name) != h.called {
+			continue
+		}
+		d := readDefinition(variable)
+		if d.fits(h) && (info.keyTypeID == 0 || sameType(spec, d.key, info.keyTypeID) && sameType(spec, d.value, info.valueTypeID)) {
+			found = append(found, d)
+		}
+	}
+	return found
+}
+
+// cutName is what the kernel keeps of a map's name.
+func cutName(name string) string { return name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)] }
+
+// readDefinition reads a variable of the section: a struct whose members key
+// and value are pointers to the types.
+func readDefinition(v *btf.Var) definition {
+	d := definition{name: v.Name}
+	s, ok := btf.UnderlyingType(v.Type).(*btf.Struct)
+	if !ok {
+		return d
+	}
+	for _, m := range s.Members {
+		pointer, ok := btf.UnderlyingType(m.Type).(*btf.Pointer)
+		switch {
+		case ok && m.Name == "key":
+			d.key = pointer.Target
+		case ok && m.Name == "value":
+			d.value = pointer.Target
+		}
+	}
+	return d
+}
+
+// fits says whether the sizes are those of the map.
+func (d definition) fits(h *handle) bool {
+	return sizeFits(d.key, h.KeySize()) && (sizeFits(d.value, h.ValueSize()) || h.kind.holds != "")
+}
+
+func sizeFits(t btf.Type, size uint32) bool {
+	if t == nil {
+		return true
+	}
+	n, err := btf.Sizeof(t)
+	return err == nil && uint32(n) == size
+}
+
+func sameType(spec *btf.Spec, t btf.Type, id uint32) bool {
+	if t == nil {
+		return id == 0
+	}
+	own, err := spec.TypeID(t)
+	return err == nil && uint32(own) == id
+}
+
+// fullNames returns the names in the object file that the map may have been
+// made from; none when nothing tells.
+func (t *typeSource) fullNames(h *handle) []string {
+	if len(h.called) < unix.BPF_OBJ_NAME_LEN-1 {
+		return nil
+	}
+	var names []string
+	for _, d := range t.definitions(h) {
+		names = append(names, d.name)
+	}
+	return names
 }
 
 // typeByID returns nil for a type that isn't there.

@@ -16,6 +16,7 @@ import (
 type handle struct {
 	*ebpf.Map
 	about  Map
+	called string // the kernel's name for it, at most 15 characters
 	kind   kind
 	key    *codec.Codec
 	value  *codec.Codec
@@ -61,6 +62,7 @@ func (h *handle) describe(ref string) error {
 		return fmt.Errorf("read about map %s: %w", ref, err)
 	}
 	id, _ := info.ID()
+	h.called = info.Name
 	h.about = Map{
 		ID: uint32(id), Type: h.kind.word, Name: info.Name, Ref: ref, Flags: info.Flags,
 		BytesKey: info.KeySize, BytesValue: info.ValueSize, MaxEntries: info.MaxEntries,
@@ -75,26 +77,27 @@ func (h *handle) describe(ref string) error {
 	return nil
 }
 
-// types reads the BTF types of key and value; nil where there is none. The
-// object of a built-in program stands in for BTF that the kernel doesn't have
-// (it takes none for arrays indexed by an enum) or doesn't give.
+// types reads the BTF types of key and value; nil where there is none. What
+// the program's object says stands in for BTF that the kernel doesn't have (it
+// takes none for several types of maps, and for arrays indexed by an enum) or
+// doesn't give.
 func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
-	btfID, keyID, valueID, err := typeIDs(h.FD())
+	info, err := infoOf(h.FD())
 	if err != nil {
 		return nil, nil, fmt.Errorf("read about map %s: %w", h.about.Ref, err)
 	}
-	if btfID == 0 {
-		key, value, _ = source.builtin(h)
+	if info.keyTypeID == 0 && info.valueTypeID == 0 {
+		key, value, _ = source.instead(h)
 		return key, value, nil
 	}
-	spec, err := source.load(btfID)
+	spec, err := source.load(info.btfID)
 	switch {
 	case err == nil:
-		return typeByID(spec, keyID), typeByID(spec, valueID), nil
+		return typeByID(spec, info.keyTypeID), typeByID(spec, info.valueTypeID), nil
 	case !errors.Is(err, unix.EPERM):
 		return nil, nil, fmt.Errorf("read the types of map %s: %w", h.about.Ref, err)
 	}
-	key, value, ok := source.builtin(h)
+	key, value, ok := source.instead(h)
 	if !ok {
 		h.notes = append(h.notes, fmt.Sprintf("map %s: its types can't be read without CAP_SYS_ADMIN: keys and values are bytes", h.about.Ref))
 	}

@@ -35,10 +35,12 @@ func New(root string) *Store {
 	return &Store{root: pinned.Root(root)}
 }
 
-const idPrefix = "id:"
-
 // open resolves a reference. For reading it asks for no more than that.
 func (s *Store) open(ref string, readOnly bool) (*handle, error) {
+	ref, err := s.resolve(ref)
+	if err != nil {
+		return nil, err
+	}
 	m, err := s.openMap(ref, readOnly)
 	if err != nil {
 		return nil, err
@@ -54,9 +56,10 @@ func (s *Store) open(ref string, readOnly bool) (*handle, error) {
 	return h, nil
 }
 
+// openMap opens what a reference without name: names.
 func (s *Store) openMap(ref string, readOnly bool) (*ebpf.Map, error) {
 	if number, ok := strings.CutPrefix(ref, idPrefix); ok {
-		return openID(ref, number)
+		return s.openID(ref, number, readOnly)
 	}
 	path, err := s.path(ref)
 	if err != nil {
@@ -74,12 +77,18 @@ func (s *Store) openMap(ref string, readOnly bool) (*ebpf.Map, error) {
 	return m, nil
 }
 
-func openID(ref, number string) (*ebpf.Map, error) {
+// openID opens a map by its id, without the capability for that by its pin.
+func (s *Store) openID(ref, number string, readOnly bool) (*ebpf.Map, error) {
 	id, err := strconv.ParseUint(number, 10, 32)
 	if err != nil {
 		return nil, fault.New(fault.ErrUsage, "open map %q: the id is not a number", ref)
 	}
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if errors.Is(err, unix.EPERM) {
+		if pins, pinsErr := s.pins(); pinsErr == nil && len(pins[uint32(id)].paths) > 0 {
+			return s.openMap(pins[uint32(id)].paths[0], readOnly)
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(fault.ErrNotFound, "open map %s: no map has that id", ref).Hint("bpfnet map list shows all maps")
@@ -95,13 +104,25 @@ func (s *Store) split(ref string) (instance, name string, ok bool) {
 	return instance, name, ok && instance != "" && name != ""
 }
 
+// home finds out of which loaded instance a map is, and what it is called there.
+func (s *Store) home(h *handle) (instance, name string, ok bool) {
+	if instance, name, ok = s.split(h.about.Ref); ok {
+		return instance, name, true
+	}
+	pins, err := s.ownPins()
+	if err != nil || len(pins[h.about.ID].refs) == 0 {
+		return "", "", false
+	}
+	return s.split(pins[h.about.ID].refs[0])
+}
+
 func (s *Store) path(ref string) (string, error) {
 	if strings.HasPrefix(ref, "/") {
 		return filepath.Clean(ref), nil
 	}
 	instance, name, ok := s.split(ref)
 	if !ok {
-		err := fault.New(fault.ErrUsage, "map %q: it must be NAME/MAP, id:N or the path of a pin", ref)
+		err := fault.New(fault.ErrUsage, "map %q: it must be NAME/MAP, id:N, name:NAME or the path of a pin", ref)
 		return "", s.suggest(err, "/"+ref)
 	}
 	return s.root.Path(instance, pinned.Maps, name), nil
@@ -191,61 +212,35 @@ func (s *Store) Show(_ context.Context, ref string) (Map, error) {
 	if err != nil {
 		return Map{}, err
 	}
-	if pin, ok := pins[h.about.ID]; ok {
-		pin.name(&h.about)
+	all, err := programs()
+	if err != nil {
+		return Map{}, err
 	}
+	types := s.types()
+	types.programs = func() ([]program, error) { return all, nil }
+	h.complete(pins[h.about.ID], types, all)
 	if path := filepath.Clean(ref); strings.HasPrefix(ref, "/") && !slices.Contains(h.about.Pinned, path) {
 		h.about.Pinned = append(h.about.Pinned, path)
 	}
 	return h.about, nil
 }
 
-// pin is where below the root a map is pinned.
-type pin struct{ refs, paths []string }
-
-// name fills in what a map is called after its pins.
-func (p pin) name(m *Map) {
-	m.Pinned = append(m.Pinned, p.paths...)
-	if strings.HasPrefix(m.Ref, idPrefix) {
-		m.Ref = p.refs[0]
+// complete adds what the map itself doesn't tell: where it is pinned, what it is
+// called in full, and which programs use it.
+func (h *handle) complete(p pin, types *typeSource, all []program) {
+	p.name(h, types)
+	if h.kind.fixed {
+		h.about.Fill, _ = h.count(context.Background())
 	}
-	_, m.Name, _ = strings.Cut(p.refs[0], "/")
-}
-
-// pins finds the maps that are pinned below the root, by id.
-func (s *Store) pins() (map[uint32]pin, error) {
-	refs, err := s.Pinned()
-	if err != nil {
-		return nil, err
+	if all == nil {
+		return
 	}
-	pins := make(map[uint32]pin, len(refs))
-	for _, ref := range refs {
-		id, err := s.id(ref)
-		if errors.Is(err, fault.ErrNotFound) {
-			continue // removed meanwhile
+	h.about.ProgIDs = []uint32{}
+	for _, program := range all {
+		if slices.Contains(program.maps, h.about.ID) {
+			h.about.ProgIDs = append(h.about.ProgIDs, program.id)
 		}
-		if err != nil {
-			return nil, err
-		}
-		path, _ := s.path(ref)
-		p := pins[id]
-		pins[id] = pin{append(p.refs, ref), append(p.paths, path)}
 	}
-	return pins, nil
-}
-
-func (s *Store) id(ref string) (uint32, error) {
-	m, err := s.openMap(ref, true)
-	if err != nil {
-		return 0, err
-	}
-	defer m.Close()
-	info, err := m.Info()
-	if err != nil {
-		return 0, fmt.Errorf("read about map %s: %w", ref, err)
-	}
-	id, _ := info.ID()
-	return uint32(id), nil
 }
 
 // List implements API.
@@ -258,21 +253,23 @@ func (s *Store) List(ctx context.Context) (Listing, error) {
 	if err != nil {
 		return Listing{}, err
 	}
+	all, err := programs()
+	if err != nil {
+		return Listing{}, err
+	}
 	list := Listing{Maps: []Map{}, Notes: notes}
 	types := s.types()
+	types.programs = func() ([]program, error) { return all, nil }
 	for _, ref := range refs {
 		if err := ctx.Err(); err != nil {
 			return Listing{}, err
 		}
-		m, err := s.listOne(ref, types)
+		m, err := s.listOne(ref, pins, types, all)
 		if errors.Is(err, fault.ErrNotFound) {
 			continue // gone meanwhile
 		}
 		if err != nil {
 			return Listing{}, err
-		}
-		if pin, ok := pins[m.ID]; ok {
-			pin.name(&m)
 		}
 		list.Maps = append(list.Maps, m)
 	}
@@ -292,7 +289,7 @@ func listed(pins map[uint32]pin) (refs, notes []string, err error) {
 			for _, p := range pins {
 				refs = append(refs, p.refs[0])
 			}
-			return refs, []string{"only bpfnet's own maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
+			return refs, []string{"only pinned maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
 		case err != nil:
 			return nil, nil, fmt.Errorf("list maps: %w", err)
 		}
@@ -300,11 +297,11 @@ func listed(pins map[uint32]pin) (refs, notes []string, err error) {
 			refs = append(refs, p.refs[0])
 			continue
 		}
-		refs = append(refs, idPrefix+strconv.FormatUint(uint64(id), 10))
+		refs = append(refs, reference(uint32(id)))
 	}
 }
 
-func (s *Store) listOne(ref string, types *typeSource) (Map, error) {
+func (s *Store) listOne(ref string, pins map[uint32]pin, types *typeSource, all []program) (Map, error) {
 	m, err := s.openMap(ref, true)
 	if err != nil {
 		return Map{}, err
@@ -314,5 +311,6 @@ func (s *Store) listOne(ref string, types *typeSource) (Map, error) {
 	if err != nil {
 		return Map{}, err
 	}
+	h.complete(pins[h.about.ID], types, all)
 	return h.about, nil
 }

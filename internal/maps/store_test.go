@@ -243,7 +243,7 @@ func TestReferences(t *testing.T) {
 		t.Errorf("a value without a type is %s", got)
 	}
 	for ref, kind := range map[string]error{
-		"mine/nothing": fault.ErrNotFound, "other/.bss": fault.ErrNotFound, "bss": fault.ErrUsage, "id:4294967295": fault.ErrNotFound,
+		"mine/nothing": fault.ErrNotFound, "other/.bss": fault.ErrNotFound, "bss": fault.ErrNotFound, "name:bss": fault.ErrNotFound, "name:": fault.ErrUsage, "id:4294967295": fault.ErrNotFound,
 		"id:x": fault.ErrUsage, "/etc/passwd": fault.ErrUsage, filepath.Dir(path): fault.ErrUsage, "": fault.ErrUsage, "../x": fault.ErrNotFound,
 	} {
 		_, err := w.Show(ctx, ref)

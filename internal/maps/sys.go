@@ -34,11 +34,27 @@ type infoAttr struct {
 
 // mapInfo is the beginning of struct bpf_map_info.
 type mapInfo struct {
-	_           [64]byte // type to netns_ino
+	kind        uint32
+	id          uint32
+	_           [4]uint32 // key_size to map_flags
+	name        [unix.BPF_OBJ_NAME_LEN]byte
+	_           [24]byte // ifindex to netns_ino
 	btfID       uint32
 	keyTypeID   uint32
 	valueTypeID uint32
 	_           uint32
+}
+
+// progInfo is the beginning of struct bpf_prog_info.
+type progInfo struct {
+	_      uint32 // type
+	id     uint32
+	_      [44]byte // tag to created_by_uid
+	nrMaps uint32
+	maps   unsafe.Pointer
+	_      [64]byte // name to jited_func_lens
+	btfID  uint32
+	_      uint32
 }
 
 func call(command int, attr unsafe.Pointer, size uintptr) error {
@@ -71,13 +87,54 @@ func lookupBatch(fd int, in, out, keys, values []byte, count int) (int, error) {
 	return int(attr.count), err
 }
 
-// typeIDs returns the ids of a map's BTF and of its types in there; 0 stands
-// for none.
-func typeIDs(fd int) (btfID, key, value uint32, err error) {
+// infoOf returns what the kernel tells of a map. The BTF ids are 0 where there
+// is none.
+func infoOf(fd int) (mapInfo, error) {
 	var info mapInfo
 	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(info)), info: unsafe.Pointer(&info)}
-	err = call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return info.btfID, info.keyTypeID, info.valueTypeID, err
+	err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return info, err
+}
+
+// mostMaps is how many maps a program can use (MAX_USED_MAPS).
+const mostMaps = 64
+
+// progInfoOf returns what the kernel tells of a program, and the maps that it
+// uses.
+func progInfoOf(fd int) (progInfo, []uint32, error) {
+	maps := make([]uint32, mostMaps)
+	info := progInfo{nrMaps: mostMaps, maps: unsafe.Pointer(unsafe.SliceData(maps))}
+	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(info)), info: unsafe.Pointer(&info)}
+	err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return info, maps[:min(int(info.nrMaps), mostMaps)], err
+}
+
+// eachID visits the ids of all objects of a kind, each with a descriptor of it
+// that is closed afterwards. Objects that vanish meanwhile are left out.
+func eachID(next, open int, visit func(id uint32, fd int) error) error {
+	attr := struct{ id, next, flags uint32 }{}
+	for {
+		err := call(next, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		if err == unix.ENOENT {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		attr.id, attr.next = attr.next, 0
+		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(open), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		if errno == unix.ENOENT {
+			continue
+		}
+		if errno != 0 {
+			return errno
+		}
+		err = visit(attr.id, int(fd))
+		unix.Close(int(fd))
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }

@@ -5,14 +5,16 @@ package maps
 import (
 	"context"
 	"encoding/json"
+
+	"bpfnet/internal/holders"
 )
 
 // API is what the map commands call. *Store implements it against the kernel;
 // command tests use a fake.
 //
-// A map is named "NAME/MAP" (a map of a loaded instance), "id:N", or by the
-// absolute path of its pin. Keys and values are text as package codec
-// describes it. Errors are of the kinds of package fault: ErrNotFound for a
+// A map is named "NAME/MAP" (a map of a loaded instance), "id:N", "name:S", by
+// the absolute path of its pin, or by a bare word, which stands for name:S.
+// Keys and values are text as package codec describes it. Errors are of the kinds of package fault: ErrNotFound for a
 // map or key that isn't there, ErrUsage for text that doesn't fit the type,
 // ErrConflict, ErrPermission and ErrUnsupported.
 type API interface {
@@ -29,13 +31,15 @@ type API interface {
 	Dump(ctx context.Context, request DumpRequest, emit func(Row) error) (Dumped, error)
 	// Pinned lists the references of the maps pinned below the root, sorted.
 	Pinned() ([]string, error)
+
+	Users
 }
 
 // Map describes a map, in bpftool's words.
 type Map struct {
 	ID           uint32   `json:"id"`
 	Type         string   `json:"type"` // "percpu_hash"
-	Name         string   `json:"name"` // from the pin; without one at most 15 characters
+	Name         string   `json:"name"` // in full where a pin or BTF tells it; else at most 15 characters
 	Ref          string   `json:"map"`  // how to name it: "NAME/MAP", a path, or "id:N"
 	Flags        uint32   `json:"flags"`
 	BytesKey     uint32   `json:"bytes_key"`
@@ -43,10 +47,14 @@ type Map struct {
 	MaxEntries   uint32   `json:"max_entries"`
 	BytesMemlock *uint64  `json:"bytes_memlock"`
 	Frozen       bool     `json:"frozen"`
-	Pinned       []string `json:"pinned"` // pins below the root, and the path that was asked for
+	Pinned       []string `json:"pinned"` // pins below the root and in /sys/fs/bpf, and the path that was asked for
 	BTFID        *uint32  `json:"btf_id"`
 	KeyType      *string  `json:"key_type"` // null: the map carries no type for it
 	ValueType    *string  `json:"value_type"`
+
+	Fill      *uint64           `json:"fill"`     // entries in use; nil: not counted (see Users), or the type has none
+	ProgIDs   []uint32          `json:"prog_ids"` // programs that use it; nil without the capability to list them
+	Processes []holders.Process `json:"pids"`     // that have it open; nil: not asked for (see Users)
 }
 
 // Listing is the answer of List.
