@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -178,6 +179,45 @@ func TestRows(t *testing.T) {
 			t.Errorf("%s, %d rows: %q, %v; want %q", test.format, test.rows, b.String(), err, test.want)
 		}
 	}
+}
+
+// TestStream checks that a stream writes what was added when it is flushed, in
+// one piece.
+func TestStream(t *testing.T) {
+	for format, want := range map[Format]string{
+		FormatJSON:    "{\"n\":0}\n{\"n\":1}\n",
+		FormatCompact: "{\"n\":0}\n{\"n\":1}\n",
+		FormatNDJSON:  "{\"n\":0}\n{\"n\":1}\n",
+		FormatYAML:    "---\n\"n\": 0\n---\n\"n\": 1\n",
+		FormatTable:   "event 0\\x1b\nevent 1\\x1b\n",
+	} {
+		var w pieces
+		stream := New(&w, format).Stream()
+		for range 2 {
+			for i := range 2 {
+				line := func() string { return fmt.Sprintf("event %d\x1b", i) }
+				if err := stream.Add(fmt.Appendf(nil, `{"n":%d}`, i), line); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 {
+				if err := stream.Flush(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !slices.Equal(w, pieces{want, want}) {
+			t.Errorf("%s: wrote %q, want %q twice", format, w, want)
+		}
+	}
+}
+
+// pieces is a writer that keeps each write apart.
+type pieces []string
+
+func (p *pieces) Write(b []byte) (int, error) {
+	*p = append(*p, string(b))
+	return len(b), nil
 }
 
 // TestRowsLeaveTheirInput checks that what follows an item in the caller's
