@@ -174,7 +174,7 @@ func (co *completer) value(flag string) []string {
 		return co.mapSizes()
 	case "bpffs", "cgroup":
 		return []string{completeDirs}
-	case "netns":
+	case "netns", "btf":
 		return []string{completeFiles}
 	}
 	return nil

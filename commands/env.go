@@ -34,6 +34,9 @@ type Env struct {
 	ReadFile func(string) ([]byte, error)
 	// Terminal says whether Stdout is a terminal, and how wide.
 	Terminal func() (columns int, ok bool)
+	// ReaderGone says whether nobody reads Stdout any more, as far as that can
+	// be told without writing.
+	ReaderGone func() bool
 	// Interfaces lists interface names, for completion.
 	Interfaces func() ([]string, error)
 	// State reads what bpffs has below a root, for completion.

@@ -65,6 +65,7 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		},
 		Terminal:   func() (int, bool) { return 0, false },
+		ReaderGone: func() bool { return false },
 		Interfaces: func() ([]string, error) { return f.devices, nil },
 		State:      func(string) State { return fakeState{f} },
 	}

@@ -42,6 +42,7 @@ func mapCommand(env *Env) *cli.Command {
 			mapSetCommand(env),
 			mapDeleteCommand(env),
 			mapDumpCommand(env),
+			mapEventsCommand(env),
 		},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"bpfnet/internal/counter"
@@ -42,6 +43,7 @@ func SystemEnv() *Env {
 		Getenv:     os.Getenv,
 		ReadFile:   os.ReadFile,
 		Terminal:   stdoutTerminal,
+		ReaderGone: stdoutReaderGone,
 		Interfaces: interfaceNames,
 		State:      func(root string) State { return pinned.Root(root) },
 	}
@@ -57,6 +59,14 @@ func stdoutTerminal() (columns int, ok bool) {
 		columns = 80
 	}
 	return columns, true
+}
+
+// stdoutReaderGone looks whether the other end of a pipe, socket or terminal is
+// closed.
+func stdoutReaderGone() bool {
+	set := []unix.PollFd{{Fd: int32(os.Stdout.Fd())}} // no events: errors and the end always count
+	_, err := unix.Poll(set, 0)
+	return err == nil && set[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 }
 
 func interfaceNames() ([]string, error) {

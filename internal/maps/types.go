@@ -33,6 +33,7 @@ type API interface {
 	Pinned() ([]string, error)
 
 	Users
+	Eventer
 }
 
 // Map describes a map, in bpftool's words.

@@ -1,0 +1,95 @@
+package maps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/holders"
+	"bpfnet/pinned"
+)
+
+// The kernel doesn't say who reads the records of a map. Whoever does has the
+// map open, so a process that has it open for longer than a glance is taken for
+// its reader.
+const (
+	glance     = 200 * time.Millisecond
+	claimRetry = 20 * time.Millisecond
+)
+
+// claim refuses a map that another process has open, unless steal is set, and
+// returns what there is to say about it.
+func (h *handle) claim(ctx context.Context, steal bool) (notes []string, err error) {
+	others, scanErr := h.holders(ctx)
+	switch {
+	case scanErr != nil && !errors.Is(scanErr, holders.ErrIncomplete):
+		return nil, fmt.Errorf("read events of map %s: %w", h.about.Ref, scanErr)
+	case len(others) > 0 && !steal:
+		return nil, h.taken(others)
+	case len(others) > 0:
+		notes = append(notes, h.stolen(others))
+	case scanErr != nil && !steal:
+		notes = append(notes, fmt.Sprintf("another reader of map %s could be overlooked: %s", h.about.Ref, scanErr))
+	}
+	return notes, nil
+}
+
+// holders returns the processes that have the map open and keep it open.
+func (h *handle) holders(ctx context.Context) ([]holders.Process, error) {
+	deadline := time.Now().Add(glance)
+	for {
+		found, err := holders.Scan(holders.Map, []uint32{h.about.ID})
+		others := found[h.about.ID]
+		if len(others) == 0 || ctx.Err() != nil || time.Now().After(deadline) {
+			return others, err
+		}
+		time.Sleep(claimRetry)
+	}
+}
+
+func (h *handle) taken(by []holders.Process) error {
+	return fault.New(fault.ErrConflict, "read events of map %s: process %s has it open, and only one can read it", h.about.Ref, list(by)).
+		Hint("--steal reads it all the same; the other reader misses what you get")
+}
+
+// stolen says what stealing means: a ring buffer is shared from now on, the
+// slots of a perf event array change hands.
+func (h *handle) stolen(by []holders.Process) string {
+	if h.Type() == ebpf.RingBuf {
+		return fmt.Sprintf("map %s is open in process %s: if that reads it, each of you gets a part of the records", h.about.Ref, list(by))
+	}
+	return fmt.Sprintf("map %s is open in process %s: if that reads it, it gets no more records, also afterwards", h.about.Ref, list(by))
+}
+
+func list(processes []holders.Process) string {
+	texts := make([]string, len(processes))
+	for i, p := range processes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, ", ")
+}
+
+// lockClaims lets one bpfnet at a time open a map and look who else has it
+// open, so that of two that start at once one comes first. Where bpffs can't be
+// opened there is no lock.
+func lockClaims(ctx context.Context) (unlock func()) {
+	dir, err := os.Open(pinned.MountPoint)
+	if err != nil {
+		return func() {}
+	}
+	for ctx.Err() == nil {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+		time.Sleep(claimRetry)
+	}
+	return func() { dir.Close() }
+}

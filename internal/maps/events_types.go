@@ -1,0 +1,304 @@
+package maps
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/codec"
+	"bpfnet/internal/fault"
+	"bpfnet/pinned"
+)
+
+// recordType is the type of a map's records, nil for bytes, and why.
+type recordType struct {
+	t     btf.Type
+	notes []string
+}
+
+// eventType finds the type of the records. Ring buffers and perf event arrays
+// carry none in the kernel.
+func (s *Store) eventType(h *handle, r EventsRequest) (recordType, error) {
+	name, instances, err := s.pinnedAs(h)
+	if err != nil {
+		return recordType{}, err
+	}
+	specs, err := s.eventBTF(h, r.BTF, instances)
+	denied := errors.Is(err, unix.EPERM)
+	if err != nil && !denied {
+		return recordType{}, err
+	}
+	if r.Type != "" {
+		t, err := namedType(specs, r.Type, denied)
+		return recordType{t: t}, err
+	}
+	for _, rule := range []func(*btf.Spec, string) btf.Type{declaredType, namesakeType} {
+		for _, spec := range specs {
+			if t := rule(spec, name); t != nil {
+				return recordType{t: t}, nil
+			}
+		}
+	}
+	return recordType{notes: []string{untyped(h.about.Ref, specs, denied)}}, nil
+}
+
+// pinnedAs returns what the map is called and the instances that it is pinned
+// in.
+func (s *Store) pinnedAs(h *handle) (name string, instances []string, err error) {
+	if instance, name, ok := s.split(h.about.Ref); ok {
+		return name, []string{instance}, nil
+	}
+	pins, err := s.pins()
+	if err != nil {
+		return "", nil, err
+	}
+	name = h.about.Name
+	for _, ref := range pins[h.about.ID].refs {
+		var instance string
+		instance, name, _ = strings.Cut(ref, "/")
+		instances = append(instances, instance)
+	}
+	return name, instances, nil
+}
+
+// eventBTF collects where the type may be: the object that was given, else the
+// programs that use the map and the objects that it was loaded from. EPERM:
+// those of programs may not be read; the others are valid.
+func (s *Store) eventBTF(h *handle, object []byte, instances []string) ([]*btf.Spec, error) {
+	if object != nil {
+		spec, err := btf.LoadSpecFromReader(bytes.NewReader(object))
+		if err != nil {
+			return nil, fault.New(fault.ErrUsage, "read the types of the object file: %w", err).Hint("compile it with clang -g")
+		}
+		return []*btf.Spec{spec}, nil
+	}
+	specs, err := programBTF(h.about.ID, s.types())
+	if err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, err
+	}
+	for _, instance := range instances {
+		if spec := s.instanceBTF(instance); spec != nil {
+			specs = append(specs, spec)
+		}
+	}
+	return specs, err
+}
+
+// programBTF returns the BTF of the programs that use a map.
+func programBTF(mapID uint32, types *typeSource) ([]*btf.Spec, error) {
+	var specs []*btf.Spec
+	for id := ebpf.ProgramID(0); ; {
+		var err error
+		id, err = ebpf.ProgramGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return specs, nil
+		}
+		if err != nil {
+			return specs, fmt.Errorf("list programs: %w", err)
+		}
+		btfID, err := usedBTF(id, ebpf.MapID(mapID))
+		if err != nil {
+			return specs, err
+		}
+		if btfID == 0 {
+			continue
+		}
+		spec, err := types.load(uint32(btfID))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return specs, fmt.Errorf("read the types of program %d: %w", id, err)
+		}
+		if err == nil && !slices.Contains(specs, spec) {
+			specs = append(specs, spec)
+		}
+	}
+}
+
+// usedBTF returns the id of a program's BTF if it uses the map, else 0.
+func usedBTF(id ebpf.ProgramID, wanted ebpf.MapID) (btf.ID, error) {
+	program, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // unloaded meanwhile
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open program %d: %w", id, err)
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read about program %d: %w", id, err)
+	}
+	maps, _ := info.MapIDs()
+	btfID, _ := info.BTFID()
+	if !slices.Contains(maps, wanted) {
+		return 0, nil
+	}
+	return btfID, nil
+}
+
+// instanceBTF returns the types of the object that an instance was loaded from,
+// nil when it isn't there any more as it was.
+func (s *Store) instanceBTF(instance string) *btf.Spec {
+	made := s.root.Spec(instance)
+	var object []byte
+	if program, ok := bpf.Lookup(made.Source); ok && made.Builtin {
+		object = program.Object
+	} else if made.Source != "" {
+		object, _ = os.ReadFile(made.Source) // what can't be read is not there
+	}
+	if object == nil || pinned.Digest(object, made.Parameters) != made.Digest {
+		return nil
+	}
+	spec, err := btf.LoadSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return nil
+	}
+	return spec
+}
+
+// declaredType returns the type that the definition of the map in C says:
+// __type(value, struct event).
+func declaredType(spec *btf.Spec, name string) btf.Type {
+	var section *btf.Datasec
+	if spec.TypeByName(".maps", &section) != nil {
+		return nil
+	}
+	for _, v := range section.Vars {
+		variable, ok := v.Type.(*btf.Var)
+		if !ok || !isCalled(variable.Name, name) {
+			continue
+		}
+		definition, ok := btf.UnderlyingType(variable.Type).(*btf.Struct)
+		if !ok {
+			continue
+		}
+		for _, m := range definition.Members {
+			if pointer, ok := m.Type.(*btf.Pointer); ok && m.Name == "value" && sizeOf(pointer.Target) > 0 {
+				return pointer.Target
+			}
+		}
+	}
+	return nil
+}
+
+// kernelName is how much of a name the kernel keeps.
+const kernelName = 15
+
+// isCalled compares a name with one of which the kernel may have cut the end.
+func isCalled(full, name string) bool {
+	return full == name || len(name) == kernelName && strings.HasPrefix(full, name)
+}
+
+// namesakeType returns the structure that is called like the map, if there is
+// just one: of the map events that is struct event, events, event_t or events_t.
+func namesakeType(spec *btf.Spec, name string) btf.Type {
+	stem := func(s string) string { return strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(s), "_t"), "s") }
+	var found btf.Type
+	for _, t := range structures(spec) {
+		if stem(t.TypeName()) != stem(name) {
+			continue
+		}
+		if found != nil {
+			return nil
+		}
+		found = t
+	}
+	return found
+}
+
+// structures are the types that records may have, sorted by name: structs and
+// typedefs of structs without a name.
+func structures(spec *btf.Spec) []btf.Type {
+	var all []btf.Type
+	for t, err := range spec.All() {
+		if err != nil {
+			return all
+		}
+		switch t := t.(type) {
+		case *btf.Struct:
+			if t.Name != "" && t.Size > 0 {
+				all = append(all, t)
+			}
+		case *btf.Typedef:
+			if s, ok := btf.UnderlyingType(t).(*btf.Struct); ok && s.Name == "" && s.Size > 0 {
+				all = append(all, t)
+			}
+		}
+	}
+	return all
+}
+
+func sizeOf(t btf.Type) int {
+	size, err := btf.Sizeof(t)
+	if err != nil {
+		return 0
+	}
+	return size
+}
+
+// namedType finds a type by its C name, "struct event" or "event".
+func namedType(specs []*btf.Spec, name string, denied bool) (btf.Type, error) {
+	keyword, bare, ok := strings.Cut(name, " ")
+	if !ok {
+		keyword, bare = "", name
+	}
+	for _, spec := range specs {
+		types, err := spec.AnyTypesByName(strings.TrimSpace(bare))
+		if err != nil {
+			continue // it isn't there
+		}
+		for _, t := range types {
+			if sizeOf(t) > 0 && (keyword == "" || strings.HasPrefix(codec.TypeName(t), keyword+" ")) {
+				return t, nil
+			}
+		}
+	}
+	err := fault.New(fault.ErrUsage, "type %q of the records: no such type", name)
+	return nil, err.Hint("%s", typeHint(specs, bare, denied))
+}
+
+// untyped says why records are shown as bytes, and what to do about it.
+func untyped(ref string, specs []*btf.Spec, denied bool) string {
+	return fmt.Sprintf("the type of the records of map %s isn't known, so they are bytes; %s", ref, typeHint(specs, "", denied))
+}
+
+// typeHint lists the types that --type takes, those first that look like the
+// one that was meant.
+func typeHint(specs []*btf.Spec, meant string, denied bool) string {
+	var names []string
+	for _, spec := range specs {
+		for _, t := range structures(spec) {
+			names = append(names, codec.TypeName(t))
+		}
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if near := filter(names, func(n string) bool { return looksLike(n, meant) }); meant != "" && len(near) > 0 {
+		names = near
+	}
+	switch {
+	case len(names) > 0:
+		return "--type takes one of: " + strings.Join(filter(names, func(string) bool { return true }), ", ")
+	case denied:
+		return "the types of programs can't be read without CAP_SYS_ADMIN; --btf FILE.o --type NAME takes them from an object file"
+	}
+	return "--btf FILE.o --type NAME takes it from an object file"
+}
+
+// looksLike compares the beginnings of two names.
+func looksLike(name, meant string) bool {
+	_, bare, ok := strings.Cut(name, " ")
+	if !ok {
+		bare = name
+	}
+	beginning := meant[:min(3, len(meant))]
+	return strings.Contains(bare, meant) || strings.HasPrefix(bare, beginning)
+}
