@@ -1,0 +1,240 @@
+package bpftool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// This file reads by netlink what package netlink leaves out: the XDP programs
+// of each mode, and the actions of filters.
+
+// Attributes of linux/if_link.h, linux/pkt_cls.h and linux/tc_act/tc_bpf.h.
+const (
+	iflaXDPAttached = 2
+	iflaXDPProgID   = 4
+	iflaXDPDrvID    = 5
+	iflaXDPSkbID    = 6
+	iflaXDPHwID     = 7
+
+	tcaBPFAct  = 1
+	tcaBPFName = 7
+	tcaBPFID   = 11
+
+	tcaActKind    = 1
+	tcaActOptions = 2
+
+	tcaActBPFParms = 2
+	tcaActBPFName  = 6
+	tcaActBPFID    = 9
+)
+
+// dump asks for all objects of a kind and returns the messages without their
+// headers.
+func dump(command int, request nl.NetlinkRequestData, reply uint16) ([][]byte, error) {
+	const attempts = 5
+	var messages [][]byte
+	var err error
+	for range attempts {
+		req := nl.NewNetlinkRequest(command, unix.NLM_F_DUMP)
+		req.AddData(request)
+		if messages, err = req.Execute(unix.NETLINK_ROUTE, reply); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return messages, err
+}
+
+// attributes takes a message, or a nested attribute, apart.
+func attributes(b []byte) map[uint16][]byte {
+	parsed, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil
+	}
+	m := make(map[uint16][]byte, len(parsed))
+	for _, a := range parsed {
+		m[a.Attr.Type&nl.NLA_TYPE_MASK] = a.Value
+	}
+	return m
+}
+
+func attrU32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b)
+}
+
+// deviceXDP is a device and its XDP programs.
+type deviceXDP struct {
+	Device
+	xdp []XDPProgram
+}
+
+// readDevices lists the devices of this network namespace, or the one of an
+// index that isn't 0.
+func readDevices(only uint32) ([]deviceXDP, error) {
+	messages, err := dump(unix.RTM_GETLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var devices []deviceXDP
+	for _, m := range messages {
+		index := uint32(nl.DeserializeIfInfomsg(m).Index)
+		if only != 0 && only != index {
+			continue
+		}
+		tb := attributes(m[unix.SizeofIfInfomsg:])
+		devices = append(devices, deviceXDP{
+			Device{text(tb[unix.IFLA_IFNAME]), index}, xdpPrograms(attributes(tb[unix.IFLA_XDP])),
+		})
+	}
+	return devices, nil
+}
+
+// xdpModes are bpftool's words for the modes of XDP, in its order: the value of
+// IFLA_XDP_ATTACHED, and the attribute of the program.
+var xdpModes = []struct {
+	mode     string
+	attached byte
+	id       uint16
+}{
+	{"generic", 2, iflaXDPSkbID},
+	{"driver", 1, iflaXDPDrvID},
+	{"offload", 3, iflaXDPHwID},
+}
+
+func xdpPrograms(tb map[uint16][]byte) []XDPProgram {
+	if len(tb[iflaXDPAttached]) == 0 {
+		return nil
+	}
+	attached := tb[iflaXDPAttached][0]
+	var programs []XDPProgram
+	for _, m := range xdpModes {
+		id := tb[m.id]
+		if m.attached == attached {
+			id = tb[iflaXDPProgID]
+		} else if attached != xdpAttachedMulti {
+			continue
+		}
+		if len(id) > 0 {
+			programs = append(programs, XDPProgram{m.mode, Running{ProgID: attrU32(id)}})
+		}
+	}
+	return programs
+}
+
+// mprogKinds are the lists of programs of a device, in bpftool's words.
+var mprogKinds = []struct {
+	kind       string
+	attachType uint32
+}{
+	{"tcx/ingress", attachTCXIngress},
+	{"tcx/egress", attachTCXEgress},
+	{"netkit/primary", attachNetkitPrimary},
+	{"netkit/peer", attachNetkitPeer},
+}
+
+// readTC lists the programs that tc has on a device.
+func readTC(d Device) ([]TC, error) {
+	var programs []TC
+	for _, m := range mprogKinds {
+		list, _ := query(d.IfIndex, m.attachType, 0) // an error: this kernel or device has none
+		for _, a := range list {
+			t := TC{Device: d, Kind: m.kind, Running: Running{ProgID: a.progID}, ProgFlags: a.progFlags, LinkFlags: a.linkFlags}
+			if a.linkID != 0 {
+				t.LinkID = &a.linkID
+			}
+			programs = append(programs, t)
+		}
+	}
+	parents, err := filterParents(d)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parents {
+		filters, err := readFilters(d, p)
+		if err != nil {
+			return nil, err
+		}
+		programs = append(programs, filters...)
+	}
+	return programs, nil
+}
+
+// filterParent is what a filter can hang on.
+type filterParent struct {
+	kind   string
+	handle uint32
+}
+
+// filterParents lists the classes and qdiscs of a device, then the places that
+// filters can hang on without being listed.
+func filterParents(d Device) ([]filterParent, error) {
+	var parents []filterParent
+	for _, kind := range []struct {
+		name           string
+		command, reply int
+	}{{"classes", unix.RTM_GETTCLASS, unix.RTM_NEWTCLASS}, {"qdiscs", unix.RTM_GETQDISC, unix.RTM_NEWQDISC}} {
+		messages, err := dump(kind.command, &nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(d.IfIndex)}, uint16(kind.reply))
+		if err != nil {
+			return nil, fmt.Errorf("list %s of %s: %w", kind.name, d.DevName, err)
+		}
+		for _, m := range messages {
+			msg := nl.DeserializeTcMsg(m)
+			name := text(attributes(m[nl.SizeofTcMsg:])[nl.TCA_KIND])
+			// The kernel lists the qdiscs of other devices, too.
+			if uint32(msg.Ifindex) == d.IfIndex && msg.Handle != 0 && name != "clsact" {
+				parents = append(parents, filterParent{name, msg.Handle})
+			}
+		}
+	}
+	return append(parents, filterParent{"root", netlink.HANDLE_ROOT},
+		filterParent{"clsact/ingress", netlink.HANDLE_MIN_INGRESS}, filterParent{"clsact/egress", netlink.HANDLE_MIN_EGRESS}), nil
+}
+
+// readFilters lists the BPF filters below a parent.
+func readFilters(d Device, parent filterParent) ([]TC, error) {
+	request := &nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(d.IfIndex), Parent: parent.handle}
+	messages, err := dump(unix.RTM_GETTFILTER, request, unix.RTM_NEWTFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("list filters of %s: %w", d.DevName, err)
+	}
+	var filters []TC
+	for _, m := range messages {
+		tb := attributes(m[nl.SizeofTcMsg:])
+		if options, ok := tb[nl.TCA_OPTIONS]; ok && text(tb[nl.TCA_KIND]) == "bpf" {
+			bpf := attributes(options)
+			filters = append(filters, TC{
+				Device: d, Kind: parent.kind, Filter: text(bpf[tcaBPFName]),
+				Running: Running{ProgID: attrU32(bpf[tcaBPFID])}, Actions: readActions(bpf[tcaBPFAct]),
+			})
+		}
+	}
+	return filters, nil
+}
+
+// readActions lists the actions of a filter that are programs; nil when it has
+// no actions at all.
+func readActions(b []byte) []Action {
+	if b == nil {
+		return nil
+	}
+	actions := []Action{}
+	parsed, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return actions
+	}
+	for _, a := range parsed {
+		act := attributes(a.Value)
+		options := attributes(act[tcaActOptions])
+		if text(act[tcaActKind]) == "bpf" && options[tcaActBPFParms] != nil {
+			actions = append(actions, Action{text(options[tcaActBPFName]), attrU32(options[tcaActBPFID])})
+		}
+	}
+	return actions
+}

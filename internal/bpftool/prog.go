@@ -1,0 +1,303 @@
+package bpftool
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/holders"
+	"bpfnet/internal/netns"
+	"bpfnet/pinned"
+)
+
+// Programs describes the kernel's programs, anybody's.
+type Programs interface {
+	// Programs describes the programs that ref means, in the order of their ids:
+	// all of them with "", or "id:N", "tag:HEX", "name:S", the path of a pin,
+	// NAME or NAME/FUNCTION of a loaded instance. ErrNotFound if there is none,
+	// ErrUsage if ref is none of these.
+	Programs(ctx context.Context, ref string) ([]Object, error)
+}
+
+// progInfo is struct bpf_prog_info.
+type progInfo struct {
+	typ, id                              uint32
+	tag                                  [8]byte
+	jitedLen, xlatedLen                  uint32
+	_, _                                 uint64 // their code
+	loadTime                             uint64 // ns since boot
+	uid, mapCount                        uint32
+	mapIDs                               unsafe.Pointer
+	name                                 [16]byte
+	ifindex, gpl                         uint32
+	netnsDev, netnsIno                   uint64
+	_, _                                 uint32 // jited symbols and function lengths
+	_, _                                 uint64
+	btfID, funcInfoSize                  uint32
+	funcInfo                             unsafe.Pointer
+	funcInfoCount, _                     uint32
+	_, _                                 uint64 // line info
+	_, _, _, _                           uint32
+	_                                    uint64 // tags of functions
+	runTime, runCount, recursions        uint64
+	verified, attachBTFObject, attachBTF uint32
+	_                                    uint32
+}
+
+func programInfo(fd int) (progInfo, error) {
+	var info progInfo
+	err := objectInfo(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	if err != nil {
+		err = fmt.Errorf("read program: %w", err)
+	}
+	return info, err
+}
+
+// fullName is the name of a program. The kernel cuts names off at 15 characters;
+// the BTF of a program has the function's in full.
+func (info progInfo) fullName(fd int) string {
+	name := text(info.name[:])
+	if len(name) < len(info.name)-1 || info.btfID == 0 || info.funcInfoCount == 0 {
+		return name
+	}
+	var function struct{ offset, typeID uint32 }
+	ask := progInfo{funcInfo: unsafe.Pointer(&function), funcInfoSize: uint32(unsafe.Sizeof(function)), funcInfoCount: 1}
+	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+		return name
+	}
+	if full, err := typeName(info.btfID, function.typeID); err == nil {
+		return full
+	}
+	return name
+}
+
+// typeName is the name of a type of a BTF object.
+func typeName(btfID, typeID uint32) (string, error) {
+	handle, err := btf.NewHandleFromID(btf.ID(btfID))
+	if err != nil {
+		return "", err
+	}
+	defer handle.Close()
+	spec, err := handle.Spec(nil)
+	if err != nil {
+		return "", err
+	}
+	typ, err := spec.TypeByID(btf.TypeID(typeID))
+	if err != nil {
+		return "", err
+	}
+	return typ.TypeName(), nil
+}
+
+// Programs implements API.
+func (k *Kernel) Programs(_ context.Context, ref string) ([]Object, error) {
+	var docs []Object
+	err := netns.Do(k.netns, func() error {
+		return k.eachProgram(ref, func(fd int) error {
+			doc, err := describeProgram(fd)
+			docs = append(docs, doc)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(docs) == 0 && ref != "" {
+		return nil, fault.New(fault.ErrNotFound, "show program %q: no such program", ref).
+			Hint("bpfnet -j prog show   shows all programs of the kernel")
+	}
+	return addHolders(holders.Prog, docs), nil
+}
+
+// eachProgram calls fn with a descriptor of every program that ref means.
+func (k *Kernel) eachProgram(ref string, fn func(fd int) error) error {
+	word, rest, _ := strings.Cut(ref, ":")
+	switch {
+	case ref == "":
+		return progKind.each(fn)
+	case strings.HasPrefix(ref, "/"), word == "id":
+		return progKind.with(ref, fn)
+	case word == "tag":
+		tag, err := hex.DecodeString(rest)
+		if err != nil || len(tag) != len(progInfo{}.tag) {
+			return fault.New(fault.ErrUsage, "program tag %q: a tag is 16 hexadecimal digits", rest)
+		}
+		return matching(fn, func(_ int, info progInfo) bool { return string(info.tag[:]) == string(tag) })
+	case word == "name":
+		return matching(fn, func(fd int, info progInfo) bool { return info.fullName(fd) == rest })
+	}
+	return k.eachOfInstance(ref, fn)
+}
+
+func matching(fn func(int) error, match func(int, progInfo) bool) error {
+	return progKind.each(func(fd int) error {
+		info, err := programInfo(fd)
+		if err != nil || !match(fd, info) {
+			return err
+		}
+		return fn(fd)
+	})
+}
+
+// eachOfInstance calls fn for the pinned programs of NAME or NAME/FUNCTION.
+func (k *Kernel) eachOfInstance(ref string, fn func(fd int) error) error {
+	if err := k.root.Check(); err != nil {
+		return err
+	}
+	instance, function, one := strings.Cut(ref, "/")
+	if instance == "" || !k.root.Exists(instance) {
+		return nil
+	}
+	names, err := k.root.List(instance, pinned.Progs)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if one && name != function {
+			continue
+		}
+		if err := progKind.with(k.root.Path(instance, pinned.Progs, name), fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// describeProgram is bpftool's document of a program.
+func describeProgram(fd int) (Object, error) {
+	info, err := programInfo(fd)
+	if err != nil && !errors.Is(err, unix.ENODEV) { // ENODEV: the device that it was offloaded to is gone
+		return nil, err
+	}
+	var doc Object
+	doc.add("id", info.id)
+	doc.add("type", worded(programTypes, info.typ))
+	if info.name[0] != 0 {
+		doc.add("name", info.fullName(fd))
+	}
+	doc.add("tag", hex.EncodeToString(info.tag[:]))
+	doc.add("gpl_compatible", info.gpl&1 != 0)
+	if info.runTime != 0 {
+		doc.add("run_time_ns", info.runTime)
+		doc.add("run_cnt", info.runCount)
+	}
+	if info.recursions != 0 {
+		doc.add("recursion_misses", info.recursions)
+	}
+	if info.ifindex != 0 {
+		doc.add("dev", offloadDevice(info))
+	}
+	if info.loadTime != 0 {
+		doc.add("loaded_at", loadedAt(info.loadTime))
+		doc.add("uid", info.uid)
+	}
+	doc.add("orphaned", err != nil)
+	doc.add("bytes_xlated", info.xlatedLen)
+	doc.add("jited", info.jitedLen != 0)
+	if info.jitedLen != 0 {
+		doc.add("bytes_jited", info.jitedLen)
+	}
+	return programReferences(doc, fd, info), nil
+}
+
+// programReferences adds what a program uses.
+func programReferences(doc Object, fd int, info progInfo) Object {
+	if memlock, ok := memlock(fd); ok {
+		doc.add("bytes_memlock", memlock)
+	}
+	if ids := mapIDs(fd, info.mapCount); len(ids) > 0 {
+		doc.add("map_ids", ids)
+	}
+	if info.btfID != 0 {
+		doc.add("btf_id", info.btfID)
+	}
+	return doc
+}
+
+func mapIDs(fd int, count uint32) []uint32 {
+	if count == 0 {
+		return nil
+	}
+	ids := make([]uint32, count)
+	ask := progInfo{mapIDs: unsafe.Pointer(&ids[0]), mapCount: count}
+	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+		return nil
+	}
+	return ids[:min(count, ask.mapCount)]
+}
+
+// offloadDevice names the device that a program is bound to, if it is in this
+// network namespace.
+func offloadDevice(info progInfo) Object {
+	var doc Object
+	doc.add("ifindex", info.ifindex)
+	doc.add("ns_dev", info.netnsDev)
+	doc.add("ns_inode", info.netnsIno)
+	if here, err := netns.Inode(""); err == nil && here == info.netnsIno {
+		if name, err := deviceName(info.ifindex); err == nil {
+			doc.add("ifname", name)
+		}
+	}
+	return doc
+}
+
+// loadedAt is the time, in seconds since 1970, of a time in ns since boot.
+func loadedAt(ns uint64) int64 {
+	var now, boot unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_REALTIME, &now) != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot) != nil {
+		return int64(ns / 1e9)
+	}
+	return (now.Nano() - boot.Nano() + int64(ns)) / 1e9
+}
+
+// memlock is what the kernel accounts for a descriptor's object, in bytes.
+func memlock(fd int) (int64, bool) {
+	file, err := os.Open(filepath.Join("/proc/self/fdinfo", strconv.Itoa(fd)))
+	if err != nil {
+		return 0, false
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		if number, ok := strings.CutPrefix(lines.Text(), "memlock:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+func parseID(ref string) (uint32, error) {
+	number, ok := strings.CutPrefix(ref, "id:")
+	id, err := strconv.ParseUint(number, 0, 32)
+	if !ok || err != nil {
+		return 0, fault.New(fault.ErrUsage, "%q is not id:N or the path of a pin", ref)
+	}
+	return uint32(id), nil
+}
+
+// addHolders adds the processes that have an object open to its document, where
+// there are any. Those that can't be looked into aren't told, as in bpftool.
+func addHolders(kind holders.Kind, docs []Object) []Object {
+	ids := make([]uint32, len(docs))
+	for i, doc := range docs {
+		ids[i], _ = doc.Get("id").(uint32)
+	}
+	found, _ := holders.Scan(kind, ids)
+	for i := range docs {
+		if by := found[ids[i]]; len(by) > 0 {
+			docs[i].add("pids", by)
+		}
+	}
+	return docs
+}

@@ -1,0 +1,203 @@
+package bpftool
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/holders"
+	"bpfnet/internal/probe"
+)
+
+// This file calls bpf(2) itself: cilium/ebpf doesn't tell all that bpftool
+// prints, and reads the code of a program along with its size.
+
+// kind is a kind of BPF object that has ids.
+type kind struct {
+	name      holders.Kind
+	target    string // what a descriptor of it is a link to, in /proc
+	next, get int    // commands: the id after an id, the descriptor of an id
+}
+
+var (
+	progKind = kind{holders.Prog, "bpf-prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
+	linkKind = kind{holders.Link, "bpf_link", unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
+)
+
+func call(command int, attr unsafe.Pointer, size uintptr) (int, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+type idAttr struct{ id, next, flags uint32 }
+
+// open returns the descriptor of an id; fs.ErrNotExist is the error of one that
+// isn't there.
+func (k kind) open(id uint32) (int, error) {
+	attr := idAttr{id: id}
+	return call(k.get, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
+// each calls fn with a descriptor of every object of the kind, in the order of
+// their ids. Objects that vanish meanwhile are left out.
+func (k kind) each(fn func(fd int) error) error {
+	attr := idAttr{}
+	for {
+		_, err := call(k.next, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		var fd int
+		if err == nil {
+			attr.id = attr.next
+			fd, err = k.open(attr.id)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("list %ss: %w", k.name, probe.Explain(probe.OpListByID, err))
+		}
+		err = fn(fd)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// with calls fn with a descriptor of the object that ref, "id:N" or the path of
+// a pin, means.
+func (k kind) with(ref string, fn func(fd int) error) error {
+	fd, err := k.openRef(ref)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return fn(fd)
+}
+
+func (k kind) openRef(ref string) (int, error) {
+	if !strings.HasPrefix(ref, "/") {
+		return k.openID(ref)
+	}
+	fd, err := openPin(ref)
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, fault.New(fault.ErrNotFound, "open %s %s: no such pin", k.name, ref)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open %s %s: %w", k.name, ref, probe.Explain(probe.OpOpenPin, err))
+	}
+	target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err == nil && !strings.Contains(target, k.target) {
+		unix.Close(fd)
+		return -1, fault.New(fault.ErrUsage, "open %s %s: it is not a %s", k.name, ref, k.name)
+	}
+	return fd, nil
+}
+
+func (k kind) openID(ref string) (int, error) {
+	id, err := parseID(ref)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := k.open(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, fault.New(fault.ErrNotFound, "open %s %s: no %s has that id", k.name, ref, k.name).
+			Hint("bpfnet -j %s show   shows all of them", k.name)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open %s %s: %w", k.name, ref, probe.Explain(probe.OpListByID, err))
+	}
+	return fd, nil
+}
+
+type pinAttr struct {
+	path      *byte
+	fd, flags uint32
+}
+
+func openPin(path string) (int, error) {
+	text, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	attr := pinAttr{path: text, flags: unix.BPF_F_RDONLY}
+	fd, err := call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if errors.Is(err, unix.EINVAL) { // links and programs know no read-only descriptors
+		attr.flags = 0
+		fd, err = call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	}
+	return fd, err
+}
+
+type infoAttr struct {
+	fd, length uint32
+	info       unsafe.Pointer
+}
+
+// objectInfo fills the struct at info. The kernel leaves what it doesn't know
+// as it is.
+func objectInfo(fd int, info unsafe.Pointer, size uintptr) error {
+	attr := infoAttr{fd: uint32(fd), length: uint32(size), info: info}
+	_, err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+type queryAttr struct {
+	target, attachType, flags, attachFlags uint32
+	progIDs                                unsafe.Pointer
+	count, _                               uint32
+	progFlags, linkIDs, linkFlags          unsafe.Pointer
+	revision                               uint64
+}
+
+// attached is a program on a hook, as BPF_PROG_QUERY tells it.
+type attached struct {
+	progID, linkID       uint32 // linkID 0: not by a link, or not told
+	progFlags, linkFlags uint32
+}
+
+// BPF_F_QUERY_EFFECTIVE asks for what runs, inherited programs too, instead of
+// what is attached here.
+const queryEffective = 1
+
+// query lists the programs of a hook in the order in which they run. target is
+// an interface index or a descriptor, by the attach type.
+func query(target, attachType, flags uint32) ([]attached, error) {
+	const most = 1024
+	var ids, progFlags, linkIDs, linkFlags [most]uint32
+	attr := queryAttr{target: target, attachType: attachType, flags: flags, progIDs: unsafe.Pointer(&ids), count: most}
+	switch attachType {
+	case attachTCXIngress, attachTCXEgress, attachNetkitPrimary, attachNetkitPeer:
+		attr.linkIDs, attr.linkFlags = unsafe.Pointer(&linkIDs), unsafe.Pointer(&linkFlags)
+		attr.progFlags = unsafe.Pointer(&progFlags)
+	default:
+		if flags&queryEffective == 0 {
+			attr.progFlags = unsafe.Pointer(&progFlags)
+		}
+	}
+	if _, err := call(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+		return nil, err
+	}
+	list := make([]attached, min(attr.count, most))
+	for i := range list {
+		list[i] = attached{ids[i], linkIDs[i], progFlags[i], linkFlags[i]}
+		if list[i].progFlags == 0 {
+			list[i].progFlags = attr.attachFlags
+		}
+	}
+	return list, nil
+}
+
+// text is what stands in a buffer before the first zero byte.
+func text(b []byte) string { return unix.ByteSliceToString(b) }
