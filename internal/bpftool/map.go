@@ -1,0 +1,269 @@
+package bpftool
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/holders"
+	"bpfnet/internal/maps"
+)
+
+// Maps is the part of API that reads maps. A ref names a map as package maps
+// describes it; "name:S" names every map that the kernel calls S.
+type Maps interface {
+	// MapList describes all maps, in the order of their ids. With pids it
+	// says which processes have them open.
+	MapList(ctx context.Context, pids bool) ([]Object, error)
+	// MapShow describes the maps that ref names, at least one.
+	MapShow(ctx context.Context, ref string, pids bool) ([]Object, error)
+	// MapHeaders is the beginning of what MapShow tells: what bpftool puts
+	// before the entries when it dumps several maps.
+	MapHeaders(ctx context.Context, ref string) ([]Object, error)
+	// MapDump calls emit with the JSON of each entry, which is overwritten by
+	// the next. It stops with the first error that emit returns.
+	MapDump(ctx context.Context, ref string, emit func(entry []byte) error) error
+	// MapLookup returns the JSON of an entry; fault.ErrNotFound when there is
+	// none.
+	MapLookup(ctx context.Context, ref, key string) (json.RawMessage, error)
+}
+
+func (k *Kernel) maps() *maps.Store { return maps.New(string(k.root)) }
+
+// MapList implements Maps.
+func (k *Kernel) MapList(ctx context.Context, pids bool) ([]Object, error) {
+	refs, err := k.mapRefs(ctx, func(maps.RawInfo) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	return k.describeMaps(refs, pids)
+}
+
+// MapShow implements Maps.
+func (k *Kernel) MapShow(ctx context.Context, ref string, pids bool) ([]Object, error) {
+	refs, err := k.named(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	shown, err := k.describeMaps(refs, pids)
+	if err == nil && len(shown) == 0 {
+		return nil, fault.New(fault.ErrNotFound, "open map %s: no such map", ref)
+	}
+	return shown, err
+}
+
+// named returns the maps that ref names, each by a ref of its own.
+func (k *Kernel) named(ctx context.Context, ref string) ([]string, error) {
+	name, ok := strings.CutPrefix(ref, "name:")
+	if !ok {
+		return []string{ref}, nil
+	}
+	refs, err := k.mapRefs(ctx, func(info maps.RawInfo) bool { return info.Name == name })
+	if len(refs) == 0 {
+		return []string{ref}, err
+	}
+	return refs, err
+}
+
+// mapRefs returns the refs of those maps of the kernel that fit.
+func (k *Kernel) mapRefs(ctx context.Context, fits func(maps.RawInfo) bool) ([]string, error) {
+	var refs []string
+	for id := ebpf.MapID(0); ; {
+		var err error
+		id, err = ebpf.MapGetNextID(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return refs, nil
+		case errors.Is(err, unix.EPERM):
+			return nil, fault.New(fault.ErrPermission, "list maps: %w", err).Hint("listing maps takes CAP_SYS_ADMIN")
+		case err != nil:
+			return nil, fmt.Errorf("list maps: %w", err)
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
+		ref := "id:" + strconv.FormatUint(uint64(id), 10)
+		r, err := k.maps().OpenRaw(ref)
+		if errors.Is(err, fault.ErrNotFound) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if fits(r.Info) {
+			refs = append(refs, ref)
+		}
+		r.Close()
+	}
+}
+
+func (k *Kernel) describeMaps(refs []string, pids bool) ([]Object, error) {
+	var by map[uint32][]holders.Process
+	if pids {
+		var err error
+		if by, err = holders.Scan(holders.Map, nil); err != nil && !errors.Is(err, holders.ErrIncomplete) {
+			return nil, err
+		}
+	}
+	described := []Object{}
+	for _, ref := range refs {
+		r, err := k.maps().OpenRaw(ref)
+		if errors.Is(err, fault.ErrNotFound) && len(refs) > 1 {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		o, err := describeMap(r)
+		r.Close()
+		if err != nil {
+			return nil, err
+		}
+		if open := by[r.Info.ID]; len(open) > 0 {
+			o.add("pids", open)
+		}
+		described = append(described, o)
+	}
+	return described, nil
+}
+
+func mapHeader(info maps.RawInfo) Object {
+	o := Object{{"id", info.ID}, {"type", mapType(info.Type)}}
+	if info.Name != "" {
+		o.add("name", info.Name)
+	}
+	o.add("flags", int32(info.Flags))
+	return o
+}
+
+// mapType is the word for a map type, the number of one without a word.
+func mapType(t ebpf.MapType) any {
+	if word, ok := maps.TypeWord(t); ok {
+		return word
+	}
+	return uint32(t)
+}
+
+func describeMap(r *maps.Raw) (Object, error) {
+	o := mapHeader(r.Info)
+	o.add("bytes_key", r.Info.KeySize)
+	o.add("bytes_value", r.Info.ValueSize)
+	o.add("max_entries", r.Info.MaxEntries)
+	more, err := fdinfo(r.FD())
+	if err != nil {
+		return nil, err
+	}
+	if memlock, ok := more["memlock"]; ok {
+		o.add("bytes_memlock", memlock)
+	}
+	if r.Info.Type == ebpf.ProgramArray {
+		addOwner(&o, more)
+	}
+	o.add("frozen", more["frozen"])
+	if r.Info.BTF != 0 {
+		o.add("btf_id", r.Info.BTF)
+	}
+	return o, nil
+}
+
+// addOwner says which programs fit into a prog_array, once one has used it.
+func addOwner(o *Object, fdinfo map[string]uint64) {
+	if owner, ok := fdinfo["owner_prog_type"]; ok {
+		o.add("owner_prog_type", worded(programTypes, uint32(owner)))
+	}
+	if jited, ok := fdinfo["owner_jited"]; ok {
+		o.add("owner_jited", jited != 0)
+	}
+}
+
+// fdinfo reads the numbers that the kernel tells about a descriptor.
+func fdinfo(fd int) (map[string]uint64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return nil, fmt.Errorf("read about a map: %w", err)
+	}
+	numbers := map[string]uint64{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		if n, err := strconv.ParseUint(strings.TrimSpace(value), 0, 64); err == nil {
+			numbers[name] = n
+		}
+	}
+	return numbers, nil
+}
+
+// MapHeaders implements Maps.
+func (k *Kernel) MapHeaders(ctx context.Context, ref string) ([]Object, error) {
+	refs, err := k.named(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	var headers []Object
+	for _, ref := range refs {
+		r, err := k.maps().OpenRaw(ref)
+		if err != nil {
+			return nil, err
+		}
+		headers = append(headers, mapHeader(r.Info))
+		r.Close()
+	}
+	return headers, nil
+}
+
+// MapDump implements Maps.
+func (k *Kernel) MapDump(ctx context.Context, ref string, emit func(entry []byte) error) error {
+	r, err := k.maps().OpenRaw(ref)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	p, err := newEntryPrinter(r)
+	if err != nil {
+		return err
+	}
+	var buffer []byte
+	return r.Walk(ctx, func(key, value []byte, refused error) error {
+		switch {
+		case refused == nil:
+			buffer = p.append(buffer[:0], key, value)
+		case r.Info.HoldsObjects && errors.Is(refused, unix.ENOENT):
+			return nil // an empty slot
+		default:
+			buffer = appendRefused(buffer[:0], key, refused)
+		}
+		return emit(buffer)
+	})
+}
+
+// MapLookup implements Maps.
+func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage, error) {
+	r, err := k.maps().OpenRaw(ref)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	p, err := newEntryPrinter(r)
+	if err != nil {
+		return nil, err
+	}
+	bytes, err := r.ParseKey(key)
+	if err != nil {
+		return nil, err
+	}
+	value, err := r.Lookup(bytes)
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
+		return nil, fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, ref)
+	}
+	return p.append(nil, bytes, value), nil
+}

@@ -1,0 +1,395 @@
+package bpftool
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
+)
+
+// oracle runs the real bpftool and returns what it prints. Its exit status is
+// only 0 when it is content.
+func oracle(t testing.TB, args ...string) ([]byte, error) {
+	t.Helper()
+	path, err := exec.LookPath("bpftool")
+	if err != nil {
+		path = "/usr/sbin/bpftool"
+	}
+	out, err := exec.Command(path, append([]string{"-j"}, args...)...).Output()
+	if failed := new(exec.ExitError); err != nil && !errors.As(err, &failed) {
+		t.Fatalf("bpftool is what these tests compare with; scripts/deps test installs it: %v", err)
+	}
+	return out, err
+}
+
+// decode reads one JSON document with its numbers as they are written. It
+// refuses what isn't JSON and an object that has a key twice.
+func decode(text []byte) (any, error) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	v, err := decodeNext(d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, fmt.Errorf("more after the document: %v", err)
+	}
+	return v, nil
+}
+
+func decodeNext(d *json.Decoder) (any, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
+	}
+	delimiter, ok := token.(json.Delim)
+	if !ok {
+		return token, nil
+	}
+	list, object := []any{}, map[string]any{}
+	for d.More() {
+		var key string
+		if delimiter == '{' {
+			token, err := d.Token()
+			if err != nil {
+				return nil, err
+			}
+			key = token.(string)
+			if _, twice := object[key]; twice {
+				return nil, fmt.Errorf("key %q twice", key)
+			}
+		}
+		v, err := decodeNext(d)
+		if err != nil {
+			return nil, err
+		}
+		list, object[key] = append(list, v), v
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	if delimiter == '{' {
+		return object, nil
+	}
+	return list, nil
+}
+
+// equal compares two documents like jq -S does.
+func equal(t *testing.T, what string, ours, theirs []byte) {
+	t.Helper()
+	want, err := decode(theirs)
+	if err != nil {
+		t.Errorf("%s: bpftool prints what isn't JSON: %v\n%s", what, err, theirs)
+		return
+	}
+	got, err := decode(ours)
+	if err != nil {
+		t.Errorf("%s: this isn't JSON: %v\n%s", what, err, ours)
+		return
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s:\n   ours %s\nbpftool %s", what, ours, theirs)
+	}
+}
+
+// lab makes maps and asks for them in both ways.
+type lab struct {
+	*Kernel
+	t    *testing.T
+	root string
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	root := testkit.Root(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command("mkdir", "-m", "700", root).Run(); err != nil {
+		t.Fatalf("make %s: %v", root, err)
+	}
+	return &lab{New(root, ""), t, root}
+}
+
+// make pins a new map and returns its path. ok is false when the kernel
+// doesn't have such maps.
+func (l *lab) make(spec *ebpf.MapSpec) (m *ebpf.Map, path string, err error) {
+	m, err = ebpf.NewMap(spec)
+	if err != nil {
+		return nil, "", err
+	}
+	l.t.Cleanup(func() { m.Close() })
+	path = filepath.Join(l.root, spec.Name)
+	return m, path, m.Pin(path)
+}
+
+func (l *lab) mustMake(spec *ebpf.MapSpec) (*ebpf.Map, string) {
+	l.t.Helper()
+	m, path, err := l.make(spec)
+	if err != nil {
+		l.t.Fatalf("make %s: %v", spec.Name, err)
+	}
+	return m, path
+}
+
+// dump is the whole dump of a map.
+func (l *lab) dump(ref string) ([]byte, error) {
+	var rows [][]byte
+	err := l.MapDump(context.Background(), ref, func(row []byte) error {
+		rows = append(rows, slices.Clone(row))
+		return nil
+	})
+	return append(append([]byte("["), bytes.Join(rows, []byte(","))...), ']'), err
+}
+
+func (l *lab) show(ref string) []byte {
+	l.t.Helper()
+	shown, err := l.MapShow(context.Background(), ref, false)
+	if err != nil || len(shown) != 1 {
+		l.t.Fatalf("show %s: %d, %v", ref, len(shown), err)
+	}
+	text, err := json.Marshal(shown[0])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return text
+}
+
+// newTypes are map types that some bpftools know by their number only.
+var newTypes = map[string]string{`"type":32,`: `"type":"cgrp_storage",`}
+
+// sameShow compares what is told of a map.
+func (l *lab) sameShow(path string) {
+	l.t.Helper()
+	theirs, err := oracle(l.t, "map", "show", "pinned", path)
+	for number, word := range newTypes { // if this bpftool has no word yet
+		theirs = bytes.Replace(theirs, []byte(number), []byte(word), 1)
+	}
+	if err != nil {
+		l.t.Errorf("bpftool map show: %v: %s", err, theirs)
+	}
+	equal(l.t, "show "+filepath.Base(path), l.show(path), theirs)
+}
+
+// sameDump compares all entries of a map.
+func (l *lab) sameDump(path string) {
+	l.t.Helper()
+	theirs, refused := oracle(l.t, "map", "dump", "pinned", path)
+	ours, err := l.dump(path)
+	if (err == nil) != (refused == nil) {
+		l.t.Errorf("dump %s: %v, bpftool: %v", path, err, refused)
+	}
+	equal(l.t, "dump "+filepath.Base(path), ours, theirs)
+}
+
+// sameLookup compares the entry of one key.
+func (l *lab) sameLookup(path string, key []byte) {
+	l.t.Helper()
+	args := []string{"map", "lookup", "pinned", path}
+	if len(key) > 0 {
+		args = append(args, "key")
+	}
+	for _, b := range key {
+		args = append(args, strconv.Itoa(int(b)))
+	}
+	theirs, refused := oracle(l.t, args...)
+	ours, err := l.MapLookup(context.Background(), path, fmt.Sprintf("hex:%x", key))
+	if (err == nil) != (refused == nil) {
+		l.t.Errorf("lookup %x in %s: %v, bpftool: %v: %s", key, path, err, refused, theirs)
+	}
+	switch {
+	case errors.Is(err, fault.ErrNotFound):
+		equal(l.t, "lookup "+filepath.Base(path), []byte("null"), theirs)
+	case err == nil:
+		equal(l.t, "lookup "+filepath.Base(path), ours, theirs)
+	}
+}
+
+// TestMapKinds compares maps of every type, filled and empty.
+func TestMapKinds(t *testing.T) {
+	l := newLab(t)
+	inner, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	innerSpec := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
+	program := anyProgram(t)
+	value := []byte{1, 2, 0xff, 0x80}
+	const lpm = unix.BPF_F_NO_PREALLOC
+	for _, test := range []struct {
+		spec  ebpf.MapSpec
+		key   []byte // of the entry that is written
+		value any    // nil: none is
+	}{
+		{ebpf.MapSpec{Type: ebpf.Hash}, []byte{9, 0, 0, 1}, value},
+		{ebpf.MapSpec{Type: ebpf.LRUHash}, []byte{9, 0, 0, 1}, value},
+		{ebpf.MapSpec{Type: ebpf.PerCPUHash}, []byte{9, 0, 0, 1}, perCPU(value)},
+		{ebpf.MapSpec{Type: ebpf.LRUCPUHash}, []byte{9, 0, 0, 1}, perCPU(value)},
+		{ebpf.MapSpec{Type: ebpf.Array}, []byte{2, 0, 0, 0}, value},
+		{ebpf.MapSpec{Type: ebpf.PerCPUArray}, []byte{2, 0, 0, 0}, perCPU(value)},
+		{ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: 8, Flags: lpm}, []byte{16, 0, 0, 0, 10, 1, 0, 0}, value},
+		{ebpf.MapSpec{Type: ebpf.ArrayOfMaps, InnerMap: innerSpec}, []byte{1, 0, 0, 0}, inner},
+		{ebpf.MapSpec{Type: ebpf.HashOfMaps, InnerMap: innerSpec}, []byte{1, 0, 0, 7}, inner},
+		{ebpf.MapSpec{Type: ebpf.ProgramArray}, []byte{1, 0, 0, 0}, program},
+		{ebpf.MapSpec{Type: ebpf.Queue, KeySize: none}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.Stack, KeySize: none}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.BloomFilter, KeySize: none}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.RingBuf, KeySize: none, ValueSize: none, MaxEntries: 4096}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.UserRingbuf, KeySize: none, ValueSize: none, MaxEntries: 4096}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.PerfEventArray}, []byte{1, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.CGroupArray}, []byte{1, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.DevMap}, []byte{1, 0, 0, 0}, uint32(1)},
+		{ebpf.MapSpec{Type: ebpf.DevMapHash}, []byte{1, 0, 0, 9}, uint32(1)},
+		{ebpf.MapSpec{Type: ebpf.CPUMap}, []byte{0, 0, 0, 0}, uint32(192)},
+		{ebpf.MapSpec{Type: ebpf.SockMap, ValueSize: 8}, []byte{0, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.SockHash, ValueSize: 8}, []byte{0, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.ReusePortSockArray, ValueSize: 8}, []byte{0, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.XSKMap}, []byte{0, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.StackTrace, ValueSize: 8 * 4}, []byte{0, 0, 0, 0}, nil},
+		{ebpf.MapSpec{Type: ebpf.CGroupStorage, KeySize: 16, MaxEntries: none}, make([]byte, 16), nil},
+		{ebpf.MapSpec{Type: ebpf.PerCPUCGroupStorage, KeySize: 16, MaxEntries: none}, make([]byte, 16), nil},
+		{ebpf.MapSpec{Type: ebpf.SkStorage, Flags: lpm, MaxEntries: none, Key: sint(4), Value: sint(4)}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.InodeStorage, Flags: lpm, MaxEntries: none, Key: sint(4), Value: sint(4)}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.TaskStorage, Flags: lpm, MaxEntries: none, Key: sint(4), Value: sint(4)}, nil, nil},
+		{ebpf.MapSpec{Type: ebpf.CgroupStorage, Flags: lpm, MaxEntries: none, Key: sint(4), Value: sint(4)}, nil, nil},
+	} {
+		spec := test.spec
+		spec.Name = fmt.Sprintf("type%d", spec.Type)
+		t.Run(spec.Type.String(), func(t *testing.T) {
+			l := &lab{l.Kernel, t, l.root}
+			m, path := l.mustMake(sized(&spec))
+			l.sameShow(path)
+			l.sameDump(path)
+			if test.value != nil {
+				if err := m.Put(test.key, test.value); err != nil {
+					t.Fatalf("put: %v", err)
+				}
+				l.sameDump(path)
+				l.sameShow(path) // a prog_array has an owner now
+			}
+			if test.key != nil {
+				l.sameLookup(path, test.key)
+				l.sameLookup(path, slices.Repeat([]byte{5}, len(test.key)))
+			}
+		})
+	}
+}
+
+// sized fills in the sizes that weren't given; negative ones mean 0.
+func sized(spec *ebpf.MapSpec) *ebpf.MapSpec {
+	for size, normal := range map[*uint32]uint32{&spec.KeySize: 4, &spec.ValueSize: 4, &spec.MaxEntries: 3} {
+		switch *size {
+		case 0:
+			*size = normal
+		case none:
+			*size = 0
+		}
+	}
+	return spec
+}
+
+// perCPU gives each CPU a value of its own.
+func perCPU(value []byte) [][]byte {
+	values := make([][]byte, ebpf.MustPossibleCPU())
+	for cpu := range values {
+		values[cpu] = slices.Clone(value)
+		values[cpu][0] += byte(cpu)
+	}
+	return values
+}
+
+func anyProgram(t *testing.T) *ebpf.Program {
+	t.Helper()
+	program, ok := bpf.Lookup("xdp-counter")
+	if !ok {
+		t.Fatal("xdp-counter is gone")
+	}
+	spec, err := program.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(collection.Close)
+	names := slices.Sorted(maps.Keys(collection.Programs))
+	return collection.Programs[names[0]]
+}
+
+// TestObjects compares the maps of compiled objects, among them data sections
+// and types as the compiler writes them.
+func TestObjects(t *testing.T) {
+	specs := map[string]*ebpf.CollectionSpec{}
+	for _, program := range bpf.Catalogue() {
+		spec, err := program.Spec()
+		if err != nil {
+			t.Fatal(err)
+		}
+		specs[program.Name] = spec
+	}
+	spec, err := ebpf.LoadCollectionSpec("../datapath/testdata/limits.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs["limits"] = spec
+	var sections []string
+	for name, spec := range specs {
+		for _, m := range spec.Maps {
+			t.Run(name+"/"+m.Name, func(t *testing.T) {
+				newLab(t).sameObject(m)
+			})
+			if strings.HasPrefix(m.Name, ".") {
+				sections = append(sections, m.Name)
+			}
+		}
+	}
+	slices.Sort(sections)
+	if got := slices.Compact(sections); !slices.Equal(got, []string{".bss", ".data", ".rodata"}) {
+		t.Errorf("the data sections that were compared are %q", got)
+	}
+}
+
+// sameObject compares one map of an object with its initial contents.
+func (l *lab) sameObject(spec *ebpf.MapSpec) {
+	l.t.Helper()
+	spec = spec.Copy()
+	spec.Name = strings.ReplaceAll(spec.Name, ".", "_")
+	if spec.Type != ebpf.RingBuf {
+		spec.MaxEntries = min(spec.MaxEntries, 8) // large ones take seconds
+	}
+	if spec.InnerMap != nil {
+		spec.Contents = nil
+	}
+	m, path, err := l.make(spec)
+	if err != nil {
+		spec.Key, spec.Value = nil, nil // the kernel takes no types there
+		m, path = l.mustMake(spec)
+	}
+	if spec.Name == "_rodata" {
+		if err := m.Freeze(); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	l.sameShow(path)
+	l.sameDump(path)
+}
