@@ -190,6 +190,9 @@ func (co *completer) sortFields() []string {
 
 // argument completes an argument by the command that it is for.
 func (co *completer) argument() []string {
+	if slices.Equal(co.line.path, []string{"map", "import"}) && len(co.line.args) == 1 {
+		return []string{completeFiles}
+	}
 	if len(co.line.path) == 0 || len(co.line.args) > 0 {
 		return nil
 	}

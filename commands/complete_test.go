@@ -60,6 +60,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"-o", ""}, []string{"table", "json", "yaml", "ndjson"}},
 		{[]string{"map", "dump", "mine/p", "-o", "js"}, []string{"json"}},
 		{[]string{"map", "dump", ""}, []string{"mine/packets", "pod-traffic/packets"}},
+		{[]string{"map", "import", "mine/packets", ""}, []string{":files"}},
 		{[]string{"--bpffs", ""}, []string{":dirs"}},
 		{[]string{"load", "pod-"}, []string{"pod-traffic", ":files"}},
 		{[]string{"load", "pod-traffic", "--set", "match"}, []string{"match_prefixes="}},

@@ -32,6 +32,7 @@ type Env struct {
 	Now      func() time.Time
 	Getenv   func(string) string
 	ReadFile func(string) ([]byte, error)
+	OpenFile func(string) (io.ReadCloser, error)
 	// Terminal says whether Stdout is a terminal, and how wide.
 	Terminal func() (columns int, ok bool)
 	// ReaderGone says whether nobody reads Stdout any more, as far as that can

@@ -42,6 +42,8 @@ func mapCommand(env *Env) *cli.Command {
 			mapSetCommand(env),
 			mapDeleteCommand(env),
 			mapDumpCommand(env),
+			mapImportCommand(env),
+			mapClearCommand(env),
 			mapEventsCommand(env),
 		},
 	}

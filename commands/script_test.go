@@ -3,8 +3,10 @@ package commands
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -44,6 +46,8 @@ func runBpfnet(ts *testscript.TestScript, neg bool, argv []string) {
 	env := ts.Value("fake").(*fake).env(&stdout, &stderr)
 	env.Getenv = ts.Getenv
 	env.ReadFile = func(path string) ([]byte, error) { return os.ReadFile(ts.MkAbs(path)) }
+	env.OpenFile = func(path string) (io.ReadCloser, error) { return os.Open(ts.MkAbs(path)) }
+	env.Stdin = strings.NewReader(ts.Getenv("stdin"))
 	exit := Run(context.Background(), env, argv)
 	_, _ = ts.Stdout().Write(stdout.Bytes())
 	_, _ = ts.Stderr().Write(stderr.Bytes())

@@ -42,6 +42,7 @@ func SystemEnv() *Env {
 		Now:        time.Now,
 		Getenv:     os.Getenv,
 		ReadFile:   os.ReadFile,
+		OpenFile:   openFile,
 		Terminal:   stdoutTerminal,
 		ReaderGone: stdoutReaderGone,
 		Interfaces: interfaceNames,

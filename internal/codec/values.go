@@ -129,24 +129,13 @@ func (c *Codec) parseCPUs(b []byte, list []object, stride, cpus int) error {
 }
 
 // Members lists the members of a struct or union, those of anonymous members
-// too; nil for other types.
+// too; nil for other types, also for those that are written as one text.
 func (c *Codec) Members() []string {
-	s := c.structure()
-	if s == nil {
+	s, ok := c.root.(*structure)
+	if !ok {
 		return nil
 	}
 	return s.names(nil)
-}
-
-func (c *Codec) structure() *structure {
-	switch n := c.root.(type) {
-	case *structure:
-		return n
-	case *prefix:
-		s, _ := n.object.(*structure)
-		return s
-	}
-	return nil
 }
 
 func (n *structure) names(list []string) []string {
@@ -160,19 +149,21 @@ func (n *structure) names(list []string) []string {
 	return list
 }
 
-// ParseMembers overwrites b with a struct whose members are given as text, as
-// Parse takes it. The error's Path begins with the member that is wrong.
+// ParseMembers overwrites b with a struct whose members, some of Members, are
+// given as text, as Parse takes it. The error's Path begins with the member that
+// is wrong.
 func (c *Codec) ParseMembers(b []byte, names, texts []string) error {
 	clear(b)
+	s := c.root.(*structure)
 	o := make(object, len(names))
 	for i, name := range names {
-		value, err := textValue(c.structure().member(name), texts[i])
+		value, err := textValue(s.member(name), texts[i])
 		if err != nil {
 			return fault.New(fault.ErrUsage, "%w", wrong(name, "%s", err))
 		}
 		o[i] = member{name, value}
 	}
-	if err := c.root.parse(b, o, ""); err != nil {
+	if err := s.parse(b, o, ""); err != nil {
 		return fault.New(fault.ErrUsage, "%w", err)
 	}
 	return nil

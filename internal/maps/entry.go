@@ -242,11 +242,7 @@ func (h *handle) beyond(text string) bool {
 
 func (h *handle) update(ctx context.Context, r SetRequest, key, value []byte) error {
 	flags := map[Condition]uint64{Always: unix.BPF_ANY, IfAbsent: unix.BPF_NOEXIST, IfPresent: unix.BPF_EXIST}[r.Condition]
-	err := element(unix.BPF_MAP_UPDATE_ELEM, h.FD(), key, value, flags)
-	for tries := 0; errors.Is(err, unix.ENOMEM) && tries < 3; tries++ {
-		time.Sleep(time.Millisecond) // the kernel refills its reserve in the background
-		err = element(unix.BPF_MAP_UPDATE_ELEM, h.FD(), key, value, flags)
-	}
+	err := h.put(key, value, flags)
 	switch {
 	case err == nil:
 		return nil
@@ -259,6 +255,17 @@ func (h *handle) update(ctx context.Context, r SetRequest, key, value []byte) er
 			Hint("delete entries, or load the program with a greater --max-entries")
 	}
 	return h.explain("change", err)
+}
+
+// put writes one entry. The kernel refills its reserve of memory in the
+// background, so that a moment later there may be some again.
+func (h *handle) put(key, value []byte, flags uint64) error {
+	err := element(unix.BPF_MAP_UPDATE_ELEM, h.FD(), key, value, flags)
+	for tries := 0; errors.Is(err, unix.ENOMEM) && tries < 3; tries++ {
+		time.Sleep(time.Millisecond)
+		err = element(unix.BPF_MAP_UPDATE_ELEM, h.FD(), key, value, flags)
+	}
+	return err
 }
 
 // Delete implements API. A key that isn't there is no error.

@@ -87,6 +87,21 @@ func lookupBatch(fd int, in, out, keys, values []byte, count int) (int, error) {
 	return int(attr.count), err
 }
 
+// writeBatch updates entries, or with values nil deletes them, until one is
+// refused, and returns how many it did.
+func writeBatch(fd int, keys, values []byte, count int) (int, error) {
+	command := unix.BPF_MAP_UPDATE_BATCH
+	if values == nil {
+		command = unix.BPF_MAP_DELETE_BATCH
+	}
+	attr := batchAttr{keys: pointer(keys), values: pointer(values), count: uint32(count), fd: uint32(fd)}
+	err := call(command, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if err != nil && int(attr.count) >= count {
+		return 0, err // what never began leaves the count as it was
+	}
+	return min(int(attr.count), count), err
+}
+
 // infoOf returns what the kernel tells of a map. The BTF ids are 0 where there
 // is none.
 func infoOf(fd int) (mapInfo, error) {

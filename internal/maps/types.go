@@ -34,6 +34,8 @@ type API interface {
 
 	Users
 	Eventer
+	Importer
+	Clearer
 }
 
 // Map describes a map, in bpftool's words.
