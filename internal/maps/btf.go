@@ -1,23 +1,28 @@
 package maps
 
 import (
+	"bytes"
+	"os"
 	"slices"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
+	"bpfnet/pinned"
 )
 
 // typeSource finds the types and the full names of maps.
 type typeSource struct {
 	store    *Store
-	specs    map[uint32]*btf.Spec // parsed BTF by its id
+	specs    map[uint32]*btf.Spec            // parsed BTF by its id
+	objects  map[string]*ebpf.CollectionSpec // by loaded instance; nil: unknown
 	programs func() ([]program, error)
 }
 
 func (s *Store) types() *typeSource {
-	return &typeSource{store: s, specs: map[uint32]*btf.Spec{}, programs: programs}
+	return &typeSource{store: s, specs: map[uint32]*btf.Spec{}, objects: map[string]*ebpf.CollectionSpec{}, programs: programs}
 }
 
 // load reads BTF from the kernel, which takes CAP_SYS_ADMIN.
@@ -38,10 +43,9 @@ func (t *typeSource) load(id uint32) (*btf.Spec, error) {
 }
 
 // instead finds the types of a map whose own the kernel doesn't tell: in the
-// object of the built-in program that it is of, or in the BTF of a program that
-// uses it.
+// object that it was loaded from, or in the BTF of a program that uses it.
 func (t *typeSource) instead(h *handle) (key, value btf.Type, ok bool) {
-	if key, value, ok = t.builtin(h); ok {
+	if key, value, ok = t.loadedFrom(h); ok {
 		return key, value, true
 	}
 	found := t.definitions(h)
@@ -51,26 +55,43 @@ func (t *typeSource) instead(h *handle) (key, value btf.Type, ok bool) {
 	return found[0].key, found[0].value, true
 }
 
-// builtin finds the types of a built-in program's map in its object.
-func (t *typeSource) builtin(h *handle) (key, value btf.Type, ok bool) {
+// loadedFrom finds the types of a loaded instance's map in its object.
+func (t *typeSource) loadedFrom(h *handle) (key, value btf.Type, ok bool) {
 	instance, name, ok := t.store.home(h)
 	if !ok {
 		return nil, nil, false
 	}
-	made := t.store.root.Spec(instance)
-	program, ok := bpf.Lookup(made.Source)
-	if !ok || !made.Builtin {
+	object, known := t.objects[instance]
+	if !known {
+		object = readObject(t.store.root.Spec(instance))
+		t.objects[instance] = object
+	}
+	if object == nil {
 		return nil, nil, false
 	}
-	spec, err := program.Spec()
-	if err != nil {
-		return nil, nil, false
-	}
-	m, ok := spec.Maps[name]
+	m, ok := object.Maps[name]
 	if !ok || m.Type != h.Type() || m.KeySize != h.KeySize() || m.ValueSize != h.ValueSize() {
 		return nil, nil, false
 	}
 	return m.Key, m.Value, true
+}
+
+// readObject reads the object that an instance was loaded from, nil when it
+// isn't there any more as it was.
+func readObject(from pinned.Spec) *ebpf.CollectionSpec {
+	if from.Builtin {
+		if program, ok := bpf.Lookup(from.Source); ok {
+			spec, _ := program.Spec() // without it nothing is known
+			return spec
+		}
+		return nil
+	}
+	object, err := os.ReadFile(from.Source)
+	if err != nil || pinned.Digest(object, from.Parameters) != from.Digest {
+		return nil
+	}
+	spec, _ := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	return spec
 }
 
 // definition is what the BTF of an object file says of a map in its section

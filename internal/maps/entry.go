@@ -45,7 +45,7 @@ func (s *Store) Get(ctx context.Context, ref, keyText string) (Entry, error) {
 		return Entry{}, h.noSuchKey(ctx, keyText)
 	}
 	doc, sum := h.appendValue(nil, value)
-	return Entry{Map: ref, MapID: h.about.ID, Key: h.keyJSON(key), Value: doc, Sum: sum, Notes: h.notes}, nil
+	return Entry{Map: h.about.Ref, MapID: h.about.ID, Key: h.keyJSON(key), Value: doc, Sum: sum, Notes: h.notes}, nil
 }
 
 func (h *handle) noSuchKey(ctx context.Context, key string) error {
@@ -134,6 +134,8 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 	switch {
 	case h.kind.holds != "":
 		return s.parseObject(h, text)
+	case h.kind.sockets:
+		return v, release, fault.New(fault.ErrUnsupported, "change map %s: only the process that has a socket open can put it into a %s", h.about.Ref, h.kind.word)
 	case h.kind.perCPU:
 		var same bool
 		v.read, same, err = h.value.ParsePerCPU(text, h.stride, h.cpus)
@@ -148,6 +150,9 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 			Hint("a value of %s is written %s", h.about.Ref, h.value.Form())
 	}
 	v.write = v.read
+	if h.endsWithProgram() {
+		return h.withProgram(v)
+	}
 	return v, release, nil
 }
 
@@ -174,7 +179,11 @@ func (s *Store) openObject(holds, text string) (object, uint32, error) {
 	if holds == "program" {
 		return openProgram(text)
 	}
-	m, err := s.openMap(text, false)
+	ref, err := s.resolve(text)
+	if err != nil {
+		return nil, 0, err
+	}
+	m, err := s.openMap(ref, false)
 	if err != nil {
 		return nil, 0, err
 	}

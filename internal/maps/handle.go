@@ -3,6 +3,8 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -86,6 +88,9 @@ func (h *handle) types(source *typeSource) (key, value btf.Type, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("read about map %s: %w", h.about.Ref, err)
 	}
+	if key, value, ok := h.given(); ok {
+		return key, value, nil
+	}
 	if info.keyTypeID == 0 && info.valueTypeID == 0 {
 		key, value, _ = source.instead(h)
 		return key, value, nil
@@ -115,6 +120,9 @@ func (h *handle) chooseCodecs(key, value btf.Type) {
 		h.key = codec.New(key, size)
 	}
 	h.value = codec.New(value, int(h.ValueSize()))
+	if h.kind.sockets && h.ValueSize() == 8 {
+		h.value = codec.New(cookie, 8)
+	}
 	if h.kind.holds != "" {
 		h.value = codec.NewIndex(nil) // an id
 	}
@@ -154,8 +162,8 @@ func (h *handle) readable(verb string) error {
 	if h.kind.refuses == "" {
 		return nil
 	}
-	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).
-		Hint("no command reads a %s; bpfnet map show %s describes it", h.kind.word, h.about.Ref)
+	hint := strings.NewReplacer("{map}", h.about.Ref, "{id}", strconv.FormatUint(uint64(h.about.ID), 10)).Replace(h.kind.hint)
+	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).Hint("%s", hint)
 }
 
 // lookup returns the value of a key as the kernel gives it, nil when there is
@@ -183,6 +191,8 @@ func (h *handle) explain(verb string, err error) error {
 		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.about.Ref, h.kind.word)
 	case errors.Is(err, unix.ENOSPC):
 		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel shows the values of a %s only if they have 8 bytes", verb, h.about.Ref, h.kind.word)
+	case errors.Is(err, unix.EINVAL) && h.kind.target == "ifindex":
+		return fault.New(fault.ErrUsage, "%s map %s: no interface has that ifindex, or the program isn't an XDP program for devmaps", verb, h.about.Ref)
 	case errors.Is(err, unix.EINVAL) && h.kind.holds != "":
 		return fault.New(fault.ErrUsage, "%s map %s: the %s isn't of the kind that it holds", verb, h.about.Ref, h.kind.holds)
 	}

@@ -15,50 +15,62 @@ type kind struct {
 	batch   bool   // the kernel's batch lookup walks it well
 	hashed  bool   // walking goes back to the start when its place was deleted
 	holds   string // "map" or "program": values read as ids and are written as descriptors
-	refuses string // why there are no entries to read; "" when there are
+	sockets bool   // values read as cookies, and are written as descriptors that only their owner has
+	target  string // what the first 4 bytes of a value are that packets are redirected by; a program may follow
+	refusal
 }
 
-const (
-	isStream  = "it hands records on to the one process that consumes it"
-	isQueue   = "reading an element of it takes the element out"
-	isStorage = "its entries hang on kernel objects, and only BPF iterators can list them"
-	noLookup  = "the kernel doesn't let programs outside of it read its values"
+// refusal says why there are no entries to read, and what to do instead.
+type refusal struct {
+	refuses string // "": there are entries
+	hint    string // {map} and {id} stand for the map
+}
+
+var (
+	isStream  = refusal{"it hands records on to the one process that consumes it", "bpfnet map events {map} reads them"}
+	isInput   = refusal{"it hands records of a process on to programs", "bpfnet map show {map} names the programs that read it"}
+	isQueue   = refusal{"it has no keys", "bpfnet map peek {map} shows its next element, bpfnet map pop {map} takes it out"}
+	isFilter  = refusal{"it only answers whether a value may be in it", "bpfnet map peek {map} VALUE asks it"}
+	isStorage = refusal{"its entries hang on kernel objects, and only BPF iterators can list them", "bpftool iter pin ITERATOR.o PATH map id {id} lists them by an iterator of yours"}
+	ofSockets = refusal{isStorage.refuses, "ss --all --bpf-map-id={id} shows those of this network namespace"}
+	noLookup  = refusal{"the kernel doesn't let processes read its values", "bpfnet map show {map} --pids names the programs that use it and the processes that may know"}
+	isMemory  = refusal{"it is memory without entries", "bpfnet map show {map} --pids names the programs and processes that share it"}
 )
 
 var kinds = map[ebpf.MapType]kind{
 	ebpf.Hash:                {word: "hash", batch: true, hashed: true},
 	ebpf.Array:               {word: "array", indexed: true, fixed: true, batch: true},
 	ebpf.ProgramArray:        {word: "prog_array", indexed: true, holds: "program"},
-	ebpf.PerfEventArray:      {word: "perf_event_array", indexed: true, refuses: isStream},
+	ebpf.PerfEventArray:      {word: "perf_event_array", indexed: true, refusal: isStream},
 	ebpf.PerCPUHash:          {word: "percpu_hash", perCPU: true, batch: true, hashed: true},
 	ebpf.PerCPUArray:         {word: "percpu_array", perCPU: true, indexed: true, fixed: true, batch: true},
 	ebpf.StackTrace:          {word: "stack_trace"},
-	ebpf.CGroupArray:         {word: "cgroup_array", indexed: true, refuses: noLookup},
+	ebpf.CGroupArray:         {word: "cgroup_array", indexed: true, refusal: noLookup},
 	ebpf.LRUHash:             {word: "lru_hash", batch: true, hashed: true},
 	ebpf.LRUCPUHash:          {word: "lru_percpu_hash", perCPU: true, batch: true, hashed: true},
 	ebpf.LPMTrie:             {word: "lpm_trie", batch: true},
 	ebpf.ArrayOfMaps:         {word: "array_of_maps", indexed: true, holds: "map"},
 	ebpf.HashOfMaps:          {word: "hash_of_maps", hashed: true, holds: "map"},
-	ebpf.DevMap:              {word: "devmap", indexed: true},
-	ebpf.SockMap:             {word: "sockmap", indexed: true},
-	ebpf.CPUMap:              {word: "cpumap", indexed: true},
-	ebpf.XSKMap:              {word: "xskmap", indexed: true, refuses: noLookup},
-	ebpf.SockHash:            {word: "sockhash", hashed: true},
+	ebpf.DevMap:              {word: "devmap", indexed: true, target: "ifindex"},
+	ebpf.SockMap:             {word: "sockmap", indexed: true, sockets: true},
+	ebpf.CPUMap:              {word: "cpumap", indexed: true, target: "qsize"},
+	ebpf.XSKMap:              {word: "xskmap", indexed: true, refusal: noLookup},
+	ebpf.SockHash:            {word: "sockhash", hashed: true, sockets: true},
 	ebpf.CGroupStorage:       {word: "cgroup_storage", hashed: true},
-	ebpf.ReusePortSockArray:  {word: "reuseport_sockarray", indexed: true},
+	ebpf.ReusePortSockArray:  {word: "reuseport_sockarray", indexed: true, sockets: true},
 	ebpf.PerCPUCGroupStorage: {word: "percpu_cgroup_storage", perCPU: true, hashed: true},
-	ebpf.Queue:               {word: "queue", refuses: isQueue},
-	ebpf.Stack:               {word: "stack", refuses: isQueue},
-	ebpf.SkStorage:           {word: "sk_storage", refuses: isStorage},
-	ebpf.DevMapHash:          {word: "devmap_hash", hashed: true},
+	ebpf.Queue:               {word: "queue", refusal: isQueue},
+	ebpf.Stack:               {word: "stack", refusal: isQueue},
+	ebpf.SkStorage:           {word: "sk_storage", refusal: ofSockets},
+	ebpf.DevMapHash:          {word: "devmap_hash", hashed: true, target: "ifindex"},
 	ebpf.StructOpsMap:        {word: "struct_ops", indexed: true},
-	ebpf.RingBuf:             {word: "ringbuf", refuses: isStream},
-	ebpf.InodeStorage:        {word: "inode_storage", refuses: isStorage},
-	ebpf.TaskStorage:         {word: "task_storage", refuses: isStorage},
-	ebpf.BloomFilter:         {word: "bloom_filter", refuses: "it only answers whether a value may be in it"},
-	ebpf.UserRingbuf:         {word: "user_ringbuf", refuses: isStream},
-	ebpf.CgroupStorage:       {word: "cgrp_storage", refuses: isStorage},
-	ebpf.Arena:               {word: "arena", refuses: "it is memory without entries"},
+	ebpf.RingBuf:             {word: "ringbuf", refusal: isStream},
+	ebpf.InodeStorage:        {word: "inode_storage", refusal: isStorage},
+	ebpf.TaskStorage:         {word: "task_storage", refusal: isStorage},
+	ebpf.BloomFilter:         {word: "bloom_filter", refusal: isFilter},
+	ebpf.UserRingbuf:         {word: "user_ringbuf", refusal: isInput},
+	ebpf.CgroupStorage:       {word: "cgrp_storage", refusal: isStorage},
+	ebpf.Arena:               {word: "arena", refusal: isMemory},
 }
 
 // kindOf returns what is known of a map type; one that this package doesn't

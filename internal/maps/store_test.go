@@ -275,19 +275,6 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
-func TestWithoutEntries(t *testing.T) {
-	w := newWorld(t)
-	w.make(t, &ebpf.MapSpec{Name: "events", Type: ebpf.RingBuf, MaxEntries: 4096})
-	w.make(t, &ebpf.MapSpec{Name: "jobs", Type: ebpf.Queue, ValueSize: 4, MaxEntries: 4})
-	ctx := context.Background()
-	for _, name := range []string{"events", "jobs"} {
-		_, err := w.Dump(ctx, DumpRequest{Map: "mine/" + name}, func(Row) error { return nil })
-		fails(t, err, fault.ErrUnsupported, "no command reads a")
-		_, err = w.Get(ctx, "mine/"+name, "0")
-		fails(t, err, fault.ErrUnsupported, "")
-	}
-}
-
 func TestMapInMap(t *testing.T) {
 	w := newWorld(t)
 	inner := &ebpf.MapSpec{Name: "inner", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}

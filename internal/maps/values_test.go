@@ -1,0 +1,194 @@
+package maps
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+)
+
+// TestWithoutEntries checks that a map without entries names what to do instead.
+func TestWithoutEntries(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	for _, test := range []struct {
+		spec *ebpf.MapSpec
+		hint string
+	}{
+		{&ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: 4096}, "bpfnet map events mine/ringbuf reads them"},
+		{&ebpf.MapSpec{Type: ebpf.PerfEventArray, KeySize: 4, ValueSize: 4, MaxEntries: 2}, "bpfnet map events mine/perf_event_array"},
+		{&ebpf.MapSpec{Type: ebpf.UserRingbuf, MaxEntries: 4096}, "bpfnet map show mine/user_ringbuf"},
+		{&ebpf.MapSpec{Type: ebpf.Queue, ValueSize: 4, MaxEntries: 4}, "bpfnet map peek mine/queue shows its next element, bpfnet map pop mine/queue"},
+		{&ebpf.MapSpec{Type: ebpf.Stack, ValueSize: 4, MaxEntries: 4}, "bpfnet map pop mine/stack"},
+		{&ebpf.MapSpec{Type: ebpf.BloomFilter, ValueSize: 4, MaxEntries: 4}, "bpfnet map peek mine/bloom_filter VALUE"},
+		{&ebpf.MapSpec{Type: ebpf.CGroupArray, KeySize: 4, ValueSize: 4, MaxEntries: 4}, "bpfnet map show mine/cgroup_array --pids"},
+		{&ebpf.MapSpec{Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: 4}, "bpfnet map show mine/xskmap --pids"},
+		{&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "ss --all --bpf-map-id="},
+		{&ebpf.MapSpec{Type: ebpf.TaskStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "bpftool iter pin"},
+	} {
+		test.spec.Name = TypeName(test.spec.Type)
+		w.make(t, test.spec)
+		ref := "mine/" + test.spec.Name
+		_, err := w.Dump(ctx, DumpRequest{Map: ref}, func(Row) error { return nil })
+		fails(t, err, fault.ErrUnsupported, test.hint)
+		_, err = w.Get(ctx, ref, "0")
+		fails(t, err, fault.ErrUnsupported, test.hint)
+		_, err = w.Set(ctx, SetRequest{Map: ref, Key: "0", Value: "0"})
+		fails(t, err, fault.ErrUnsupported, test.hint)
+		one := []Map{{Ref: ref}}
+		if notes, err := w.CountEntries(ctx, one); err != nil || one[0].Fill != nil || len(notes) > 0 {
+			t.Errorf("%s: fill %v, %q, %v", ref, one[0].Fill, notes, err)
+		}
+	}
+}
+
+// TestRedirects reads and writes maps whose values the kernel defines.
+func TestRedirects(t *testing.T) {
+	w := newWorld(t)
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := func(attach ebpf.AttachType) string {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "redirected", Type: ebpf.XDP, AttachType: attach, License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Close() })
+		info, err := p.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		return fmt.Sprint(id)
+	}
+	device, cpu := program(ebpf.AttachXDPDevMap), program(ebpf.AttachXDPCPUMap)
+	for _, test := range []struct {
+		typ  ebpf.MapType
+		size uint32
+		v    string
+	}{
+		{ebpf.DevMap, 4, fmt.Sprint(lo.Index)},
+		{ebpf.DevMap, 8, fmt.Sprintf(`{"ifindex":%d,"prog_id":%s}`, lo.Index, device)},
+		{ebpf.DevMapHash, 4, fmt.Sprint(lo.Index)},
+		{ebpf.DevMapHash, 8, fmt.Sprintf(`{"ifindex":%d,"prog_id":0}`, lo.Index)},
+		{ebpf.CPUMap, 4, "192"},
+		{ebpf.CPUMap, 8, fmt.Sprintf(`{"qsize":192,"prog_id":%s}`, cpu)},
+	} {
+		name := fmt.Sprint(TypeName(test.typ), test.size)
+		w.make(t, &ebpf.MapSpec{Name: name, Type: test.typ, KeySize: 4, ValueSize: test.size, MaxEntries: 2})
+		if c := w.set(name, "1", test.v); !c.Changed || string(c.Value) != test.v {
+			t.Errorf("%s: set %+v", name, c)
+		}
+		if c := w.set(name, "1", test.v); c.Changed {
+			t.Errorf("%s: set again %+v", name, c)
+		}
+		if rows := w.dump(DumpRequest{Map: "mine/" + name}); !slices.Equal(rows, []string{"1=" + test.v}) {
+			t.Errorf("%s: dump %q", name, rows)
+		}
+		w.deletes(name, "1", false)
+	}
+	_, err = w.Set(context.Background(), SetRequest{Map: "mine/devmap8", Key: "0", Value: `{"ifindex":1,"prog_id":4294967295}`})
+	fails(t, err, fault.ErrNotFound, "open program id:4294967295")
+	_, err = w.Set(context.Background(), SetRequest{Map: "mine/devmap4", Key: "0", Value: "2147483647"})
+	fails(t, err, fault.ErrUsage, "no interface has that ifindex")
+}
+
+// TestSockets reads the cookie of a socket; nobody else can put it there.
+func TestSockets(t *testing.T) {
+	w := newWorld(t)
+	m := w.make(t, &ebpf.MapSpec{Name: "socks", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 2})
+	w.make(t, &ebpf.MapSpec{Name: "blind", Type: ebpf.SockMap, KeySize: 4, ValueSize: 4, MaxEntries: 2})
+	var config net.ListenConfig
+	config.SetMultipathTCP(false) // a sockmap takes none of that
+	listener, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	raw, err := listener.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var socketCookie uint64
+	if err := raw.Control(func(fd uintptr) {
+		socketCookie, _ = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+		err = m.Put(uint32(1), uint64(fd))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := w.get("socks", "1"); got != fmt.Sprint(socketCookie) {
+		t.Errorf("cookie %s, want %d", got, socketCookie)
+	}
+	_, err = w.Set(context.Background(), SetRequest{Map: "mine/socks", Key: "0", Value: "5"})
+	fails(t, err, fault.ErrUnsupported, "only the process that has a socket open")
+	_, err = w.Get(context.Background(), "mine/blind", "1")
+	fails(t, err, fault.ErrUnsupported, "only if they have 8 bytes")
+}
+
+// TestStackTrace shows the addresses of a stack.
+func TestStackTrace(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "stacks", Type: ebpf.StackTrace, KeySize: 4, ValueSize: 16, MaxEntries: 4})
+	w.make(t, &ebpf.MapSpec{Name: "builds", Type: ebpf.StackTrace, KeySize: 4, ValueSize: 64, MaxEntries: 4, Flags: unix.BPF_F_STACK_BUILD_ID})
+	for name, value := range map[string]string{"stacks": "__u64[2]", "builds": "struct bpf_stack_build_id[2]"} {
+		m, err := w.Show(context.Background(), "mine/"+name)
+		if err != nil || m.ValueType == nil || *m.ValueType != value || *m.KeyType != "__u32" {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+	}
+}
+
+// section pins an array that holds a data section, as loaders do; the library
+// freezes constants.
+func (w *world) section(t *testing.T, name string) {
+	t.Helper()
+	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+	section := &btf.Datasec{Name: name, Size: 8, Vars: []btf.VarSecinfo{
+		{Type: &btf.Var{Name: "limit", Type: integer, Linkage: btf.GlobalVar}, Size: 4},
+		{Type: &btf.Var{Name: "verbose", Type: &btf.Int{Name: "_Bool", Size: 1, Encoding: btf.Bool}, Linkage: btf.GlobalVar}, Offset: 4, Size: 1},
+	}}
+	w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Key: &btf.Void{}, Value: section})
+}
+
+// TestSections reads and writes variables by their names. The dot in the name of
+// a section is one that bpffs doesn't take.
+func TestSections(t *testing.T) {
+	w := newWorld(t)
+	w.section(t, ".bss")
+	w.section(t, ".rodata")
+	const zero, other = `{"limit":0,"verbose":false}`, `{"limit":-5,"verbose":true}`
+	for _, name := range []string{".bss", ".rodata"} {
+		if rows := w.dump(DumpRequest{Map: "mine/" + name}); !slices.Equal(rows, []string{"0=" + zero}) {
+			t.Errorf("dump %s: %q", name, rows)
+		}
+	}
+	if c := w.set(".bss", "0", other); !c.Changed || w.get(".bss", "0") != other {
+		t.Errorf("set: %+v", c)
+	}
+	_, err := w.Set(context.Background(), SetRequest{Map: "mine/.bss", Key: "0", Value: `{"limit":3}`})
+	fails(t, err, fault.ErrUsage, `"verbose" is missing`)
+	_, err = w.Set(context.Background(), SetRequest{Map: "mine/.rodata", Key: "0", Value: other})
+	fails(t, err, fault.ErrConflict, "frozen")
+	listing, err := w.List(context.Background())
+	if err != nil || !slices.ContainsFunc(listing.Maps, func(m Map) bool {
+		return m.Ref == "mine/.rodata" && m.Name == ".rodata" && m.Frozen && strings.HasSuffix(m.Pinned[0], "/maps/%2Erodata")
+	}) {
+		t.Errorf("list: %+v, %v", listing, err)
+	}
+}
