@@ -15,7 +15,8 @@ TESTFLAGS ?=
 # The version is what Go reads from git, so a repository that git refuses to
 # read (it belongs to another user) must not stop the build.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
-export GOFLAGS += -buildvcs=$(VCS)
+# Without its generator of manual pages urfave/cli starts faster.
+export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs
 
 .DEFAULT_GOAL := build
 .PHONY: help build test demo bench fuzz generate lint completions install deps

@@ -108,11 +108,14 @@ func commandTree(env *Env, only string) []*cli.Command {
 // firstCommand returns the name of the command below the root that a command
 // line is certain to run: only global flags stand before it. Else "".
 func firstCommand(argv []string) string {
+	if len(argv) == 0 || !isFlag(argv[0]) {
+		return knownCommand(argv)
+	}
 	root := nodeOf(&cli.Command{Flags: globalFlags()})
 	l := line{node: root}
 	for i := 0; i < len(argv); i++ {
 		if !isFlag(argv[i]) {
-			return knownCommand(argv[i])
+			return knownCommand(argv[i:])
 		}
 		f := splitFlag(argv[i])
 		takesValue, global := root.flags[f.name]
@@ -126,9 +129,10 @@ func firstCommand(argv []string) string {
 	return ""
 }
 
-func knownCommand(name string) string {
-	if slices.ContainsFunc(builders(), func(b builder) bool { return b.name == name }) {
-		return name
+// knownCommand returns the first word when it is the name of a command.
+func knownCommand(argv []string) string {
+	if slices.ContainsFunc(builders(), func(b builder) bool { return len(argv) > 0 && b.name == argv[0] }) {
+		return argv[0]
 	}
 	return ""
 }

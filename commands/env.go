@@ -26,6 +26,9 @@ type Env struct {
 	// Open returns what commands work on. It doesn't touch the kernel before
 	// the first call that needs it.
 	Open func(ctx context.Context, options datapath.Options) (Backend, error)
+	// Interrupts returns a context that a signal cancels. Before it is called
+	// a signal ends the process: there is nothing yet to end in order.
+	Interrupts func(context.Context) context.Context
 	// Resolve turns the value of --netns into a path that can be opened.
 	Resolve func(netns string) (path string, err error)
 
@@ -93,7 +96,8 @@ func (e *Env) format(c *cli.Context) (output.Format, error) {
 // a command.
 func asBpftool(c *cli.Context) bool { return c.Bool("json") || c.Bool("pretty") }
 
-// backend opens what the command works on; close it when done.
+// backend opens what the command works on; close it when done. From there on a
+// signal cancels the command's context.
 func (e *Env) backend(c *cli.Context) (Backend, error) {
 	options := datapath.Options{
 		Root:        e.setting(c, "bpffs", "BPFNET_BPFFS", ""),
@@ -111,6 +115,7 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 		}
 		options.NetNS = path
 	}
+	c.Context = e.Interrupts(c.Context)
 	return e.Open(c.Context, options)
 }
 

@@ -53,6 +53,7 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 			f.options = options
 			return f, nil
 		},
+		Interrupts: func(ctx context.Context) context.Context { return ctx },
 		Resolve: func(netns string) (string, error) {
 			if netns == "gone" {
 				return "", fault.New(fault.ErrNotFound, "no network namespace %q", netns)

@@ -21,14 +21,18 @@ import (
 	"bpfnet/pinned"
 )
 
-// Main runs the command line of this process and returns its exit code. SIGINT,
-// SIGTERM and SIGHUP let the command end in order; further ones don't disturb
-// it, because timeout(1) and terminals may send the same signal twice.
+// Main runs the command line of this process and returns its exit code.
 func Main() int {
 	signal.Ignore(syscall.SIGPIPE) // a closed pipe is an error of the write
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	return Run(ctx, SystemEnv(), os.Args[1:])
+	return Run(context.Background(), SystemEnv(), os.Args[1:])
+}
+
+// untilSignal lets SIGINT, SIGTERM and SIGHUP end the command in order.
+// Further ones don't disturb it, because timeout(1) and terminals may send the
+// same signal twice: nothing is stopped before the process ends.
+func untilSignal(ctx context.Context) context.Context {
+	ctx, _ = signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	return ctx
 }
 
 // SystemEnv binds Env to this process, its kernel and its bpffs.
@@ -38,6 +42,7 @@ func SystemEnv() *Env {
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
 		Open:       openSystem,
+		Interrupts: untilSignal,
 		Resolve:    netns.Resolve,
 		Now:        time.Now,
 		Getenv:     os.Getenv,

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"fmt"
 	"runtime"
 	"runtime/debug"
 
@@ -37,9 +38,11 @@ func printVersion(c *cli.Context, env *Env) error {
 		return err
 	}
 	doc := readVersion()
-	return p.Object(doc, func() output.Table {
-		return output.Table{Header: []string{"version", "go", "platform"}, Rows: [][]string{{doc.Version, doc.Go, doc.Platform}}}
-	})
+	if p.Format() == output.FormatTable {
+		_, err := fmt.Fprintf(env.Stdout, "bpfnet %s, %s, %s\n", doc.Version, doc.Go, doc.Platform)
+		return err
+	}
+	return p.Object(doc, nil)
 }
 
 // readVersion reads what the Go linker noted in the executable.

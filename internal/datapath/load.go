@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/codec"
@@ -284,7 +283,7 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 // newCollection loads maps and programs into the kernel, with reuse in place of
 // the maps of those names.
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
-	_ = rlimit.RemoveMemlock() // only kernels before 5.11 need it, and then loading says so
+	unlockMemory()
 	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
 	if err == nil {
 		return coll, nil
