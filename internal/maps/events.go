@@ -164,7 +164,7 @@ func (h *handle) hasEvents() error {
 	case h.Type() == ebpf.UserRingbuf:
 		return refuse("a user_ringbuf goes the other way: processes write it and programs read it")
 	}
-	err := refuse(fmt.Sprintf("a %s holds no records, only a ringbuf and a perf_event_array do", h.kind.word))
+	err := refuse(fmt.Sprintf("it is of type %s: only a ringbuf and a perf_event_array hold records", h.kind.word))
 	if h.kind.refuses == "" {
 		return err.Hint("bpfnet map dump %s reads its entries", h.about.Ref)
 	}

@@ -56,14 +56,14 @@ func (h *handle) holders(ctx context.Context) ([]holders.Process, error) {
 
 func (h *handle) taken(by []holders.Process) error {
 	return fault.New(fault.ErrConflict, "read events of map %s: process %s has it open, and only one can read it", h.about.Ref, list(by)).
-		Hint("--steal reads it all the same; the other reader misses what you get")
+		Hint("--steal reads it all the same; a reader that it has will miss records")
 }
 
-// stolen says what stealing means: a ring buffer is shared from now on, the
-// slots of a perf event array change hands.
+// stolen says what stealing means: two readers of a ring buffer move the same
+// position, the slots of a perf event array change hands.
 func (h *handle) stolen(by []holders.Process) string {
 	if h.Type() == ebpf.RingBuf {
-		return fmt.Sprintf("map %s is open in process %s: if that reads it, each of you gets a part of the records", h.about.Ref, list(by))
+		return fmt.Sprintf("map %s is open in process %s: if that reads it, a record goes to one of you or to both", h.about.Ref, list(by))
 	}
 	return fmt.Sprintf("map %s is open in process %s: if that reads it, it gets no more records, also afterwards", h.about.Ref, list(by))
 }

@@ -80,5 +80,5 @@ func (d *decoder) notes() []string {
 	if d.short == 0 {
 		return nil
 	}
-	return []string{fmt.Sprintf("%d records are shorter than %s, which has %d bytes: they were printed as bytes", d.short, *d.name, d.size)}
+	return []string{fmt.Sprintf("records shorter than %s, %d bytes, that were printed as bytes: %d", *d.name, d.size, d.short)}
 }

@@ -299,6 +299,6 @@ func looksLike(name, meant string) bool {
 	if !ok {
 		bare = name
 	}
-	beginning := meant[:min(3, len(meant))]
+	beginning := meant[:min(2, len(meant))]
 	return strings.Contains(bare, meant) || strings.HasPrefix(bare, beginning)
 }
