@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/maps"
@@ -58,6 +59,7 @@ type Backend interface {
 	datapath.API
 	CheckTarget(datapath.AttachRequest) error
 	Maps() maps.API
+	Bpftool() bpftool.API
 	Probe(ctx context.Context) probe.Report
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)

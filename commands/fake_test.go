@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
@@ -32,6 +33,7 @@ type fake struct {
 	reads     uint64           // calls of Instances while stats is on
 
 	maps     maps.API
+	bpftool  bpftool.API
 	report   probe.Report
 	steps    []probe.Step
 	traffic  traffic.Sampler
@@ -290,6 +292,7 @@ func (f *fake) OpenMap(instance, name string, _ bool) (*ebpf.Map, error) {
 }
 
 func (f *fake) Update(_ context.Context, fn func() error) error { return fn() }
+func (f *fake) Bpftool() bpftool.API                            { return f.bpftool }
 func (f *fake) Maps() maps.API                                  { return f.maps }
 func (f *fake) Probe(context.Context) probe.Report              { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step           { return f.steps }

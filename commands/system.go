@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/maps"
@@ -90,7 +91,8 @@ func interfaceNames() ([]string, error) {
 // system is the Backend of a real kernel.
 type system struct {
 	*datapath.Engine
-	root string
+	root  string
+	netns string
 }
 
 func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
@@ -101,10 +103,11 @@ func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &system{Engine: engine, root: options.Root}, nil
+	return &system{Engine: engine, root: options.Root, netns: options.NetNS}, nil
 }
 
 func (s *system) Maps() maps.API                            { return maps.New(s.root) }
+func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
 func (s *system) Close() error                              { return nil }
