@@ -55,6 +55,9 @@ func mapListCommand(env *Env) *cli.Command {
 		Usage: "the maps of this machine",
 		Flags: userFlags(),
 		Action: func(c *cli.Context) error {
+			if asBpftool(c) {
+				return env.showMapsAsBpftool(c)
+			}
 			if err := args(c); err != nil {
 				return err
 			}
@@ -132,6 +135,9 @@ func mapShowCommand(env *Env) *cli.Command {
 		ArgsUsage: "MAP",
 		Flags:     userFlags(),
 		Action: func(c *cli.Context) error {
+			if asBpftool(c) {
+				return env.showMapsAsBpftool(c)
+			}
 			w, err := mapArgs(c, "MAP")
 			if err != nil {
 				return err
@@ -202,6 +208,9 @@ func mapGetCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
+			if asBpftool(c) {
+				return env.getAsBpftool(c, p, b.Bpftool(), w)
+			}
 			entry, err := b.Maps().Get(c.Context, w.ref, w.key)
 			if err != nil {
 				return err
@@ -279,6 +288,10 @@ func (e *Env) changeMap(c *cli.Context, did, already string, write func(maps.API
 	if err != nil {
 		return err
 	}
+	if asBpftool(c) && !c.Bool("dry-run") {
+		e.notes(c, change.Notes)
+		return p.Object(nil, nil) // null, as bpftool
+	}
 	key := text(change.Key)
 	e.done(c, p, done{
 		changed: change.Changed,
@@ -323,13 +336,16 @@ func mapDumpCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			return env.dumpMap(c, p, b.Maps(), w.ref)
+			request := maps.DumpRequest{Map: w.ref, Limit: c.Uint64("limit"), Match: c.String("match")}
+			if asBpftool(c) {
+				return env.dumpMapAsBpftool(c, p, b.Bpftool(), request)
+			}
+			return env.dumpMap(c, p, b.Maps(), request)
 		},
 	}
 }
 
-func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API, ref string) error {
-	request := maps.DumpRequest{Map: ref, Limit: c.Uint64("limit"), Match: c.String("match")}
+func (e *Env) dumpMap(c *cli.Context, p *output.Printer, api maps.API, request maps.DumpRequest) error {
 	rows := p.Rows()
 	var document []byte
 	dumped, err := api.Dump(c.Context, request, func(row maps.Row) error {

@@ -23,40 +23,46 @@ import (
 type Maps interface {
 	// MapList describes all maps, in the order of their ids. With pids it
 	// says which processes have them open.
-	MapList(ctx context.Context, pids bool) ([]Object, error)
+	MapList(ctx context.Context, pids bool) (MapListing, error)
 	// MapShow describes the maps that ref names, at least one.
-	MapShow(ctx context.Context, ref string, pids bool) ([]Object, error)
+	MapShow(ctx context.Context, ref string, pids bool) (MapListing, error)
 	// MapHeaders is the beginning of what MapShow tells: what bpftool puts
 	// before the entries when it dumps several maps.
 	MapHeaders(ctx context.Context, ref string) ([]Object, error)
 	// MapDump calls emit with the JSON of each entry, which is overwritten by
 	// the next. It stops with the first error that emit returns.
-	MapDump(ctx context.Context, ref string, emit func(entry []byte) error) error
-	// MapLookup returns the JSON of an entry; fault.ErrNotFound when there is
-	// none.
+	MapDump(ctx context.Context, request maps.DumpRequest, emit func(entry []byte) error) error
+	// MapLookup returns the JSON of an entry, and null with fault.ErrNotFound
+	// for a key that isn't there.
 	MapLookup(ctx context.Context, ref, key string) (json.RawMessage, error)
+}
+
+// MapListing describes maps.
+type MapListing struct {
+	Maps  []Object
+	Notes []string // what is missing and why
 }
 
 func (k *Kernel) maps() *maps.Store { return maps.New(string(k.root)) }
 
 // MapList implements Maps.
-func (k *Kernel) MapList(ctx context.Context, pids bool) ([]Object, error) {
+func (k *Kernel) MapList(ctx context.Context, pids bool) (MapListing, error) {
 	refs, err := k.mapRefs(ctx, func(maps.RawInfo) bool { return true })
 	if err != nil {
-		return nil, err
+		return MapListing{}, err
 	}
 	return k.describeMaps(refs, pids)
 }
 
 // MapShow implements Maps.
-func (k *Kernel) MapShow(ctx context.Context, ref string, pids bool) ([]Object, error) {
+func (k *Kernel) MapShow(ctx context.Context, ref string, pids bool) (MapListing, error) {
 	refs, err := k.named(ctx, ref)
 	if err != nil {
-		return nil, err
+		return MapListing{}, err
 	}
 	shown, err := k.describeMaps(refs, pids)
-	if err == nil && len(shown) == 0 {
-		return nil, fault.New(fault.ErrNotFound, "open map %s: no such map", ref)
+	if err == nil && len(shown.Maps) == 0 {
+		return MapListing{}, fault.New(fault.ErrNotFound, "open map %s: no such map", ref)
 	}
 	return shown, err
 }
@@ -105,34 +111,45 @@ func (k *Kernel) mapRefs(ctx context.Context, fits func(maps.RawInfo) bool) ([]s
 	}
 }
 
-func (k *Kernel) describeMaps(refs []string, pids bool) ([]Object, error) {
+func (k *Kernel) describeMaps(refs []string, pids bool) (MapListing, error) {
+	l := MapListing{Maps: []Object{}}
 	var by map[uint32][]holders.Process
 	if pids {
 		var err error
-		if by, err = holders.Scan(holders.Map, nil); err != nil && !errors.Is(err, holders.ErrIncomplete) {
-			return nil, err
+		by, err = holders.Scan(holders.Map, nil)
+		if errors.Is(err, holders.ErrIncomplete) {
+			l.Notes = append(l.Notes, err.Error())
+		} else if err != nil {
+			return MapListing{}, err
 		}
 	}
-	described := []Object{}
 	for _, ref := range refs {
-		r, err := k.maps().OpenRaw(ref)
+		o, err := k.describeMap(ref, by)
 		if errors.Is(err, fault.ErrNotFound) && len(refs) > 1 {
 			continue // gone meanwhile
 		}
 		if err != nil {
-			return nil, err
+			return MapListing{}, err
 		}
-		o, err := describeMap(r)
-		r.Close()
-		if err != nil {
-			return nil, err
-		}
-		if open := by[r.Info.ID]; len(open) > 0 {
-			o.add("pids", open)
-		}
-		described = append(described, o)
+		l.Maps = append(l.Maps, o)
 	}
-	return described, nil
+	return l, nil
+}
+
+func (k *Kernel) describeMap(ref string, by map[uint32][]holders.Process) (Object, error) {
+	r, err := k.maps().OpenRaw(ref)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	o, err := describe(r)
+	if err != nil {
+		return nil, err
+	}
+	if open := by[r.Info.ID]; len(open) > 0 {
+		o.add("pids", open)
+	}
+	return o, nil
 }
 
 func mapHeader(info maps.RawInfo) Object {
@@ -152,7 +169,7 @@ func mapType(t ebpf.MapType) any {
 	return uint32(t)
 }
 
-func describeMap(r *maps.Raw) (Object, error) {
+func describe(r *maps.Raw) (Object, error) {
 	o := mapHeader(r.Info)
 	o.add("bytes_key", r.Info.KeySize)
 	o.add("bytes_value", r.Info.ValueSize)
@@ -219,8 +236,8 @@ func (k *Kernel) MapHeaders(ctx context.Context, ref string) ([]Object, error) {
 }
 
 // MapDump implements Maps.
-func (k *Kernel) MapDump(ctx context.Context, ref string, emit func(entry []byte) error) error {
-	r, err := k.maps().OpenRaw(ref)
+func (k *Kernel) MapDump(ctx context.Context, request maps.DumpRequest, emit func(entry []byte) error) error {
+	r, err := k.maps().OpenRaw(request.Map)
 	if err != nil {
 		return err
 	}
@@ -229,17 +246,12 @@ func (k *Kernel) MapDump(ctx context.Context, ref string, emit func(entry []byte
 	if err != nil {
 		return err
 	}
-	var buffer []byte
-	return r.Walk(ctx, func(key, value []byte, refused error) error {
-		switch {
-		case refused == nil:
-			buffer = p.append(buffer[:0], key, value)
-		case r.Info.HoldsObjects && errors.Is(refused, unix.ENOENT):
-			return nil // an empty slot
-		default:
-			buffer = appendRefused(buffer[:0], key, refused)
+	return r.Walk(ctx, request, func(key, value []byte, refused error) error {
+		entry := p.entry(key, value, refused)
+		if entry == nil {
+			return nil
 		}
-		return emit(buffer)
+		return emit(entry)
 	})
 }
 
@@ -263,7 +275,7 @@ func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage,
 		return nil, err
 	}
 	if value == nil {
-		return nil, fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, ref)
+		return json.RawMessage("null"), fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, ref)
 	}
 	return p.append(nil, bytes, value), nil
 }

@@ -22,6 +22,7 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/internal/fault"
+	bpfmaps "bpfnet/internal/maps"
 	"bpfnet/internal/testkit"
 )
 
@@ -153,7 +154,7 @@ func (l *lab) mustMake(spec *ebpf.MapSpec) (*ebpf.Map, string) {
 // dump is the whole dump of a map.
 func (l *lab) dump(ref string) ([]byte, error) {
 	var rows [][]byte
-	err := l.MapDump(context.Background(), ref, func(row []byte) error {
+	err := l.MapDump(context.Background(), bpfmaps.DumpRequest{Map: ref}, func(row []byte) error {
 		rows = append(rows, slices.Clone(row))
 		return nil
 	})
@@ -163,10 +164,10 @@ func (l *lab) dump(ref string) ([]byte, error) {
 func (l *lab) show(ref string) []byte {
 	l.t.Helper()
 	shown, err := l.MapShow(context.Background(), ref, false)
-	if err != nil || len(shown) != 1 {
-		l.t.Fatalf("show %s: %d, %v", ref, len(shown), err)
+	if err != nil || len(shown.Maps) != 1 {
+		l.t.Fatalf("show %s: %d, %v", ref, len(shown.Maps), err)
 	}
-	text, err := json.Marshal(shown[0])
+	text, err := json.Marshal(shown.Maps[0])
 	if err != nil {
 		l.t.Fatal(err)
 	}

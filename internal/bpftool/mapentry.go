@@ -14,6 +14,7 @@ import (
 type entryPrinter struct {
 	info       maps.RawInfo
 	key, value printer // nil: no type
+	buffer     []byte
 }
 
 func newEntryPrinter(r *maps.Raw) (*entryPrinter, error) {
@@ -30,6 +31,21 @@ func newEntryPrinter(r *maps.Raw) (*entryPrinter, error) {
 		p.key = newPrinter(key, int(r.Info.KeySize))
 	}
 	return p, nil
+}
+
+// entry returns the JSON of an entry, or of why the kernel doesn't give its
+// value; nil for an empty slot of a map of maps or programs. The next call
+// overwrites it.
+func (p *entryPrinter) entry(key, value []byte, refused error) []byte {
+	switch {
+	case refused == nil:
+		p.buffer = p.append(p.buffer[:0], key, value)
+	case p.info.HoldsObjects && errors.Is(refused, unix.ENOENT):
+		return nil
+	default:
+		p.buffer = appendRefused(p.buffer[:0], key, refused)
+	}
+	return p.buffer
 }
 
 func (p *entryPrinter) append(dst, key, value []byte) []byte {

@@ -116,23 +116,73 @@ func (r *Raw) Types() (key, value btf.Type, err error) {
 
 // ParseKey turns the text of a key, as package codec describes it, into bytes.
 func (r *Raw) ParseKey(text string) ([]byte, error) {
-	if r.h.key == nil {
-		key, value, err := r.h.types(r.s.types())
-		if err != nil {
-			return nil, err
-		}
-		r.h.chooseCodecs(key, value)
+	if err := r.loadCodecs(); err != nil {
+		return nil, err
 	}
 	return r.h.parseKey(text)
+}
+
+func (r *Raw) loadCodecs() error {
+	if r.h.key != nil {
+		return nil
+	}
+	key, value, err := r.h.types(r.s.types())
+	if err != nil {
+		return err
+	}
+	r.h.chooseCodecs(key, value)
+	return nil
 }
 
 // Lookup returns the value of a key as the kernel gives it, nil when there is
 // none. In an LPM trie that is the value of the longest prefix that matches.
 func (r *Raw) Lookup(key []byte) ([]byte, error) { return r.h.lookup(key) }
 
-// Walk is like the function Walk, but also visits the keys whose value the
-// kernel doesn't give, with the reason and a nil value.
-func (r *Raw) Walk(ctx context.Context, visit func(key, value []byte, refused error) error) error {
+// Walk visits the entries that request asks for, like the function Walk, but
+// also the keys whose value the kernel doesn't give, with the reason and a nil
+// value.
+func (r *Raw) Walk(ctx context.Context, request DumpRequest, visit func(key, value []byte, refused error) error) error {
+	if request.Match != "" || request.Limit > 0 {
+		chosen, err := r.chosen(request, visit)
+		if err != nil {
+			return err
+		}
+		if err := r.walk(ctx, chosen); !errors.Is(err, errEnough) {
+			return err
+		}
+		return nil
+	}
+	return r.walk(ctx, visit)
+}
+
+// chosen leaves out the entries that request doesn't ask for, and ends with
+// errEnough.
+func (r *Raw) chosen(request DumpRequest, visit rawVisitor) (rawVisitor, error) {
+	match, err := matcher(request.Match)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.loadCodecs(); err != nil {
+		return nil, err
+	}
+	var text []byte
+	var count uint64
+	return func(key, value []byte, refused error) error {
+		text = r.h.key.Append(text[:0], key)
+		if !match(key, text) {
+			return nil
+		}
+		if err := visit(key, value, refused); err != nil {
+			return err
+		}
+		if count++; count == request.Limit {
+			return errEnough
+		}
+		return nil
+	}, nil
+}
+
+func (r *Raw) walk(ctx context.Context, visit rawVisitor) error {
 	if r.h.kind.batch {
 		return r.h.walk(ctx, func(key, value []byte) error { return visit(key, value, nil) })
 	}
@@ -142,7 +192,9 @@ func (r *Raw) Walk(ctx context.Context, visit func(key, value []byte, refused er
 	return r.walkKeys(ctx, visit)
 }
 
-func onlyOnceRaw(visit func(key, value []byte, refused error) error) func(key, value []byte, refused error) error {
+type rawVisitor func(key, value []byte, refused error) error
+
+func onlyOnceRaw(visit rawVisitor) rawVisitor {
 	seen := make(map[string]struct{})
 	return func(key, value []byte, refused error) error {
 		if _, again := seen[string(key)]; again {
@@ -153,7 +205,7 @@ func onlyOnceRaw(visit func(key, value []byte, refused error) error) func(key, v
 	}
 }
 
-func (r *Raw) walkKeys(ctx context.Context, visit func(key, value []byte, refused error) error) error {
+func (r *Raw) walkKeys(ctx context.Context, visit rawVisitor) error {
 	var key []byte
 	next := make([]byte, r.Info.KeySize)
 	value := make([]byte, r.Info.Stride*r.Info.CPUs)
@@ -175,7 +227,7 @@ func (r *Raw) walkKeys(ctx context.Context, visit func(key, value []byte, refuse
 	}
 }
 
-func (r *Raw) visitKey(key, value []byte, visit func(key, value []byte, refused error) error) error {
+func (r *Raw) visitKey(key, value []byte, visit rawVisitor) error {
 	if err := element(unix.BPF_MAP_LOOKUP_ELEM, r.h.FD(), key, value, 0); err != nil {
 		return visit(key, nil, err)
 	}
