@@ -484,11 +484,62 @@ func TestEventTypesOfOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := declaredType(spec, "events"); got == nil || got.TypeName() != "event" {
-		t.Errorf("the definition says %v", got)
+	for _, test := range []struct {
+		name string
+		perf bool
+		want string
+	}{
+		{"events", false, ""}, {"samples", true, ""}, {"samples", false, "__u32"}, {"none", false, ""},
+	} {
+		got := ""
+		if found := declaredType(spec, test.name, test.perf); found != nil {
+			got = found.TypeName()
+		}
+		if got != test.want {
+			t.Errorf("the definition of %s says %q, want %q", test.name, got, test.want)
+		}
 	}
-	if got := declaredType(spec, "samples"); got != nil {
-		t.Errorf("a definition without a type says %v", got)
+}
+
+// TestEventTypeDeclared checks a type that the map's definition names.
+func TestEventTypeDeclared(t *testing.T) {
+	w := newWorld(t)
+	path, err := filepath.Abs("../datapath/testdata/typed.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.load(path, object)
+	stream, err := w.Events(t.Context(), EventsRequest{Map: "ev/thermometer"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if source := stream.Source(); source.Type == nil || *source.Type != "struct reading" {
+		t.Errorf("source %+v", source)
+	}
+}
+
+// TestEventTypesOfPrograms checks that the BTF of programs is found, with
+// those that libbpf loaded: it gives the kernel the types of the whole object.
+func TestEventTypesOfPrograms(t *testing.T) {
+	w := newWorld(t)
+	program, pins := string(w.root)+"/mine/program", string(w.root)+"/mine/libbpf"
+	if out, err := exec.Command("bpftool", "prog", "load", sender, program, "type", "xdp", "pinmaps", pins).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for name, want := range map[string]string{"events": "struct event", "samples": "struct sample"} {
+		stream, err := w.Events(t.Context(), EventsRequest{Map: pins + "/" + name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream.Close()
+		if source := stream.Source(); source.Type == nil || *source.Type != want {
+			t.Errorf("%s: %+v", name, source)
+		}
 	}
 }
 

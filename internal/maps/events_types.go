@@ -41,11 +41,14 @@ func (s *Store) eventType(h *handle, r EventsRequest) (recordType, error) {
 		t, err := namedType(specs, r.Type, denied)
 		return recordType{t: t}, err
 	}
-	for _, rule := range []func(*btf.Spec, string) btf.Type{declaredType, namesakeType} {
-		for _, spec := range specs {
-			if t := rule(spec, name); t != nil {
-				return recordType{t: t}, nil
-			}
+	for _, spec := range specs {
+		if t := declaredType(spec, name, h.Type() == ebpf.PerfEventArray); t != nil {
+			return recordType{t: t}, nil
+		}
+	}
+	for _, spec := range specs {
+		if t := namesakeType(spec, name); t != nil {
+			return recordType{t: t}, nil
 		}
 	}
 	return recordType{notes: []string{untyped(h.about.Ref, specs, denied)}}, nil
@@ -164,9 +167,13 @@ func (s *Store) instanceBTF(instance string) *btf.Spec {
 	return spec
 }
 
+// slotSize is the size of a value of a perf event array: a descriptor.
+const slotSize = 4
+
 // declaredType returns the type that the definition of the map in C says:
-// __type(value, struct event).
-func declaredType(spec *btf.Spec, name string) btf.Type {
+// __type(value, struct event). That of a perf event array is mostly the one of
+// its slots.
+func declaredType(spec *btf.Spec, name string, perf bool) btf.Type {
 	var section *btf.Datasec
 	if spec.TypeByName(".maps", &section) != nil {
 		return nil
@@ -181,7 +188,11 @@ func declaredType(spec *btf.Spec, name string) btf.Type {
 			continue
 		}
 		for _, m := range definition.Members {
-			if pointer, ok := m.Type.(*btf.Pointer); ok && m.Name == "value" && sizeOf(pointer.Target) > 0 {
+			pointer, ok := m.Type.(*btf.Pointer)
+			if !ok || m.Name != "value" {
+				continue
+			}
+			if size := sizeOf(pointer.Target); size > 0 && !(perf && size == slotSize) {
 				return pointer.Target
 			}
 		}

@@ -22,13 +22,13 @@ struct sample {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 16);
-	__type(value, struct event);
 } events SEC(".maps");
 
+/* Key and value are those of the map, as the kernel wants them, not the records. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
-	__uint(key_size, 4);
-	__uint(value_size, 4);
+	__type(key, __u32);
+	__type(value, __u32);
 } samples SEC(".maps");
 
 /* No structure is called like it. */
@@ -40,7 +40,9 @@ struct {
 __u64 sent;    /* records that were sent, or should have been */
 __u64 refused; /* of them those that found no space */
 
-struct sample *unused __attribute__((unused)); /* puts the type into the BTF */
+/* These put the types into the BTF. */
+struct event *unused_event __attribute__((unused));
+struct sample *unused_sample __attribute__((unused));
 
 /* A record, and what programs put behind it. */
 struct record {
