@@ -102,7 +102,7 @@ func (e *Env) dumpMapsAsBpftool(c *cli.Context, api bpftool.API, headers []bpfto
 		if err := dumpElements(c, w, api, header, request); err != nil {
 			return err
 		}
-		separator = ",\n"
+		separator = ","
 	}
 	w.WriteString("]\n")
 	return w.Flush()

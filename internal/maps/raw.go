@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -38,6 +37,10 @@ type RawInfo struct {
 
 // OpenRaw opens a map for reading; close it when done.
 func (s *Store) OpenRaw(ref string) (*Raw, error) {
+	ref, err := s.resolve(ref)
+	if err != nil {
+		return nil, err
+	}
 	m, err := s.openMap(ref, true)
 	if err != nil {
 		return nil, err
@@ -56,33 +59,16 @@ func (s *Store) raw(m *ebpf.Map, ref string) (*Raw, error) {
 		return nil, err
 	}
 	h.about.Ref = ref
-	info, err := rawInfo(m.FD())
+	i, err := infoOf(m.FD())
 	if err != nil {
 		return nil, fmt.Errorf("read about map %s: %w", ref, err)
 	}
-	info.PerCPU, info.CPUs, info.Stride = h.kind.perCPU, h.cpus, h.stride
-	info.HoldsObjects = h.kind.holds != ""
-	return &Raw{Info: info, h: h, s: s}, nil
-}
-
-// rawMapInfo is struct bpf_map_info up to the types.
-type rawMapInfo struct {
-	kind, id, keySize, valueSize, maxEntries, flags uint32
-	name                                            [unix.BPF_OBJ_NAME_LEN]byte
-	_, kernelValueType                              uint32
-	_, _                                            uint64
-	btfID, keyType, valueType, _                    uint32
-}
-
-func rawInfo(fd int) (RawInfo, error) {
-	var i rawMapInfo
-	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(i)), info: unsafe.Pointer(&i)}
-	err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return RawInfo{
+	return &Raw{h: h, s: s, Info: RawInfo{
 		ID: i.id, Type: ebpf.MapType(i.kind), Name: unix.ByteSliceToString(i.name[:]), Flags: i.flags,
 		KeySize: i.keySize, ValueSize: i.valueSize, MaxEntries: i.maxEntries,
-		BTF: i.btfID, KeyType: i.keyType, ValueType: i.valueType, KernelValueType: i.kernelValueType,
-	}, err
+		BTF: i.btfID, KeyType: i.keyTypeID, ValueType: i.valueTypeID, KernelValueType: i.kernelTypeID,
+		PerCPU: h.kind.perCPU, CPUs: h.cpus, Stride: h.stride, HoldsObjects: h.kind.holds != "",
+	}}, nil
 }
 
 // Close closes the map.

@@ -34,15 +34,20 @@ type infoAttr struct {
 
 // mapInfo is the beginning of struct bpf_map_info.
 type mapInfo struct {
-	kind        uint32
-	id          uint32
-	_           [4]uint32 // key_size to map_flags
-	name        [unix.BPF_OBJ_NAME_LEN]byte
-	_           [24]byte // ifindex to netns_ino
-	btfID       uint32
-	keyTypeID   uint32
-	valueTypeID uint32
-	_           uint32
+	kind         uint32
+	id           uint32
+	keySize      uint32
+	valueSize    uint32
+	maxEntries   uint32
+	flags        uint32
+	name         [unix.BPF_OBJ_NAME_LEN]byte
+	_            uint32 // ifindex
+	kernelTypeID uint32 // of values, in the kernel's own BTF
+	_            [16]byte
+	btfID        uint32
+	keyTypeID    uint32
+	valueTypeID  uint32
+	_            uint32
 }
 
 // progInfo is the beginning of struct bpf_prog_info.
