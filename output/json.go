@@ -2,6 +2,7 @@ package output
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"unicode/utf8"
@@ -20,10 +21,30 @@ func Marshal(doc any) ([]byte, error) {
 	return printable(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), nil
 }
 
+// isPlain says whether text is ASCII without control characters, as most of a
+// dump is: it looks at eight bytes at a time.
+func isPlain(text []byte) bool {
+	const ones = 0x0101010101010101
+	for ; len(text) >= 8; text = text[8:] {
+		w := binary.NativeEndian.Uint64(text)
+		// The high bit of a byte comes up when it was there, when the byte is
+		// below 0x20, and when it is 0x7f.
+		if (w|(w-0x20*ones)|(w+ones))&(0x80*ones) != 0 {
+			return false
+		}
+	}
+	for _, c := range text {
+		if c < 0x20 || c >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
 // printable replaces unsafe characters of a JSON text by \u escapes. Outside of
 // strings JSON is ASCII, so every one of them is inside a string.
 func printable(text []byte) []byte {
-	if !bytes.ContainsFunc(text, unsafe) {
+	if isPlain(text) || !bytes.ContainsFunc(text, unsafe) {
 		return text
 	}
 	safe := make([]byte, 0, len(text)+16)
