@@ -32,6 +32,7 @@ type Cgroup struct {
 	Path      string // absolute
 	ID        uint64
 	Effective bool // Programs are those that run, not those that are attached here
+	KernelBTF bool // the kernel has BTF of its own
 	Programs  []CgroupProgram
 	Notes     []string // what couldn't be read, and why
 }
@@ -66,6 +67,8 @@ func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup,
 		return c, err
 	}
 	defer dir.Close()
+	_, err = os.Stat("/sys/kernel/btf/vmlinux")
+	c.KernelBTF = err == nil
 	known, err := k.links()
 	if err != nil {
 		c.Notes = append(c.Notes, fmt.Sprintf("links are not shown: %v", err))
@@ -184,11 +187,11 @@ func (c Cgroup) Bpftool() []Object {
 		doc.add("name", name)
 		if p.BTFName != nil {
 			doc.add("attach_btf_name", *p.BTFName)
+		} else if c.KernelBTF && p.BTFType == 0 {
+			doc.add("attach_btf_name", "") // of type 0, which is void
 		}
-		if p.BTFType != 0 {
-			doc.add("attach_btf_obj_id", p.BTFObject)
-			doc.add("attach_btf_id", p.BTFType)
-		}
+		doc.add("attach_btf_obj_id", p.BTFObject)
+		doc.add("attach_btf_id", p.BTFType)
 		docs = append(docs, doc)
 	}
 	return docs

@@ -180,9 +180,9 @@ func (n Network) tcRow(t TC) NetworkRow {
 }
 
 // repeated says whether the kernel lists a filter once more: those of an ingress
-// qdisc also stand where those of a clsact qdisc would.
+// qdisc also stand where those of a clsact qdisc would, and below the root.
 func (n Network) repeated(t TC) bool {
-	return strings.HasPrefix(t.Kind, "clsact/") && slices.ContainsFunc(n.TC, func(other TC) bool {
+	return (t.Kind == "root" || strings.HasPrefix(t.Kind, "clsact/")) && slices.ContainsFunc(n.TC, func(other TC) bool {
 		return other.Kind == "ingress" && other.IfIndex == t.IfIndex
 	})
 }

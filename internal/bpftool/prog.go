@@ -1,13 +1,10 @@
 package bpftool
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -117,7 +114,14 @@ func (k *Kernel) Programs(_ context.Context, ref string) ([]Object, error) {
 		return nil, fault.New(fault.ErrNotFound, "show program %q: no such program", ref).
 			Hint("bpfnet -j prog show   shows all programs of the kernel")
 	}
-	return addHolders(holders.Prog, docs), nil
+	docs = addHolders(holders.Prog, docs)
+	for i := range docs {
+		ids, _ := docs[i].Get("map_ids").([]uint32)
+		if tells := metadata(k.maps(), ids); tells != nil {
+			docs[i].add("metadata", tells)
+		}
+	}
+	return docs, nil
 }
 
 // eachProgram calls fn with a descriptor of every program that ref means.
@@ -213,8 +217,10 @@ func describeProgram(fd int) (Object, error) {
 
 // programReferences adds what a program uses.
 func programReferences(doc Object, fd int, info progInfo) Object {
-	if memlock, ok := memlock(fd); ok {
-		doc.add("bytes_memlock", memlock)
+	if numbers, err := fdinfo(fd); err == nil {
+		if memlock, ok := numbers["memlock"]; ok {
+			doc.add("bytes_memlock", memlock)
+		}
 	}
 	if ids := mapIDs(fd, info.mapCount); len(ids) > 0 {
 		doc.add("map_ids", ids)
@@ -259,22 +265,6 @@ func loadedAt(ns uint64) int64 {
 		return int64(ns / 1e9)
 	}
 	return (now.Nano() - boot.Nano() + int64(ns)) / 1e9
-}
-
-// memlock is what the kernel accounts for a descriptor's object, in bytes.
-func memlock(fd int) (int64, bool) {
-	file, err := os.Open(filepath.Join("/proc/self/fdinfo", strconv.Itoa(fd)))
-	if err != nil {
-		return 0, false
-	}
-	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		if number, ok := strings.CutPrefix(lines.Text(), "memlock:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
-			return n, err == nil
-		}
-	}
-	return 0, false
 }
 
 func parseID(ref string) (uint32, error) {

@@ -13,6 +13,7 @@ import (
 	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
 	"bpfnet/internal/probe"
+	"bpfnet/pinned"
 )
 
 // This file calls bpf(2) itself: cilium/ebpf doesn't tell all that bpftool
@@ -21,12 +22,12 @@ import (
 // kind is a kind of BPF object that has ids.
 type kind struct {
 	name      holders.Kind
-	target    string // what a descriptor of it is a link to, in /proc
+	target    string // in what a descriptor of it is a link to, in /proc: bpf-link is bpf_link, too
 	next, get int    // commands: the id after an id, the descriptor of an id
 }
 
 var (
-	progKind = kind{holders.Prog, "bpf-prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
+	progKind = kind{holders.Prog, "bpf_prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
 	linkKind = kind{holders.Link, "bpf_link", unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
 )
 
@@ -91,14 +92,16 @@ func (k kind) openRef(ref string) (int, error) {
 		return k.openID(ref)
 	}
 	fd, err := openPin(ref)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return -1, fault.New(fault.ErrNotFound, "open %s %s: no such pin", k.name, ref)
-	}
-	if err != nil {
+	case err != nil && !isPin(ref):
+		return -1, fault.New(fault.ErrUsage, "open %s %s: it is not a pin on bpffs", k.name, ref)
+	case err != nil:
 		return -1, fmt.Errorf("open %s %s: %w", k.name, ref, probe.Explain(probe.OpOpenPin, err))
 	}
 	target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err == nil && !strings.Contains(target, k.target) {
+	if err == nil && !strings.Contains(strings.ReplaceAll(target, "-", "_"), k.target) {
 		unix.Close(fd)
 		return -1, fault.New(fault.ErrUsage, "open %s %s: it is not a %s", k.name, ref, k.name)
 	}
@@ -119,6 +122,13 @@ func (k kind) openID(ref string) (int, error) {
 		return -1, fmt.Errorf("open %s %s: %w", k.name, ref, probe.Explain(probe.OpListByID, err))
 	}
 	return fd, nil
+}
+
+// isPin says whether path is a file on bpffs; true when it can't be told.
+func isPin(path string) bool {
+	info, err := os.Stat(path)
+	regular := err != nil || info.Mode().IsRegular()
+	return regular && !errors.Is(pinned.Root(path).Check(), pinned.ErrNotBPFFS)
 }
 
 type pinAttr struct {

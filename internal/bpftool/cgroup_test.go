@@ -1,0 +1,168 @@
+package bpftool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
+)
+
+// sameCgroup compares what is attached to a cgroup with what bpftool shows.
+func sameCgroup(t *testing.T, path string) Cgroup {
+	t.Helper()
+	theirs, err := oracle(t, "cgroup", "show", path)
+	if err != nil {
+		t.Fatalf("bpftool cgroup show: %v: %s", err, theirs)
+	}
+	c, err := New("", "").Cgroup(ctx, path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "cgroup show", written(t, c.Bpftool()), theirs)
+	return c
+}
+
+// cgroupPrograms attaches a program to many hooks of a cgroup.
+func cgroupPrograms(t *testing.T, cgroup string) {
+	t.Helper()
+	for i, spec := range []ebpf.ProgramSpec{
+		{Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetIngress},
+		{Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress},
+		{Type: ebpf.CGroupSock, AttachType: ebpf.AttachCGroupInetSockCreate},
+		{Type: ebpf.CGroupSock, AttachType: ebpf.AttachCgroupInetSockRelease},
+		{Type: ebpf.CGroupSock, AttachType: ebpf.AttachCGroupInet4PostBind},
+		{Type: ebpf.SockOps, AttachType: ebpf.AttachCGroupSockOps},
+		{Type: ebpf.CGroupDevice, AttachType: ebpf.AttachCGroupDevice},
+		{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Bind},
+		{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet6Connect},
+		{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupUDP4Recvmsg},
+		{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCgroupInet4GetPeername},
+		{Type: ebpf.CGroupSysctl, AttachType: ebpf.AttachCGroupSysctl},
+		{Type: ebpf.CGroupSockopt, AttachType: ebpf.AttachCGroupGetsockopt},
+		{Type: ebpf.CGroupSockopt, AttachType: ebpf.AttachCGroupSetsockopt},
+	} {
+		spec.Name = fmt.Sprintf("c%d", i)
+		p := mustProgram(t, spec)
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: spec.AttachType, Program: p})
+		if err != nil {
+			t.Fatalf("attach %v: %v", spec.AttachType, err)
+		}
+		t.Cleanup(func() { l.Close() })
+	}
+}
+
+func TestCgroup(t *testing.T) {
+	cgroup := testkit.Cgroup(t)
+	c, err := New("", "").Cgroup(ctx, cgroup, false)
+	if err != nil || string(written(t, c.Bpftool())) != "[]" {
+		t.Fatalf("an empty cgroup has %s, %v", written(t, c.Bpftool()), err)
+	}
+	if theirs, err := oracle(t, "cgroup", "show", cgroup); err != nil || strings.TrimSpace(string(theirs)) != "" {
+		t.Errorf("of an empty cgroup bpftool prints %q, %v", theirs, err)
+	}
+	cgroupPrograms(t, cgroup)
+	if c = sameCgroup(t, cgroup); len(c.Programs) != 14 {
+		t.Errorf("it has %d programs", len(c.Programs))
+	}
+	for _, row := range c.Rows() {
+		if row.Mechanism != "link" || row.LinkID == nil || *row.Flags != "multi" || !strings.HasPrefix(row.Hook, "cgroup_") {
+			t.Errorf("row %s", written(t, row))
+		}
+	}
+}
+
+// TestCgroupFlags compares programs that were attached without a link, with each
+// of the flags.
+func TestCgroupFlags(t *testing.T) {
+	for word, flags := range map[string]uint32{"exclusive": 0, "override": unix.BPF_F_ALLOW_OVERRIDE, "multi": unix.BPF_F_ALLOW_MULTI} {
+		cgroup := testkit.Cgroup(t)
+		p := mustProgram(t, ebpf.ProgramSpec{Name: "a_name_of_16_byt", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress})
+		attachCgroup(t, cgroup, p, ebpf.AttachCGroupInetEgress, flags)
+		row := sameCgroup(t, cgroup).Rows()[0]
+		if *row.Flags != word || row.Mechanism != "attach" || row.LinkID != nil {
+			t.Errorf("%s: row %s", word, written(t, row))
+		}
+	}
+}
+
+func attachCgroup(t *testing.T, cgroup string, p *ebpf.Program, attach ebpf.AttachType, flags uint32) {
+	t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: p, Attach: attach, Flags: flags}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCgroupEffective compares what runs, inherited programs too.
+func TestCgroupEffective(t *testing.T) {
+	above := testkit.Cgroup(t)
+	below := filepath.Join(above, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(below) })
+	p := mustProgram(t, ebpf.ProgramSpec{Name: "above", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: above, Attach: ebpf.AttachCGroupInetEgress, Program: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := linkID(t, l)
+	c, err := New("", "").Cgroup(ctx, below, true)
+	if err != nil || len(c.Programs) != 1 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	theirs, err := oracle(t, "cgroup", "show", below, "effective")
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "effective", written(t, c.Bpftool()), theirs)
+	if rows := c.Rows(); len(rows) != 1 || rows[0].Flags != nil || value(rows[0].LinkID) != id {
+		t.Errorf("rows %s, want link %d", written(t, rows), id)
+	}
+	if c, err := New("", "").Cgroup(ctx, below, false); err != nil || len(c.Programs) != 0 {
+		t.Errorf("attached: %s, %v", written(t, c.Bpftool()), err)
+	}
+}
+
+// TestCgroupLSM tries a program on a security hook, which not every kernel has.
+func TestCgroupLSM(t *testing.T) {
+	cgroup := testkit.Cgroup(t)
+	p, err := tryProgram(t, ebpf.ProgramSpec{Name: "l", Type: ebpf.LSM, AttachType: ebpf.AttachLSMCgroup, AttachTo: "socket_create", Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 1), asm.Return(),
+	}})
+	if err != nil {
+		t.Logf("this kernel has no LSM programs of cgroups: %.100v", err)
+		return
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachLSMCgroup, Program: p})
+	if err != nil {
+		t.Logf("this kernel has no LSM programs of cgroups: %v", err)
+		return
+	}
+	defer l.Close()
+	if c := sameCgroup(t, cgroup); value(c.Programs[0].BTFName) != "bpf_lsm_socket_create" {
+		t.Errorf("it is attached to %v", value(c.Programs[0].BTFName))
+	}
+}
+
+func TestCgroupErrors(t *testing.T) {
+	for path, want := range map[string]error{"/sys/fs/cgroup-that-is-not-there": fault.ErrNotFound, t.TempDir(): fault.ErrUsage} {
+		if _, err := New("", "").Cgroup(ctx, path, false); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+}
