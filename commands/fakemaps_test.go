@@ -12,7 +12,10 @@ import (
 )
 
 // fakeMaps is a maps.API without a kernel: keys and values are JSON text.
-type fakeMaps struct{ all []*fakeMap }
+type fakeMaps struct {
+	all   []*fakeMap
+	queue fakeQueue
+}
 
 type fakeMap struct {
 	maps.Map
@@ -38,7 +41,7 @@ func newFakeMaps() *fakeMaps {
 		entries: []maps.Row{{Key: []byte("0"), Value: []byte(`{"per_cpu":[1,2],"sum":3}`), Sum: []byte("3")}},
 	}
 	events := &fakeMap{Map: maps.Map{ID: 59, Type: "ringbuf", Name: "events", Ref: "mine/events", MaxEntries: 4096}}
-	return &fakeMaps{[]*fakeMap{limits, packets, events}}
+	return &fakeMaps{all: []*fakeMap{limits, packets, events}}
 }
 
 func (f *fakeMaps) find(ref string) (*fakeMap, error) {

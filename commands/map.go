@@ -33,7 +33,7 @@ func mapCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "map",
 		Usage: "read and write the entries of maps, bpfnet's and others'",
-		Description: "MAP is NAME/MAP for a map of a loaded program, id:N, or the path of a pin. Keys and values are written by their BTF type: " +
+		Description: "MAP is NAME/MAP for a map of a loaded program, id:N, the path of a pin, or a name that only one map has. Keys and values are written by their BTF type: " +
 			"300, 10.0.0.1, 10.0.0.0/8, aa:bb:cc:dd:ee:ff, enum words, JSON for structs; hex:0a000001 gives the bytes themselves.",
 		Subcommands: []*cli.Command{
 			mapListCommand(env),
@@ -45,6 +45,11 @@ func mapCommand(env *Env) *cli.Command {
 			mapImportCommand(env),
 			mapClearCommand(env),
 			mapEventsCommand(env),
+			mapPinCommand(env),
+			mapUnpinCommand(env),
+			mapPushCommand(env),
+			mapPopCommand(env),
+			mapPeekCommand(env),
 		},
 	}
 }

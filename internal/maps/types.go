@@ -33,6 +33,8 @@ type API interface {
 	Pinned() ([]string, error)
 
 	Users
+	Pinner
+	Queues
 	Eventer
 	Importer
 	Clearer

@@ -1,0 +1,248 @@
+package maps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+	"bpfnet/pinned"
+)
+
+// Pinner is the part of API that keeps maps alive in bpffs.
+type Pinner interface {
+	// Pin pins a map at a path. Doing so again is no change; ErrUsage says that
+	// the path isn't one for pins, ErrNotFound that its directory is missing,
+	// ErrConflict that something else is there.
+	Pin(ctx context.Context, request PinRequest) (PinChange, error)
+	// Unpin removes a pin; one that isn't there is no change. ErrConflict says
+	// that the pin is of a loaded instance, ErrUsage that it is of no map, or
+	// that a map has several.
+	Unpin(ctx context.Context, request UnpinRequest) (PinChange, error)
+}
+
+// PinRequest says what to pin where.
+type PinRequest struct {
+	Map, Path string // Path is absolute
+	DryRun    bool
+}
+
+// UnpinRequest names the pin to remove: its path, or the map that has it.
+type UnpinRequest struct {
+	Map    string
+	DryRun bool
+}
+
+// PinChange is what a writer of pins did, or with DryRun would do.
+type PinChange struct {
+	Changed bool    `json:"changed"`
+	Map     string  `json:"map"`
+	MapID   *uint32 `json:"map_id"` // nil: there is no such map
+	Type    *string `json:"type"`
+	Pinned  *string `json:"pinned"` // nil: there is no pin
+}
+
+func (h *handle) pinChange(path string) PinChange {
+	return PinChange{Map: h.about.Ref, MapID: &h.about.ID, Type: &h.about.Type, Pinned: &path}
+}
+
+// Pin implements API.
+func (s *Store) Pin(_ context.Context, r PinRequest) (PinChange, error) {
+	h, err := s.open(r.Map, false)
+	if err != nil {
+		return PinChange{}, err
+	}
+	defer h.Close()
+	path := filepath.Clean(r.Path)
+	change := h.pinChange(path)
+	if err := s.pinnable(h, path); err != nil {
+		return change, err
+	}
+	if err := writableDir(h, path); err != nil {
+		return change, err
+	}
+	there, err := h.isPinnedAt(path)
+	if err != nil || there {
+		return change, err
+	}
+	change.Changed = true
+	if r.DryRun {
+		return change, nil
+	}
+	return change, h.pinAt(path)
+}
+
+// pinnable refuses paths that are none for a pin of the user's.
+func (s *Store) pinnable(h *handle, path string) error {
+	dir, name := filepath.Split(path)
+	refuse := func(format string, args ...any) *fault.Error {
+		return fault.New(fault.ErrUsage, "pin map %s at %s: %s", h.about.Ref, path, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case errors.Is(pinned.Root(dir).Check(), pinned.ErrNotBPFFS):
+		return refuse("%s is not on bpffs", filepath.Clean(dir)).Hint("choose a path below %s", pinned.MountPoint)
+	case strings.Contains(name, "."):
+		return refuse("bpffs takes no dots in names").Hint("for example %s", dir+strings.ReplaceAll(name, ".", "_"))
+	case s.owns(path):
+		return refuse("what is below %s belongs to bpfnet", s.root).Hint("choose another directory below %s", pinned.MountPoint)
+	}
+	return nil
+}
+
+// owns says whether a path is below the root, or of an instance of another root.
+func (s *Store) owns(path string) bool {
+	instance, _ := owner(path)
+	return instance != "" || path == filepath.Clean(string(s.root)) || strings.HasPrefix(path, filepath.Clean(string(s.root))+"/")
+}
+
+// owner returns the loaded instance that a pin is of, and its root; "" when it
+// is of none.
+func owner(path string) (instance string, root pinned.Root) {
+	maps := filepath.Dir(path)
+	dir := filepath.Dir(maps)
+	root = pinned.Root(filepath.Dir(dir))
+	instance = pinned.Decode(filepath.Base(dir))
+	if filepath.Base(maps) != pinned.Maps || root.Spec(instance).Source == "" {
+		return "", ""
+	}
+	return instance, root
+}
+
+// isPinnedAt says whether a path is a pin of the map. Anything else there is a
+// conflict.
+func (h *handle) isPinnedAt(path string) (bool, error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	id, err := pinnedID(path)
+	if err == nil && id == h.about.ID {
+		return true, nil
+	}
+	what := "something that is no map"
+	if err == nil {
+		what = "map " + reference(id)
+	}
+	return false, fault.New(fault.ErrConflict, "pin map %s at %s: %s is there already", h.about.Ref, path, what)
+}
+
+// writableDir checks that there is a directory for the pin.
+func writableDir(h *handle, path string) error {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fault.New(fault.ErrNotFound, "pin map %s at %s: there is no directory %s", h.about.Ref, path, dir).Hint("mkdir -p %s", dir)
+	case err == nil && !info.IsDir():
+		return fault.New(fault.ErrUsage, "pin map %s at %s: %s is no directory", h.about.Ref, path, dir)
+	case err == nil:
+		err = unix.Access(dir, unix.W_OK|unix.X_OK)
+	}
+	return h.pinError(path, err)
+}
+
+func (h *handle) pinError(path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		err = probe.Explain(probe.OpPin, err)
+	}
+	return fmt.Errorf("pin map %s at %s: %w", h.about.Ref, path, err)
+}
+
+// pinAt adds a pin; a map that the library knows a pin of it would move.
+func (h *handle) pinAt(path string) error {
+	m, err := h.Clone()
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	err = m.Pin(path)
+	if errors.Is(err, fs.ErrExist) {
+		if there, conflict := h.isPinnedAt(path); there || conflict != nil {
+			return conflict
+		}
+	}
+	return h.pinError(path, err)
+}
+
+// Unpin implements API.
+func (s *Store) Unpin(_ context.Context, r UnpinRequest) (PinChange, error) {
+	path, err := s.pinOf(r.Map)
+	if errors.Is(err, fault.ErrNotFound) || err == nil && path == "" {
+		return PinChange{Map: r.Map}, nil
+	}
+	if err != nil {
+		return PinChange{}, err
+	}
+	if instance, root := owner(path); instance != "" || s.owns(path) {
+		return PinChange{}, ownedError(path, instance, root)
+	}
+	h, err := s.open(path, true)
+	if errors.Is(err, fault.ErrNotFound) {
+		return PinChange{Map: r.Map}, nil
+	}
+	if err != nil {
+		return PinChange{}, err
+	}
+	defer h.Close()
+	change := h.pinChange(path)
+	change.Changed = true
+	if r.DryRun {
+		return change, nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return change, fmt.Errorf("unpin map %s: %w", path, err)
+	}
+	return change, nil
+}
+
+// pinOf returns the path of the one pin that a reference means; "" when the map
+// has none.
+func (s *Store) pinOf(ref string) (string, error) {
+	if strings.HasPrefix(ref, "/") {
+		return filepath.Clean(ref), nil
+	}
+	h, err := s.open(ref, true)
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	if strings.HasPrefix(h.about.Ref, "/") || !strings.HasPrefix(h.about.Ref, idPrefix) && ref == h.about.Ref {
+		return s.path(h.about.Ref)
+	}
+	pins, err := s.pins()
+	if err != nil {
+		return "", err
+	}
+	paths := pins[h.about.ID].paths
+	switch len(paths) {
+	case 0:
+		return "", nil
+	case 1:
+		return paths[0], nil
+	}
+	return "", fault.New(fault.ErrUsage, "unpin map %s: it has %d pins", ref, len(paths)).
+		Hint("name one of them: %s", strings.Join(paths, ", "))
+}
+
+// ownedError refuses to remove a pin that bpfnet needs.
+func ownedError(path, instance string, root pinned.Root) error {
+	if instance == "" {
+		return fault.New(fault.ErrConflict, "unpin map %s: it is below bpfnet's directory", path).
+			Hint("bpfnet unload removes what bpfnet loaded")
+	}
+	flag := ""
+	if root != pinned.DefaultRoot {
+		flag = "--bpffs " + string(root) + " "
+	}
+	return fault.New(fault.ErrConflict, "unpin map %s: it belongs to the loaded instance %q", path, instance).
+		Hint("bpfnet %sunload %s removes all of it", flag, instance)
+}
