@@ -33,7 +33,7 @@ func TestScripts(t *testing.T) {
 // are added here.
 func scriptFake() *fake {
 	f := newFake()
-	f.maps = newFakeMaps()
+	f.maps, f.bpftool = newFakeMaps(), fakeBpftool{}
 	f.report, f.steps = fakeReport(), fakeSteps()
 	fakeCapabilities(f)
 	return f
