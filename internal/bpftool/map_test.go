@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -124,10 +125,10 @@ func newLab(t *testing.T) *lab {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		t.Fatal(err)
 	}
-	if err := exec.Command("mkdir", "-m", "700", root).Run(); err != nil {
-		t.Fatalf("make %s: %v", root, err)
+	if err := os.Mkdir(root, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	return &lab{New(root, ""), t, root}
+	return &lab{New(filepath.Join(root, "state"), ""), t, root}
 }
 
 // make pins a new map and returns its path. ok is false when the kernel
@@ -393,4 +394,136 @@ func (l *lab) sameObject(spec *ebpf.MapSpec) {
 	}
 	l.sameShow(path)
 	l.sameDump(path)
+}
+
+// TestMapNames compares what a name stands for: each map that the kernel calls
+// so, and in bpfnet also the map whose full name it is.
+func TestMapNames(t *testing.T) {
+	l := newLab(t)
+	name := fmt.Sprintf("bn%d", os.Getpid())
+	for _, pin := range []string{"one", "two"} {
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 1, MaxEntries: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if err := m.Pin(filepath.Join(l.root, pin)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	theirs, err := oracle(t, "map", "show", "name", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, err := l.MapShow(context.Background(), "name:"+name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := json.Marshal(shown.Maps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "show name "+name, ours, theirs)
+	headers, err := l.MapHeaders(context.Background(), "name:"+name)
+	if err != nil || len(headers) != 2 || headers[0].Get("id") != shown.Maps[0].Get("id") {
+		t.Errorf("headers: %v, %v", headers, err)
+	}
+	for _, ref := range []string{"name:" + name + "x", "id:0"} {
+		if _, err := l.MapShow(context.Background(), ref, false); !errors.Is(err, fault.ErrNotFound) {
+			t.Errorf("show %s: %v", ref, err)
+		}
+	}
+}
+
+// TestMapList looks for a map among all of them: other tests' maps come and
+// go, so that the whole list can't be compared.
+func TestMapList(t *testing.T) {
+	l := newLab(t)
+	_, path := l.mustMake(&ebpf.MapSpec{Name: "listed", Type: ebpf.Array, KeySize: 4, ValueSize: 1, MaxEntries: 1})
+	want, err := decode(l.show(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	listing, err := l.MapList(context.Background(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last uint32
+	found := false
+	for _, o := range listing.Maps {
+		id := o.Get("id").(uint32)
+		if id <= last {
+			t.Errorf("map %d comes after map %d", id, last)
+		}
+		last = id
+		text, err := json.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decode(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = found || reflect.DeepEqual(got, want)
+	}
+	if !found {
+		t.Errorf("map %v isn't in the list", want)
+	}
+}
+
+// TestMapPIDs looks for the holder of a map: a process of its own, as the
+// caller doesn't count.
+func TestMapPIDs(t *testing.T) {
+	l := newLab(t)
+	m, path := l.mustMake(&ebpf.MapSpec{Name: "held", Type: ebpf.Array, KeySize: 4, ValueSize: 1, MaxEntries: 1})
+	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), "map")
+	defer file.Close()
+	holder := exec.Command("sleep", "60")
+	holder.ExtraFiles = []*os.File{file}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	}()
+	shown, err := l.MapShow(context.Background(), path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(shown.Maps[0].Get("pids"))
+	if want := fmt.Sprintf(`[{"pid":%d,"comm":"sleep"}]`, holder.Process.Pid); err != nil || string(text) != want {
+		t.Errorf("pids are %s, want %s", text, want)
+	}
+}
+
+func TestMapDumpChoice(t *testing.T) {
+	l := newLab(t)
+	for _, kind := range []ebpf.MapType{ebpf.Hash, ebpf.DevMapHash} { // with batches and without
+		m, path := l.mustMake(&ebpf.MapSpec{Name: fmt.Sprintf("type%d", kind), Type: kind, KeySize: 4, ValueSize: 4, MaxEntries: 9})
+		for _, key := range [][]byte{{1, 1, 0, 0}, {1, 2, 0, 0}, {2, 1, 0, 0}} {
+			if err := m.Put(key, uint32(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for request, want := range map[bpfmaps.DumpRequest]int{{}: 3, {Match: "hex:01"}: 2, {Match: "hex:01", Limit: 1}: 1, {Limit: 2}: 2, {Match: "hex:0102"}: 1} {
+			request.Map = path
+			count := 0
+			err := l.MapDump(context.Background(), request, func([]byte) error {
+				count++
+				return nil
+			})
+			if err != nil || count != want {
+				t.Errorf("dump %+v: %d entries, want %d; %v", request, count, want, err)
+			}
+		}
+		stop := errors.New("stop")
+		if err := l.MapDump(context.Background(), bpfmaps.DumpRequest{Map: path}, func([]byte) error { return stop }); !errors.Is(err, stop) {
+			t.Errorf("an error of emit comes back as %v", err)
+		}
+	}
 }
