@@ -150,10 +150,15 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"map list", "map show pod-traffic/pods", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
-		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "doctor --selftest", "version", "detach tc pod-traffic", "unload --all --detach",
+		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "doctor --selftest", "version", "detach tc pod-traffic",
+		"load ../internal/datapath/testdata/events.o --name ev", "send", "map events ev/events --count 1", "unload --all --detach",
 	} {
 		if line == "ping" {
 			n.sh(t, "nsenter --net=/run/netns/$POD_A ping -q -c2 -i0.2 "+addressB)
+			continue
+		}
+		if line == "send" { // a record
+			n.sh(t, "head -c 60 /dev/zero | tr '\\0' r | bpftool prog run pinned $BPFNET_BPFFS/ev/progs/send_record data_in - repeat 1")
 			continue
 		}
 		for text := range strings.Lines(n.must(t, append(strings.Fields(line), "-o", "ndjson", "-q")...)) {

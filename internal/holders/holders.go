@@ -77,7 +77,7 @@ func scan(proc string, kind Kind, ids []uint32) (map[uint32][]Process, error) {
 		open, err := opened(filepath.Join(proc, strconv.Itoa(pid)), kind)
 		by := Process{PID: pid, Command: command(proc, pid)}
 		if err != nil && !vanished(err) && hidden == nil {
-			hidden = fmt.Errorf("%w: process %s: %w", ErrIncomplete, by, err)
+			hidden = fmt.Errorf("%w: %s: %w", ErrIncomplete, by, bare(err))
 		}
 		add(found, open, ids, by)
 	}
@@ -174,6 +174,14 @@ func command(proc string, pid int) string {
 // vanished says whether an error means that a process or its descriptor is gone.
 func vanished(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+}
+
+// bare is an error without the path, which says nothing about the process.
+func bare(err error) error {
+	if inner := (*fs.PathError)(nil); errors.As(err, &inner) {
+		return inner.Err
+	}
+	return err
 }
 
 func readNames(dir string) ([]string, error) {

@@ -153,22 +153,17 @@ func (s *Store) openEvents(ctx context.Context, h *handle, r EventsRequest) (*ev
 
 // hasEvents refuses maps that no records can be read from.
 func (h *handle) hasEvents() error {
-	refuse := func(why string) *fault.Error {
-		return fault.New(fault.ErrUnsupported, "read events of map %s: %s", h.about.Ref, why)
-	}
+	why := fmt.Sprintf("it is of type %s: only a ringbuf and a perf_event_array hold records for processes", h.kind.word)
+	hint := "bpfnet map dump " + h.about.Ref + " reads its entries"
 	switch {
 	case h.Type() == ebpf.RingBuf && h.about.Flags&ringOverwrite != 0:
-		return refuse("it is a ringbuf that overwrites what wasn't read, which bpfnet can't read")
+		why, hint = "it is a ringbuf that overwrites what wasn't read, which bpfnet can't read", "its program's own reader has to be used"
 	case h.Type() == ebpf.RingBuf, h.Type() == ebpf.PerfEventArray:
 		return nil
-	case h.Type() == ebpf.UserRingbuf:
-		return refuse("a user_ringbuf goes the other way: processes write it and programs read it")
+	case h.kind.refuses != "":
+		hint = h.instead()
 	}
-	err := refuse(fmt.Sprintf("it is of type %s: only a ringbuf and a perf_event_array hold records", h.kind.word))
-	if h.kind.refuses == "" {
-		return err.Hint("bpfnet map dump %s reads its entries", h.about.Ref)
-	}
-	return err.Hint("bpfnet map show %s describes it", h.about.Ref)
+	return fault.New(fault.ErrUnsupported, "read events of map %s: %s", h.about.Ref, why).Hint("%s", hint)
 }
 
 // Source implements EventStream.

@@ -56,7 +56,7 @@ func (h *handle) holders(ctx context.Context) ([]holders.Process, error) {
 
 func (h *handle) taken(by []holders.Process) error {
 	return fault.New(fault.ErrConflict, "read events of map %s: process %s has it open, and only one can read it", h.about.Ref, list(by)).
-		Hint("--steal reads it all the same; a reader that it has will miss records")
+		Hint("--steal reads it all the same; if that process reads it too, records go to one of you or to both")
 }
 
 // stolen says what stealing means: two readers of a ring buffer move the same

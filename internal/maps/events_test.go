@@ -450,6 +450,8 @@ func TestEventTypes(t *testing.T) {
 			t.Errorf("%+v: %v %q", test.request, source.Type, source.Notes)
 		}
 	}
+	s.make(t, &ebpf.MapSpec{Name: "inputs", Type: ebpf.UserRingbuf, MaxEntries: 4096})
+	s.make(t, &ebpf.MapSpec{Name: "tasks", Type: ebpf.Queue, ValueSize: 4, MaxEntries: 1})
 	for _, test := range []struct {
 		request EventsRequest
 		kind    error
@@ -460,6 +462,8 @@ func TestEventTypes(t *testing.T) {
 		{EventsRequest{Map: "ev/events", Type: "xyz"}, fault.ErrUsage, "struct sample"},
 		{EventsRequest{Map: "ev/events", Type: "event", BTF: []byte("x")}, fault.ErrUsage, "object file"},
 		{EventsRequest{Map: "ev/.bss"}, fault.ErrUnsupported, "map dump ev/.bss"},
+		{EventsRequest{Map: "mine/inputs"}, fault.ErrUnsupported, "it is of type user_ringbuf"},
+		{EventsRequest{Map: "mine/tasks"}, fault.ErrUnsupported, "map pop mine/tasks"},
 		{EventsRequest{Map: "ev/none"}, fault.ErrNotFound, "ev/events"},
 	} {
 		_, err := s.Events(t.Context(), test.request)

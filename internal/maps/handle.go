@@ -162,8 +162,13 @@ func (h *handle) readable(verb string) error {
 	if h.kind.refuses == "" {
 		return nil
 	}
-	hint := strings.NewReplacer("{map}", h.about.Ref, "{id}", strconv.FormatUint(uint64(h.about.ID), 10)).Replace(h.kind.hint)
-	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).Hint("%s", hint)
+	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).
+		Hint("%s", h.instead())
+}
+
+// instead says what to do with a map that has no entries to read.
+func (h *handle) instead() string {
+	return strings.NewReplacer("{map}", h.about.Ref, "{id}", strconv.FormatUint(uint64(h.about.ID), 10)).Replace(h.kind.hint)
 }
 
 // lookup returns the value of a key as the kernel gives it, nil when there is
