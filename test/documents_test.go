@@ -150,7 +150,7 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"map list", "map show pod-traffic/pods", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
-		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "doctor --selftest", "version", "detach tc pod-traffic",
+		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",
 		"load ../internal/datapath/testdata/events.o --name ev", "send", "map events ev/events --count 1", "unload --all --detach",
 	} {
 		if line == "ping" {
