@@ -81,6 +81,8 @@ func builders() []builder {
 		{"unload", unloadCommand},
 		{"prog", progCommand},
 		{"link", linkCommand},
+		{"net", netCommand},
+		{"cgroup", cgroupCommand},
 		{"status", statusCommand},
 		{"run", runCommand},
 		{"map", mapCommand},

@@ -193,8 +193,11 @@ func (co *completer) argument() []string {
 	if slices.Equal(co.line.path, []string{"map", "import"}) && len(co.line.args) == 1 {
 		return []string{completeFiles}
 	}
-	if len(co.line.path) == 0 || len(co.line.args) > 0 {
+	if len(co.line.path) == 0 {
 		return nil
+	}
+	if len(co.line.args) > 0 {
+		return co.nextArgument()
 	}
 	switch co.line.path[0] {
 	case "load":
@@ -207,6 +210,25 @@ func (co *completer) argument() []string {
 		return co.verdicts()
 	case "attach", "detach", "unload", "status", "prog", "link":
 		return co.loaded()
+	case "net":
+		return []string{"dev"}
+	case "cgroup":
+		return []string{completeDirs}
+	}
+	return nil
+}
+
+// nextArgument completes an argument that others stand before.
+func (co *completer) nextArgument() []string {
+	switch args := co.line.args; co.line.path[0] {
+	case "net":
+		if slices.Equal(args, []string{"dev"}) {
+			return co.value("dev")
+		}
+	case "cgroup":
+		if len(args) == 1 {
+			return []string{"effective"}
+		}
 	}
 	return nil
 }

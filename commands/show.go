@@ -37,8 +37,8 @@ func progCommand(env *Env) *cli.Command {
 		Name:  "prog",
 		Usage: "the loaded programs",
 		Subcommands: []*cli.Command{
-			{Name: "list", Usage: "all of them, or those of NAME", ArgsUsage: "[NAME]", Action: env.progList},
-			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/FUNCTION]|id:N", Action: env.progShow},
+			{Name: "list", Usage: "all of them, or those of NAME", ArgsUsage: "[NAME]", Description: progDialect, Action: env.progList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/FUNCTION]|id:N", Description: progDialect, Action: env.progShow},
 		},
 	}
 }
@@ -48,8 +48,8 @@ func linkCommand(env *Env) *cli.Command {
 		Name:  "link",
 		Usage: "where programs are attached",
 		Subcommands: []*cli.Command{
-			{Name: "list", Usage: "all attachments, or those of NAME", ArgsUsage: "[NAME]", Action: env.linkList},
-			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/HOOK]|id:N", Action: env.linkShow},
+			{Name: "list", Usage: "all attachments, or those of NAME", ArgsUsage: "[NAME]", Description: linkDialect, Action: env.linkList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/HOOK]|id:N", Description: linkDialect, Action: env.linkShow},
 		},
 	}
 }
@@ -66,6 +66,9 @@ func (e *Env) instances(c *cli.Context, name string) (*output.Printer, []datapat
 }
 
 func (e *Env) progList(c *cli.Context) error {
+	if asBpftool(c) {
+		return e.programsAsBpftool(c)
+	}
 	if err := args(c, "[NAME]"); err != nil {
 		return err
 	}
@@ -90,6 +93,9 @@ func allPrograms(instances []datapath.Instance) []datapath.Program {
 }
 
 func (e *Env) progShow(c *cli.Context) error {
+	if asBpftool(c) {
+		return e.programsAsBpftool(c)
+	}
 	if err := args(c, "NAME[/FUNCTION]|id:N"); err != nil {
 		return err
 	}
@@ -108,6 +114,9 @@ func (e *Env) progShow(c *cli.Context) error {
 }
 
 func (e *Env) linkList(c *cli.Context) error {
+	if asBpftool(c) {
+		return e.linksAsBpftool(c)
+	}
 	if err := args(c, "[NAME]"); err != nil {
 		return err
 	}
@@ -132,6 +141,9 @@ func allAttachments(instances []datapath.Instance) []datapath.Attachment {
 }
 
 func (e *Env) linkShow(c *cli.Context) error {
+	if asBpftool(c) {
+		return e.linksAsBpftool(c)
+	}
 	if err := args(c, "NAME[/HOOK]|id:N"); err != nil {
 		return err
 	}

@@ -4,17 +4,21 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"unsafe"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
 	"bpfnet/internal/netns"
+	"bpfnet/pinned"
 )
 
 // Links describes the kernel's links, anybody's.
 type Links interface {
-	// Links describes the links that ref means, in the order of their ids: all
-	// of them with "", or "id:N" or the path of a pin. ErrNotFound if there is
-	// none, ErrUsage if ref is neither.
+	// Links describes the links that ref means: all of them, in the order of
+	// their ids, with "", or "id:N", the path of a pin, NAME or NAME/HOOK of a
+	// loaded instance. ErrNotFound if there is none, ErrUsage if ref is none of
+	// these.
 	Links(ctx context.Context, ref string) ([]Object, error)
 }
 
@@ -49,16 +53,28 @@ func (k *Kernel) Links(_ context.Context, ref string) ([]Object, error) {
 		return err
 	}
 	err := netns.Do(k.netns, func() error {
-		if ref == "" {
+		word, _, named := strings.Cut(ref, ":")
+		switch {
+		case ref == "":
 			return linkKind.each(describe)
+		case word == "id", named, strings.HasPrefix(ref, "/"):
+			return linkKind.with(ref, describe)
 		}
-		return linkKind.with(ref, describe)
+		return k.eachOfInstance(linkKind, pinned.Links, ref, isHook, describe)
 	})
 	if err != nil {
 		return nil, err
 	}
+	if len(docs) == 0 && ref != "" {
+		return nil, fault.New(fault.ErrNotFound, "show link %q: no such link", ref).
+			Hint("bpfnet -j link show   shows all links of the kernel")
+	}
 	return addHolders(holders.Link, docs), nil
 }
+
+// isHook says whether the pin of a link is on a hook: pins are called
+// HOOK:FUNCTION:TARGET.
+func isHook(pin, hook string) bool { return strings.HasPrefix(pin, hook+":") }
 
 // describeLink is bpftool's document of a link.
 func describeLink(fd int) (Object, error) {

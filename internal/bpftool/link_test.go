@@ -19,6 +19,7 @@ import (
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
+	"bpfnet/pinned"
 )
 
 // linkID returns the id of a link, which lives as long as the test.
@@ -331,7 +332,8 @@ func TestLinksOfIterators(t *testing.T) {
 
 func TestLinkReferences(t *testing.T) {
 	root := testkit.Root(t)
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	dir := filepath.Join(root, "mine", pinned.Links)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	p := mustProgram(t, ebpf.ProgramSpec{Name: "r", Type: ebpf.RawTracepoint})
@@ -339,11 +341,16 @@ func TestLinkReferences(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pin := filepath.Join(root, "link")
+	pin := filepath.Join(dir, "trace:r:x")
 	if err := l.Pin(pin); err != nil {
 		t.Fatal(err)
 	}
-	k := New("", "")
+	k := New(root, "")
+	for ref, n := range map[string]int{"mine": 1, "mine/trace": 1, "mine/tr": 0} {
+		if docs, err := k.Links(ctx, ref); len(docs) != n || (err == nil) != (n > 0) {
+			t.Errorf("%s: %d links, %v", ref, len(docs), err)
+		}
+	}
 	docs, err := k.Links(ctx, pin)
 	doc := one(t, docs, err)
 	theirs, err := oracle(t, "link", "show", "pinned", pin)
@@ -363,7 +370,7 @@ func TestLinkReferences(t *testing.T) {
 		t.Fatal(err)
 	}
 	for ref, want := range map[string]error{
-		"id:4294967295": fault.ErrNotFound, "x": fault.ErrUsage, pin + "x": fault.ErrNotFound, progPin: fault.ErrUsage, "/etc/passwd": fault.ErrUsage,
+		"id:4294967295": fault.ErrNotFound, "id:x": fault.ErrUsage, "name:x": fault.ErrUsage, "x": fault.ErrNotFound, pin + "x": fault.ErrNotFound, progPin: fault.ErrUsage, "/etc/passwd": fault.ErrUsage,
 	} {
 		if _, err := k.Links(ctx, ref); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", ref, err, want)

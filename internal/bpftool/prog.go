@@ -141,7 +141,32 @@ func (k *Kernel) eachProgram(ref string, fn func(fd int) error) error {
 	case word == "name":
 		return matching(fn, func(fd int, info progInfo) bool { return info.fullName(fd) == rest })
 	}
-	return k.eachOfInstance(ref, fn)
+	return k.eachOfInstance(progKind, pinned.Progs, ref, func(name, function string) bool { return name == function }, fn)
+}
+
+// eachOfInstance calls fn for the objects that NAME or NAME/PART means: those
+// pinned in a directory of the instance whose pins match the part.
+func (k *Kernel) eachOfInstance(kind kind, dir, ref string, match func(pin, part string) bool, fn func(fd int) error) error {
+	if err := k.root.Check(); err != nil {
+		return err
+	}
+	instance, part, one := strings.Cut(ref, "/")
+	if instance == "" || !k.root.Exists(instance) {
+		return nil
+	}
+	pins, err := k.root.List(instance, dir)
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		if one && !match(pin, part) {
+			continue
+		}
+		if err := kind.with(k.root.Path(instance, dir, pin), fn); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func matching(fn func(int) error, match func(int, progInfo) bool) error {
@@ -152,30 +177,6 @@ func matching(fn func(int) error, match func(int, progInfo) bool) error {
 		}
 		return fn(fd)
 	})
-}
-
-// eachOfInstance calls fn for the pinned programs of NAME or NAME/FUNCTION.
-func (k *Kernel) eachOfInstance(ref string, fn func(fd int) error) error {
-	if err := k.root.Check(); err != nil {
-		return err
-	}
-	instance, function, one := strings.Cut(ref, "/")
-	if instance == "" || !k.root.Exists(instance) {
-		return nil
-	}
-	names, err := k.root.List(instance, pinned.Progs)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if one && name != function {
-			continue
-		}
-		if err := progKind.with(k.root.Path(instance, pinned.Progs, name), fn); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // describeProgram is bpftool's document of a program.
