@@ -62,29 +62,38 @@ func (r *ring) next() (record, bool, error) {
 		r.at, r.now, r.fresh = uint64(atomic.LoadUintptr(position(r.consumer))), time.Now(), false
 	}
 	for {
-		written := uint64(atomic.LoadUintptr(position(r.producer))) - r.at
-		if written > r.size {
-			return record{}, false, errors.New("its positions contradict each other")
+		length, discarded, ok, err := r.header()
+		if !ok || err != nil {
+			return record{}, false, err
 		}
-		r.busy = false
-		if written == 0 {
-			return record{}, false, nil
-		}
-		start := r.at & (r.size - 1)
-		// Atomic, because the kernel clears the flag after it has written the data.
-		header := atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.data[start])))
-		if r.busy = header&ringBusy != 0; r.busy {
-			return record{}, false, nil
-		}
-		length := uint64(header &^ (ringBusy | ringDiscard))
-		if length > written-ringHeader {
-			return record{}, false, errors.New("a record is longer than what was written")
-		}
+		data := r.data[r.at&(r.size-1)+ringHeader:][:length:length]
 		r.at += ringHeader + (length+7)&^7
-		if header&ringDiscard == 0 {
-			return record{data: r.data[start+ringHeader:][:length:length], time: r.now}, true, nil
+		if !discarded {
+			return record{data: data, time: r.now}, true, nil
 		}
 	}
+}
+
+// header reads what precedes the next record; ok says that it is complete.
+func (r *ring) header() (length uint64, discarded, ok bool, err error) {
+	written := uint64(atomic.LoadUintptr(position(r.producer))) - r.at
+	r.busy = false
+	switch {
+	case written == 0:
+		return 0, false, false, nil
+	case written > r.size:
+		return 0, false, false, errors.New("its positions contradict each other")
+	}
+	// Atomic, because the kernel clears the flag after it has written the data.
+	header := atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.data[r.at&(r.size-1)])))
+	if r.busy = header&ringBusy != 0; r.busy {
+		return 0, false, false, nil
+	}
+	length = uint64(header &^ (ringBusy | ringDiscard))
+	if length > written-ringHeader {
+		return 0, false, false, errors.New("a record is longer than what was written")
+	}
+	return length, header&ringDiscard != 0, true, nil
 }
 
 func (r *ring) release() {

@@ -53,10 +53,13 @@ struct record {
 static __always_inline long send(struct xdp_md *ctx, __u8 how, __u64 number)
 {
 	struct record r = {
-		.event = { .number = number, .source_ip = bpf_htonl(0x0a000001), .verdict = DROP, .comm = "curl" },
-		.payload = { 0xca, 0xfe },
+		.event = {.number = number,
+	                  .source_ip = bpf_htonl(0x0a000001),
+	                  .verdict = DROP,
+	                  .comm = "curl"},
+		.payload = {0xca, 0xfe},
 	};
-	struct sample s = { .number = number, .length = 60, .mark = 7 };
+	struct sample s = {.number = number, .length = 60, .mark = 7};
 	void *place;
 
 	switch (how) {

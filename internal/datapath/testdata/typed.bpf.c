@@ -16,7 +16,7 @@ struct {
 SEC("xdp")
 int measure(struct xdp_md *ctx)
 {
-	struct reading r = { .celsius = -4 };
+	struct reading r = {.celsius = -4};
 
 	bpf_ringbuf_output(&thermometer, &r, sizeof(r), 0);
 	return XDP_PASS;
