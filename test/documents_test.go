@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"bpfnet/internal/testkit"
 )
 
 // documented is what docs/output.md says of one document or shape: for each
@@ -143,12 +145,14 @@ func hidden(path string, got observed) bool {
 // TestDocuments compares what the commands print with docs/output.md.
 func TestDocuments(t *testing.T) {
 	n := newNode(t)
+	cgroup := testkit.Cgroup(t)
 	page := readOutputPage(t)
 	seen := map[string]observed{}
 	for _, line := range []string{
 		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "load xdp-counter",
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
+		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list", "map show pod-traffic/pods", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
 		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",
 		"load ../internal/datapath/testdata/events.o --name ev", "send", "map events ev/events --count 1", "unload --all --detach",
@@ -161,7 +165,7 @@ func TestDocuments(t *testing.T) {
 			n.sh(t, "head -c 60 /dev/zero | tr '\\0' r | bpftool prog run pinned $BPFNET_BPFFS/ev/progs/send_record data_in - repeat 1")
 			continue
 		}
-		for text := range strings.Lines(n.must(t, append(strings.Fields(line), "-o", "ndjson", "-q")...)) {
+		for text := range strings.Lines(n.must(t, append(strings.Fields(strings.ReplaceAll(line, "$CGROUP", cgroup)), "-o", "ndjson", "-q")...)) {
 			note(t, text, page, seen)
 		}
 	}
