@@ -97,8 +97,9 @@ func (r *ring) header() (length uint64, discarded, ok bool, err error) {
 }
 
 func (r *ring) release() {
-	if !r.fresh {
-		atomic.StoreUintptr(position(r.consumer), uintptr(r.at))
+	// Another reader, if there is one, may be ahead: nobody goes back.
+	if at := uintptr(r.at); !r.fresh && at > atomic.LoadUintptr(position(r.consumer)) {
+		atomic.StoreUintptr(position(r.consumer), at)
 	}
 	r.fresh = true
 }
