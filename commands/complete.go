@@ -182,6 +182,9 @@ func (co *completer) value(flag string) []string {
 
 // sortFields are the columns that the command can sort by.
 func (co *completer) sortFields() []string {
+	if slices.Contains(co.line.path, "map") {
+		return []string{"change", "key"}
+	}
 	if slices.Contains(co.line.path, "counters") || slices.Contains(co.line.args, xdpCounter) {
 		return counter.SortFields()
 	}
@@ -190,7 +193,7 @@ func (co *completer) sortFields() []string {
 
 // argument completes an argument by the command that it is for.
 func (co *completer) argument() []string {
-	if slices.Equal(co.line.path, []string{"map", "import"}) && len(co.line.args) == 1 {
+	if slices.Contains([]string{"map import", "map pin"}, strings.Join(co.line.path, " ")) && len(co.line.args) == 1 {
 		return []string{completeFiles}
 	}
 	if len(co.line.path) == 0 {
@@ -205,6 +208,9 @@ func (co *completer) argument() []string {
 	case "run":
 		return builtinWords()
 	case "map":
+		if slices.Contains(co.line.path, "unpin") {
+			return []string{completeFiles}
+		}
 		return co.maps()
 	case "ports":
 		return co.verdicts()

@@ -50,6 +50,7 @@ func mapCommand(env *Env) *cli.Command {
 			mapPushCommand(env),
 			mapPopCommand(env),
 			mapPeekCommand(env),
+			mapWatchCommand(env),
 		},
 	}
 }

@@ -35,6 +35,7 @@ type API interface {
 	Users
 	Pinner
 	Queues
+	Watcher
 	Eventer
 	Importer
 	Clearer
