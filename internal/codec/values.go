@@ -41,6 +41,15 @@ func (v JSON) Bytes() ([]byte, bool) { return hexBytes(v.v) }
 // Scalar returns the text of a string or number.
 func (v JSON) Scalar() (string, bool) { return scalar(v.v) }
 
+// Only returns the member of an object that has just this one.
+func (v JSON) Only(name string) (JSON, bool) {
+	o, ok := v.v.(object)
+	if !ok || len(o) != 1 || o[0].name != name {
+		return JSON{}, false
+	}
+	return JSON{o[0].value}, true
+}
+
 // String describes the value in a message.
 func (v JSON) String() string { return show(v.v) }
 

@@ -75,6 +75,7 @@ type importer struct {
 	key, value []byte // of the entry that is being read
 	problems   problems
 	tooMany    bool // the input has more keys than the map has room for
+	denied     error
 }
 
 // Import implements Importer.
@@ -118,6 +119,9 @@ func (s *Store) newImporter(h *handle, r ImportRequest) *importer {
 func (h *handle) importable() error {
 	if err := h.writable(); err != nil {
 		return err
+	}
+	if h.kind.sockets {
+		return fault.New(fault.ErrUnsupported, "import into map %s: only the process that has a socket open can put it into a %s", h.about.Ref, h.kind.word)
 	}
 	switch h.Type() {
 	case ebpf.StackTrace, ebpf.StructOpsMap, ebpf.CGroupStorage, ebpf.PerCPUCGroupStorage:

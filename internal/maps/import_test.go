@@ -250,6 +250,94 @@ func TestImportObjects(t *testing.T) {
 	}
 }
 
+// TestImportDevices round-trips maps that packets are redirected by.
+func TestImportDevices(t *testing.T) {
+	w := newWorld(t)
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, AttachType: ebpf.AttachXDPDevMap, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	for _, typ := range []ebpf.MapType{ebpf.DevMap, ebpf.DevMapHash} {
+		name := TypeName(typ)
+		w.make(t, &ebpf.MapSpec{Name: name, Type: typ, KeySize: 4, ValueSize: 8, MaxEntries: 4})
+		key := func(n int) string {
+			if typ == ebpf.DevMap {
+				return fmt.Sprint(n)
+			}
+			return fmt.Sprintf(`"hex:%02x000000"`, n)
+		}
+		input := fmt.Sprintf(`{"key":%s,"value":{"ifindex":1,"prog_id":%d}}{"key":%s,"value":{"ifindex":1,"prog_id":0}}`, key(1), id, key(2))
+		w.mustImport(name, "f", input, false)
+		rows, bytewise := w.rowsOf(name), w.bpftool(name)
+		for _, input := range []string{rows, bytewise} {
+			if n := w.clear(name); n != 2 {
+				t.Errorf("%s: %d removed", name, n)
+			}
+			if w.mustImport(name, "f", input, true); w.rowsOf(name) != rows {
+				t.Errorf("%s: %s became %s", name, rows, w.rowsOf(name))
+			}
+		}
+		_, err := w.imports(name, "f", `{"key":`+key(1)+`,"value":{"ifindex":1,"prog_id":4294967294}}`, false)
+		fails(t, err, fault.ErrUsage, "f:1:")
+		done, err := w.imports(name, "f", `{"key":`+key(0)+`,"value":{"ifindex":4294967,"prog_id":0}}`, false)
+		fails(t, err, fault.ErrPartial, "no interface has that ifindex")
+		if counts(done) != [5]uint64{0, 0, 0, 0, 1} || done.Changed {
+			t.Errorf("%s: %+v", name, done)
+		}
+	}
+	w.make(t, &ebpf.MapSpec{Name: "sockets", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
+	_, err = w.imports("sockets", "f", "[]", true)
+	fails(t, err, fault.ErrUnsupported, "socket")
+}
+
+// TestImportDenied ends at once when the map can't be written any more.
+func TestImportDenied(t *testing.T) {
+	w := newWorld(t)
+	m := w.make(t, &ebpf.MapSpec{Name: "bytes", Type: ebpf.Array, Key: u32, Value: u8, KeySize: 4, ValueSize: 1, MaxEntries: 4})
+	im := w.steps("bytes", "1 1\n2 2", false)
+	if err := m.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, im.write(context.Background()), fault.ErrPermission, "change map mine/bytes")
+	if im.done.Changed {
+		t.Errorf("%+v", im.done)
+	}
+}
+
+// TestImportLarge reads more than fits into the buffer, also in one entry, and
+// knows where it is.
+func TestImportLarge(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "counts", Type: ebpf.Hash, Key: u32, Value: count, KeySize: 4, ValueSize: 16, MaxEntries: 50_000})
+	w.make(t, &ebpf.MapSpec{Name: "large", Type: ebpf.Array, Key: u32, Value: &btf.Array{Index: u32, Type: u8, Nelems: 300_000}, KeySize: 4, ValueSize: 300_000, MaxEntries: 2})
+	var rows strings.Builder
+	rows.WriteString("[\n")
+	for n := range 50_000 {
+		fmt.Fprintf(&rows, " {\"key\": %d, \"value\": {\"packets\": %d, \"bytes\": 1}},\n", n, n)
+	}
+	good := strings.TrimSuffix(rows.String(), ",\n") + "]"
+	if d := w.mustImport("counts", "f", good, false); d.Added != 50_000 {
+		t.Errorf("%+v", d)
+	}
+	_, err := w.Import(context.Background(), ImportRequest{Map: "mine/counts", Source: "f", Input: iotest.HalfReader(strings.NewReader(rows.String() + ` {"key": 1, "value": {"packets": -1, "bytes": 1}}]`))})
+	fails(t, err, fault.ErrUsage, "f:50002:34: value: member \"packets\": -1")
+	one := strings.Repeat("7, ", 299_999)
+	if d := w.mustImport("large", "f", `{"key":0,"value":[`+one+`7]}{"key":1,"value":[`+one+`8]}`, false); d.Updated != 2 {
+		t.Errorf("%+v", d)
+	}
+	_, err = w.imports("large", "f", `{"key":0,"value":[`+one+`300]}`, false)
+	fails(t, err, fault.ErrUsage, fmt.Sprintf("f:1:%d: value: member \"[299999]\": 300", 19+len(one)))
+}
+
 // TestImportErrors checks what is said of input that is wrong, and that it
 // changes nothing.
 func TestImportErrors(t *testing.T) {

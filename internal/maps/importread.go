@@ -237,6 +237,14 @@ func (r *jsonRow) member(d *codec.Decoder, name string) (err error) {
 	return &codec.SyntaxError{At: at, Message: fmt.Sprintf("an entry has no member %q", name)}
 }
 
+// isAbsent says that the row is what bpftool prints for an empty slot.
+func (r *jsonRow) isAbsent() bool {
+	message, ok := r.value.Only("error")
+	_, bytewise := r.key.Bytes()
+	text, _ := message.Scalar()
+	return ok && bytewise && text == "No such file or directory"
+}
+
 func (r *jsonRow) set(d *codec.Decoder, name string, to *codec.JSON, at *int) (err error) {
 	if *at >= 0 {
 		return &codec.SyntaxError{At: d.Pos, Message: fmt.Sprintf("member %q is there twice", name)}
@@ -248,6 +256,9 @@ func (r *jsonRow) set(d *codec.Decoder, name string, to *codec.JSON, at *int) (e
 
 // take reads key and value of a row.
 func (j *jsonRows) take(r jsonRow) {
+	if r.isAbsent() {
+		return
+	}
 	keyErr := j.handle.key.ParseJSON(j.key, r.key)
 	if keyErr != nil {
 		j.wrong("key", r.keyAt, keyErr)
@@ -278,7 +289,22 @@ func (im *importer) parseValueJSON(v codec.JSON) error {
 	case im.kind.perCPU:
 		return im.handle.value.ParsePerCPUJSON(im.value, v, im.stride, im.cpus)
 	}
-	return im.handle.value.ParseJSON(im.value, v)
+	if err := im.handle.value.ParseJSON(im.value, v); err != nil {
+		return err
+	}
+	return im.checkProgram()
+}
+
+// checkProgram looks for the program that a value ends with, if it does.
+func (im *importer) checkProgram() error {
+	if !im.endsWithProgram() {
+		return nil
+	}
+	_, release, err := im.openValue(im.value)
+	if err == nil {
+		release()
+	}
+	return err
 }
 
 // objectJSON reads the id, or the name, of a map or program.
@@ -314,14 +340,17 @@ func (im *importer) valueText(text string) error {
 	if im.kind.holds != "" {
 		return im.objectText(text)
 	}
-	value, err := []byte(nil), error(nil)
 	if im.kind.perCPU {
-		value, _, err = im.handle.value.ParsePerCPU(text, im.stride, im.cpus)
-	} else {
-		value, err = im.handle.value.Parse(text)
+		value, _, err := im.handle.value.ParsePerCPU(text, im.stride, im.cpus)
+		copy(im.value, value)
+		return err
+	}
+	value, err := im.handle.value.Parse(text)
+	if err != nil {
+		return err
 	}
 	copy(im.value, value)
-	return err
+	return im.checkProgram()
 }
 
 // noValue is the value of a line that has only a key: a set's members are 1.

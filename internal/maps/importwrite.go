@@ -1,9 +1,11 @@
 package maps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,7 +72,7 @@ func (b *bulk) one(keys, values []byte, at int) error {
 // writeTable writes what differs, in the order of the input.
 func (im *importer) writeTable(ctx context.Context) error {
 	b := im.bulk()
-	if im.kind.holds != "" {
+	if im.kind.holds != "" || im.endsWithProgram() {
 		b.noBatch, b.put = true, im.putObject
 	}
 	var keys, values []byte
@@ -78,7 +80,7 @@ func (im *importer) writeTable(ctx context.Context) error {
 	flush := func() error {
 		b.apply(keys, values, func(i int, err error) { im.wrote(numbers[i], err) })
 		keys, values, numbers = keys[:0], values[:0], numbers[:0]
-		return ctx.Err()
+		return cmp.Or(im.denied, ctx.Err())
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -103,6 +105,8 @@ func (im *importer) writeTable(ctx context.Context) error {
 // wrote notes what became of entry i.
 func (im *importer) wrote(i int, err error) {
 	switch {
+	case errors.Is(err, unix.EPERM):
+		im.denied = im.explain("change", err) // the others will be too
 	case err != nil:
 		im.table.setState(i, refused)
 		at := im.table.place(i)
@@ -136,14 +140,22 @@ func (h *handle) refusal(err error) error {
 	return h.explain("change", err)
 }
 
-// putObject writes an entry whose value is the id of a map or program.
-func (im *importer) putObject(key, id []byte) error {
-	object, _, err := im.store.openObject(im.kind.holds, fmt.Sprintf("%s%d", idPrefix, prefixLength(id)))
+// putObject writes an entry whose value is, or ends with, the id of a map or
+// program.
+func (im *importer) putObject(key, value []byte) error {
+	v, release, err := im.openValue(value)
 	if err != nil {
 		return err
 	}
-	defer object.Close()
-	return im.handle.put(key, word(uint32(object.FD())), unix.BPF_ANY)
+	defer release()
+	return im.handle.put(key, v.write, unix.BPF_ANY)
+}
+
+func (im *importer) openValue(value []byte) (newValue, func(), error) {
+	if im.endsWithProgram() {
+		return im.withProgram(newValue{read: value, write: value})
+	}
+	return im.store.parseObject(im.handle, strconv.FormatUint(uint64(prefixLength(value)), 10))
 }
 
 // removeSurplus deletes what the input doesn't have.
