@@ -91,7 +91,7 @@ func (h *handle) walk(ctx context.Context, visit visitor) error {
 		visit = onlyForward(visit)
 	}
 	if h.kind.batch {
-		err := h.walkBatches(ctx, visit)
+		err := h.walkBatches(ctx, h.firstBatch(), visit)
 		if !errors.Is(err, errNoBatch) {
 			return err
 		}
@@ -140,29 +140,32 @@ type batch struct {
 	count        int // entries that fit
 }
 
-// The memory that a batch takes to begin with, and the entries in it.
+// The memory that a batch takes to begin with, and the entries in it. Few large
+// values are read at a time, which a bucket of a hash seldom has more of.
 const (
 	batchBytes   = 512 << 10
 	batchEntries = 8192
+	leastEntries = 4
 )
 
 func (h *handle) newBatch(count int) batch {
 	return batch{make([]byte, count*int(h.KeySize())), make([]byte, count*h.stride*h.cpus), count}
 }
 
+// firstBatch has room for one entry more than a small map has: the kernel then
+// says at once that there are no more.
 func (h *handle) firstBatch() batch {
 	count := batchBytes / (int(h.KeySize()) + h.stride*h.cpus)
-	return h.newBatch(max(16, min(count, batchEntries, int(h.MaxEntries()))))
+	return h.newBatch(min(max(count, leastEntries), batchEntries, int(h.MaxEntries())+1))
 }
 
-// walkBatches visits what batch lookups return. A hash is read by whole
-// buckets and none is read twice, so no key comes again, whatever others
-// change.
-func (h *handle) walkBatches(ctx context.Context, visit visitor) error {
-	b := h.firstBatch()
+// walkBatches visits what batch lookups return, at first as much as b holds. A
+// hash is read by whole buckets and none is read twice, so no key comes again,
+// whatever others change.
+func (h *handle) walkBatches(ctx context.Context, b batch, visit visitor) error {
 	var in []byte
 	out := make([]byte, max(4, int(h.KeySize())))
-	for first := true; ; {
+	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -171,21 +174,26 @@ func (h *handle) walkBatches(ctx context.Context, visit visitor) error {
 		case errors.Is(err, unix.ENOSPC): // a bucket has more than fits
 			b = h.newBatch(2 * b.count)
 			continue
-		case errors.Is(err, unix.EINTR): // others delete faster than the kernel tries again
-			continue
-		case first && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, enotsupp)):
+		case in == nil && lacksBatches(err):
 			return errNoBatch
-		case err != nil && !errors.Is(err, unix.ENOENT):
+		case err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINTR):
 			return h.explain("dump", err)
 		}
 		if err := h.visitBatch(b, n, visit); err != nil {
 			return err
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ENOENT):
 			return nil
+		case err == nil || n > 0: // after EINTR too the place is behind what was read
+			in = out
 		}
-		in, first = out, false
 	}
+}
+
+// lacksBatches says whether an error means that the kernel can't do it.
+func lacksBatches(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, enotsupp)
 }
 
 func (h *handle) visitBatch(b batch, n int, visit visitor) error {

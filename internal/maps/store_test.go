@@ -381,63 +381,6 @@ func TestDumpOptions(t *testing.T) {
 	}
 }
 
-// TestDumpWhileChanging dumps maps whose entries others replace all the time:
-// no key may come twice, and the entries that stay have to come.
-func TestDumpWhileChanging(t *testing.T) {
-	w := newWorld(t)
-	for _, spec := range []*ebpf.MapSpec{
-		{Name: "hash", Type: ebpf.Hash, Key: u32, KeySize: 4, Value: u32, ValueSize: 4, MaxEntries: 200_000},
-		{Name: "trie", Type: ebpf.LPMTrie, KeySize: 8, ValueSize: 4, MaxEntries: 200_000, Flags: unix.BPF_F_NO_PREALLOC},
-	} {
-		m := w.make(t, spec)
-		key := func(n uint32) []byte {
-			if spec.KeySize == 4 {
-				return word(n)
-			}
-			return append(word(32), byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
-		}
-		const stays = 20_000
-		for n := range uint32(stays) {
-			if err := m.Put(key(n<<1), uint32(0)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		stop, stopped := make(chan struct{}), make(chan struct{})
-		go func() { // odd keys come and go
-			defer close(stopped)
-			for n := uint32(1); ; n = (n + 2) % (2 * stays) {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				_ = m.Put(key(n), uint32(0))
-				_ = m.Delete(key((n + 2*stays - 200) % (2 * stays)))
-			}
-		}()
-		for range 5 {
-			w.noRepeats("mine/"+spec.Name, stays)
-		}
-		close(stop)
-		<-stopped
-	}
-}
-
-func (w *world) noRepeats(ref string, least int) {
-	w.t.Helper()
-	seen := map[string]bool{}
-	_, err := w.Dump(context.Background(), DumpRequest{Map: ref}, func(row Row) error {
-		if key := string(row.Key); seen[key] {
-			return fmt.Errorf("%s came twice", key)
-		}
-		seen[string(row.Key)] = true
-		return nil
-	})
-	if err != nil || len(seen) < least {
-		w.t.Errorf("dump %s: %d entries, at least %d are there; %v", ref, len(seen), least, err)
-	}
-}
-
 // TestWithoutBatches walks the ways that old kernels need.
 func TestWithoutBatches(t *testing.T) {
 	w := newWorld(t)

@@ -78,15 +78,16 @@ func element(command, fd int, key, value []byte, flags uint64) error {
 }
 
 // lookupBatch reads up to count elements. in is the place that out was filled
-// with by the call before, nil at first. ENOENT means that the end is reached;
-// the elements are valid then too.
+// with by the call before, nil at first. ENOENT means that the end is reached,
+// EINTR (before Linux 6.14) that others deleted where the kernel was reading;
+// the elements are valid then too, and out is where they end if there are any.
 func lookupBatch(fd int, in, out, keys, values []byte, count int) (int, error) {
 	attr := batchAttr{
 		in: pointer(in), out: pointer(out), keys: pointer(keys), values: pointer(values),
 		count: uint32(count), fd: uint32(fd),
 	}
 	err := call(unix.BPF_MAP_LOOKUP_BATCH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	if err != nil && err != unix.ENOENT {
+	if err != nil && err != unix.ENOENT && err != unix.EINTR {
 		return 0, err
 	}
 	return int(attr.count), err
