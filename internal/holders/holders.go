@@ -32,11 +32,12 @@ const (
 )
 
 // marks say how the descriptors of a kind look in /proc: what the descriptor is
-// a link to, and the field of its fdinfo that has the id.
+// a link to, with dashes, and the field of its fdinfo that has the id. A link that
+// was opened by its pin or id is a bpf-link, one that was made a bpf_link.
 var marks = map[Kind]struct{ target, field string }{
 	Map:  {"anon_inode:bpf-map", "map_id:"},
 	Prog: {"anon_inode:bpf-prog", "prog_id:"},
-	Link: {"anon_inode:bpf_link", "link_id:"},
+	Link: {"anon_inode:bpf-link", "link_id:"},
 }
 
 // Process is a process that has an object open.
@@ -133,7 +134,7 @@ func opened(process string, kind Kind) ([]uint32, error) {
 	var ids []uint32
 	for _, fd := range descriptors {
 		target, err := os.Readlink(filepath.Join(process, "fd", fd))
-		if err == nil && target != mark.target || vanished(err) {
+		if err == nil && strings.Replace(target, "bpf_", "bpf-", 1) != mark.target || vanished(err) {
 			continue
 		}
 		if err != nil {

@@ -49,6 +49,7 @@ func TestScanTree(t *testing.T) {
 		"9/comm":  "other\n", "9/fd/3": "->anon_inode:bpf-map", "9/fdinfo/3": mapID("7"),
 		"9/fd/4": "->anon_inode:bpf-prog", "9/fdinfo/4": "prog_id:\t70\n",
 		"9/fd/5": "->anon_inode:bpf_link", "9/fdinfo/5": "link_id:\t71\nprog_id:\t70\n",
+		"9/fd/7": "->anon_inode:bpf-link", "9/fdinfo/7": "link_id:\t72\nprog_id:\t70\n",
 		"9/fd/6":  "->/etc/hostname",
 		"30/comm": "ended\n", // no descriptors any more
 	})
@@ -62,7 +63,7 @@ func TestScanTree(t *testing.T) {
 		{Map, []uint32{9, 1}, map[uint32][]Process{9: {reader}}},
 		{Map, []uint32{}, map[uint32][]Process{}},
 		{Prog, nil, map[uint32][]Process{70: {other}}},
-		{Link, nil, map[uint32][]Process{71: {other}}},
+		{Link, nil, map[uint32][]Process{71: {other}, 72: {other}}},
 	} {
 		found, err := scan(root, test.kind, test.ids)
 		if !errors.Is(err, ErrIncomplete) { // it isn't the machine's /proc
