@@ -312,8 +312,8 @@ func compileMembers(members []btf.Member, size, depth int) printer {
 		} else if n, err := btf.Sizeof(m.Type); err == nil {
 			f.printer, end = compile(m.Type, depth+1), end+n
 		}
-		if f.printer == nil || end > size {
-			f.printer = nothing{}
+		if f.printer == nil || end > size { // wrong BTF
+			f.printer, f.offset = nothing{}, 0
 		}
 		o.fields = append(o.fields, f)
 	}
@@ -328,6 +328,7 @@ func (o *structure) named() *structure {
 	taken := map[string]bool{}
 	for i := range o.fields {
 		f := &o.fields[i]
+		f.name = strings.ToValidUTF8(f.name, "?")
 		for taken[f.name] {
 			f.name += "@" + strconv.FormatUint(uint64(f.bit), 10)
 		}
@@ -387,9 +388,9 @@ type section struct {
 func compileDatasec(t *btf.Datasec, depth int) printer {
 	n := &section{key: quoted(t.Name) + ":"}
 	for _, v := range t.Vars {
-		f := field{offset: int(v.Offset), printer: nothing{}}
+		f := field{printer: nothing{}}
 		if inSection(v, t.Size) {
-			f.printer = compile(v.Type, depth+1)
+			f = field{offset: int(v.Offset), printer: compile(v.Type, depth+1)}
 		}
 		n.variables = append(n.variables, f)
 	}
