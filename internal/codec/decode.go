@@ -30,8 +30,12 @@ type SyntaxError struct {
 
 func (e *SyntaxError) Error() string { return e.Message }
 
-// nestedMost bounds the recursion.
-const nestedMost = 1000
+// What bounds the recursion, and the search for names that come twice: as many
+// members as a type in BTF can have.
+const (
+	nestedMost  = 1000
+	membersMost = 1<<16 - 1
+)
 
 func (d *Decoder) wrong(at int, format string, args ...any) error {
 	return &SyntaxError{At: at, Message: fmt.Sprintf(format, args...)}
@@ -120,6 +124,9 @@ func (d *Decoder) object() (any, error) {
 	err := d.Members(func(name string) error {
 		if o.find(name) >= 0 {
 			return d.wrong(d.Pos, "member %q is there twice", name)
+		}
+		if len(o) == membersMost {
+			return d.wrong(d.Pos, "an object has more than %d members", membersMost)
 		}
 		value, err := d.value()
 		o = append(o, member{name, value})
@@ -290,30 +297,35 @@ func (d *Decoder) take(any string) bool {
 // between them need not be JSON.
 func (d *Decoder) Skip() error {
 	for depth := 0; ; {
-		switch c := d.Next(); {
-		case d.Pos == len(d.Text):
-			return d.short()
-		case c == '"':
-			if err := d.skipString(); err != nil {
-				return err
-			}
-		case c == '{' || c == '[':
-			depth++
-			d.Pos++
-			continue
-		case c == ',' || c == ':':
-			d.Pos++
-			continue
-		case c == '}' || c == ']':
-			depth--
-			d.Pos++
-		default:
-			d.skipWord()
+		opened, err := d.skipPiece()
+		if err != nil {
+			return err
 		}
+		depth += opened
 		if depth <= 0 {
 			return nil
 		}
 	}
+}
+
+// skipPiece moves over a string, a word or one other character, and returns how
+// many brackets it opened.
+func (d *Decoder) skipPiece() (opened int, err error) {
+	switch c := d.Next(); {
+	case d.Pos == len(d.Text):
+		return 0, d.short()
+	case c == '"':
+		return 0, d.skipString()
+	case c == '{' || c == '[':
+		opened = 1
+	case c == '}' || c == ']':
+		opened = -1
+	case c != ',' && c != ':':
+		d.skipWord()
+		return 0, nil
+	}
+	d.Pos++
+	return opened, nil
 }
 
 func (d *Decoder) skipString() error {

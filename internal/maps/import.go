@@ -74,8 +74,8 @@ type importer struct {
 
 	key, value []byte // of the entry that is being read
 	problems   problems
-	tooMany    bool // the input has more keys than the map has room for
-	denied     error
+	tooMany    bool  // the input has more keys than the map has room for
+	denied     error // the kernel lets nothing be written any more
 }
 
 // Import implements Importer.
