@@ -14,6 +14,7 @@
 //	ip_addr_t         either family: "10.0.0.1" is stored as ::ffff:10.0.0.1
 //	__u8[6] mac       "aa:bb:cc:dd:ee:ff"
 //	LPM trie keys     "10.0.0.0/8", "2001:db8::/32"
+//	port and protocol "80/tcp": a struct of a 16-bit port and a protocol's number
 //	arrays            [1,2,3]
 //	structs, unions   {"member":…}, anonymous members merged into their parent
 //	no BTF            "hex:0a000001"

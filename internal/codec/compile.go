@@ -183,7 +183,11 @@ func compileStruct(t *btf.Struct, depth int) node {
 	case t.Name == "in6_addr" && t.Size == 16:
 		return address{bytes: 16}
 	}
-	return &structure{bytes: int(t.Size), fields: compileMembers(t.Members, int(t.Size), depth)}
+	n := &structure{bytes: int(t.Size), fields: compileMembers(t.Members, int(t.Size), depth)}
+	if p, ok := asPort(n); ok {
+		return p
+	}
+	return n
 }
 
 // compileMembers leaves out what has no name to write it under, and what
@@ -205,6 +209,9 @@ func compileMember(m btf.Member, depth int) (field, bool) {
 		return f, m.Name != "" && m.BitfieldSize <= 64
 	}
 	f.node = compile(m.Type, m.Name, depth+1)
+	if p, ok := f.node.(*port); ok && m.Name == "" {
+		f.node = p.structure
+	}
 	_, merges := f.node.(*structure)
 	return f, merges || m.Name != ""
 }
