@@ -59,7 +59,7 @@ func cgroupTable(docs []cgroupDoc) output.Table {
 	t := output.Table{Header: []string{"hook", "mechanism", "flags", "prog", "program", "link", "pinned"}}
 	for _, d := range docs {
 		t.Rows = append(t.Rows, []string{
-			d.Hook, d.Mechanism, optional(d.Flags), ident(d.ProgID), optional(d.ProgName), ident(pointed(d.LinkID)), optional(d.Pinned),
+			d.Hook, optional(d.Mechanism), optional(d.Flags), ident(d.ProgID), optional(d.ProgName), ident(pointed(d.LinkID)), optional(d.Pinned),
 		})
 	}
 	return t

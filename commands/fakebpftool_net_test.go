@@ -56,8 +56,8 @@ func running(id, link uint32, name, pin string) bpftool.Running {
 func (fakeBpftool) Network(_ context.Context, device string) (bpftool.Network, error) {
 	eth0, veth := bpftool.Device{DevName: "eth0", IfIndex: 2}, bpftool.Device{DevName: "veth-a", IfIndex: 4}
 	n := bpftool.Network{
-		NetNS: 4026532301,
-		XDP:   []bpftool.XDP{{Device: eth0, Programs: []bpftool.XDPProgram{{Mode: "driver", Running: running(839, 0, "twin", "")}}}},
+		NetNS: 4026532301, LinksRead: true,
+		XDP: []bpftool.XDP{{Device: eth0, Programs: []bpftool.XDPProgram{{Mode: "driver", Running: running(839, 0, "twin", "")}}}},
 		TC: []bpftool.TC{
 			{Device: eth0, Kind: "htb", Filter: "cls.o:[cls]", Running: running(850, 0, "cls", "")},
 			{Device: veth, Kind: "tcx/ingress", Running: running(841, 97, "pod_traffic_ingress", "/sys/fs/bpf/bpfnet/pod-traffic/links/x")},
@@ -84,7 +84,7 @@ func (fakeBpftool) Cgroup(_ context.Context, path string, effective bool) (bpfto
 	}
 	const multi = 2
 	own := bpftool.CgroupProgram{AttachType: 0, Flags: multi, Running: running(870, 100, "count_ingress", "")}
-	c := bpftool.Cgroup{Path: path, ID: 4021, Effective: effective, KernelBTF: true, Programs: []bpftool.CgroupProgram{own}}
+	c := bpftool.Cgroup{Path: path, ID: 4021, Effective: effective, KernelBTF: true, LinksRead: true, Programs: []bpftool.CgroupProgram{own}}
 	if effective {
 		c.Programs = append(c.Programs, bpftool.CgroupProgram{AttachType: 3, Running: running(871, 0, "tune", "")})
 	}

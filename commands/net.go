@@ -1,6 +1,8 @@
 package commands
 
 import (
+	"strings"
+
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/bpftool"
@@ -71,9 +73,9 @@ func netDevice(c *cli.Context) (string, error) {
 func netTable(docs []netDoc) output.Table {
 	t := output.Table{Header: []string{"target", "hook", "mechanism", "prog", "program", "link", "pinned"}}
 	for _, d := range docs {
-		how := d.Mechanism
+		how := optional(d.Mechanism)
 		if d.Mode != nil {
-			how += " (" + *d.Mode + ")"
+			how = strings.TrimSpace(how + " (" + *d.Mode + ")")
 		}
 		t.Rows = append(t.Rows, []string{
 			netTarget(d), d.Hook, how, ident(pointed(d.ProgID)), optional(d.ProgName), ident(pointed(d.LinkID)), optional(d.Pinned),

@@ -33,6 +33,7 @@ type Cgroup struct {
 	ID        uint64
 	Effective bool // Programs are those that run, not those that are attached here
 	KernelBTF bool // the kernel has BTF of its own
+	LinksRead bool // false: which links hold programs isn't known
 	Programs  []CgroupProgram
 	Notes     []string // what couldn't be read, and why
 }
@@ -70,8 +71,9 @@ func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup,
 	_, err = os.Stat("/sys/kernel/btf/vmlinux")
 	c.KernelBTF = err == nil
 	known, err := k.links()
+	c.LinksRead = err == nil
 	if err != nil {
-		c.Notes = append(c.Notes, fmt.Sprintf("links are not shown: %v", err))
+		c.Notes = append(c.Notes, fmt.Sprintf("what holds programs isn't shown: %v", err))
 	}
 	for _, attachType := range cgroupAttachTypes {
 		list, err := queryCgroup(dir, attachType, effective)
@@ -213,7 +215,7 @@ func flagsWord(flags uint32) string {
 // CgroupRow is one attachment in bpfnet's words.
 type CgroupRow struct {
 	Hook      string  `json:"hook"`         // "cgroup_inet_ingress", "lsm_cgroup", …
-	Mechanism string  `json:"mechanism"`    // "link", or "attach": a program without a link
+	Mechanism *string `json:"mechanism"`    // "link", or "attach": a program without a link; null: not known
 	Flags     *string `json:"attach_flags"` // "multi", "override", "exclusive"; null for what runs
 	Cgroup    string  `json:"cgroup"`       // path that was asked for
 	CgroupID  string  `json:"cgroup_id"`    // text: jq would round it
@@ -229,11 +231,14 @@ func (c Cgroup) Rows() []CgroupRow {
 	rows := []CgroupRow{}
 	for _, p := range c.Programs {
 		row := CgroupRow{
-			Hook: attachTypes[p.AttachType], Mechanism: "attach", Cgroup: c.Path, CgroupID: strconv.FormatUint(c.ID, 10),
+			Hook: attachTypes[p.AttachType], Cgroup: c.Path, CgroupID: strconv.FormatUint(c.ID, 10),
 			Target: p.BTFName, ProgID: p.ProgID, ProgName: p.ProgName, LinkID: p.LinkID, Pinned: p.Pinned,
 		}
-		if p.LinkID != nil {
-			row.Mechanism = "link"
+		switch {
+		case p.LinkID != nil:
+			row.Mechanism = ptr("link")
+		case c.LinksRead:
+			row.Mechanism = ptr("attach")
 		}
 		if word := flagsWord(p.Flags); !c.Effective {
 			if word == "" {

@@ -75,7 +75,7 @@ func TestCgroup(t *testing.T) {
 		t.Errorf("it has %d programs", len(c.Programs))
 	}
 	for _, row := range c.Rows() {
-		if row.Mechanism != "link" || row.LinkID == nil || *row.Flags != "multi" || !strings.HasPrefix(row.Hook, "cgroup_") {
+		if value(row.Mechanism) != "link" || row.LinkID == nil || *row.Flags != "multi" || !strings.HasPrefix(row.Hook, "cgroup_") {
 			t.Errorf("row %s", written(t, row))
 		}
 	}
@@ -89,7 +89,7 @@ func TestCgroupFlags(t *testing.T) {
 		p := mustProgram(t, ebpf.ProgramSpec{Name: "a_name_of_16_byt", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress})
 		attachCgroup(t, cgroup, p, ebpf.AttachCGroupInetEgress, flags)
 		row := sameCgroup(t, cgroup).Rows()[0]
-		if *row.Flags != word || row.Mechanism != "attach" || row.LinkID != nil {
+		if *row.Flags != word || value(row.Mechanism) != "attach" || row.LinkID != nil {
 			t.Errorf("%s: row %s", word, written(t, row))
 		}
 	}

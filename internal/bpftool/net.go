@@ -33,6 +33,7 @@ type Network struct {
 	TC        []TC
 	Stack     []StackProgram // flow dissector and socket lookup
 	Netfilter []Netfilter    // of the whole machine: the kernel doesn't tell the namespace
+	LinksRead bool           // false: which links hold programs isn't known
 	Notes     []string       // what couldn't be read, and why
 }
 
@@ -127,10 +128,15 @@ func (k *Kernel) Network(_ context.Context, device string) (Network, error) {
 
 func (k *Kernel) readNetwork(n *Network, only uint32) error {
 	known, err := k.links()
+	n.LinksRead = err == nil
 	if err != nil {
-		n.Notes = append(n.Notes, fmt.Sprintf("links are not shown: %v", err))
+		n.Notes = append(n.Notes, fmt.Sprintf("what holds programs, and netfilter, are not shown: %v", err))
 	}
 	devices, err := readDevices(only)
+	if err != nil {
+		return err
+	}
+	qdiscs, err := readQdiscs()
 	if err != nil {
 		return err
 	}
@@ -138,15 +144,17 @@ func (k *Kernel) readNetwork(n *Network, only uint32) error {
 		if len(d.xdp) > 0 {
 			n.XDP = append(n.XDP, XDP{d.Device, known.xdp(d)})
 		}
-		programs, err := readTC(d.Device)
+		programs, err := readTC(d.Device, qdiscs[d.IfIndex])
 		if err != nil {
 			return err
 		}
 		n.TC = append(n.TC, known.tc(programs)...)
 	}
 	n.Netfilter = known.netfilter()
-	n.Stack, err = known.stack(n.NetNS)
-	return err
+	if n.Stack, err = known.stack(n.NetNS); err != nil {
+		n.Notes = append(n.Notes, fmt.Sprintf("TCX, netkit and the stack are not shown: %v", err))
+	}
+	return nil
 }
 
 func deviceIndex(name string) (uint32, error) {

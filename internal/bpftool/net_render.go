@@ -107,7 +107,7 @@ func (f Netfilter) fields() Object {
 // NetworkRow is one attachment in bpfnet's words.
 type NetworkRow struct {
 	Hook      string  `json:"hook"`      // "xdp", "tcx_ingress", "clsact_egress", "tc", "netkit_peer", "netfilter", …
-	Mechanism string  `json:"mechanism"` // "link", "netlink", or "attach": a program without a link
+	Mechanism *string `json:"mechanism"` // "link", "netlink", or "attach": a program without a link; null: not known
 	Mode      *string `json:"mode"`      // xdp: native, generic, offload
 	DevName   *string `json:"devname"`   // null: it isn't on a device
 	IfIndex   *uint32 `json:"ifindex"`
@@ -125,7 +125,7 @@ func (n Network) Rows(stack bool) []NetworkRow {
 	rows := []NetworkRow{}
 	for _, x := range n.XDP {
 		for _, p := range x.Programs {
-			row := n.row(p.Running, x.Device, "xdp", "netlink")
+			row := n.row(p.Running, x.Device, "xdp", n.without("netlink"))
 			row.Mode = ptr(ownMode(p.Mode))
 			rows = append(rows, row)
 		}
@@ -139,24 +139,33 @@ func (n Network) Rows(stack bool) []NetworkRow {
 		return rows
 	}
 	for _, p := range n.Stack {
-		rows = append(rows, n.row(p.Running, Device{}, p.Hook, "attach"))
+		rows = append(rows, n.row(p.Running, Device{}, p.Hook, n.without("attach")))
 	}
 	for _, f := range n.Netfilter {
-		row := n.row(f.Running, Device{}, "netfilter", "attach")
+		row := n.row(f.Running, Device{}, "netfilter", nil)
 		row.NetNS, row.Target = nil, ptr(f.place())
 		rows = append(rows, row)
 	}
 	return rows
 }
 
+// without is the mechanism of a program that no link is known to hold; nil when
+// links may not be read.
+func (n Network) without(mechanism string) *string {
+	if !n.LinksRead {
+		return nil
+	}
+	return &mechanism
+}
+
 // row describes a program; without is the mechanism that holds it if no link
 // does.
-func (n Network) row(r Running, d Device, hook, without string) NetworkRow {
+func (n Network) row(r Running, d Device, hook string, without *string) NetworkRow {
 	row := NetworkRow{
 		Hook: hook, Mechanism: without, NetNS: &n.NetNS, ProgName: r.ProgName, LinkID: r.LinkID, Pinned: r.Pinned,
 	}
 	if r.LinkID != nil {
-		row.Mechanism = "link"
+		row.Mechanism = ptr("link")
 	}
 	if r.ProgID != 0 {
 		row.ProgID = &r.ProgID
@@ -170,11 +179,11 @@ func (n Network) row(r Running, d Device, hook, without string) NetworkRow {
 func (n Network) tcRow(t TC) NetworkRow {
 	switch {
 	case t.mprog():
-		return n.row(t.Running, t.Device, strings.ReplaceAll(t.Kind, "/", "_"), "attach")
+		return n.row(t.Running, t.Device, strings.ReplaceAll(t.Kind, "/", "_"), ptr("attach"))
 	case strings.HasPrefix(t.Kind, "clsact/"):
-		return n.row(t.Running, t.Device, strings.ReplaceAll(t.Kind, "/", "_"), "netlink")
+		return n.row(t.Running, t.Device, strings.ReplaceAll(t.Kind, "/", "_"), ptr("netlink"))
 	}
-	row := n.row(t.Running, t.Device, "tc", "netlink")
+	row := n.row(t.Running, t.Device, "tc", ptr("netlink"))
 	row.Target = &t.Kind
 	return row
 }

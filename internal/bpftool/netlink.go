@@ -139,8 +139,8 @@ var mprogKinds = []struct {
 	{"netkit/peer", attachNetkitPeer},
 }
 
-// readTC lists the programs that tc has on a device.
-func readTC(d Device) ([]TC, error) {
+// readMprogs lists the TCX and netkit programs of a device.
+func readMprogs(d Device) []TC {
 	var programs []TC
 	for _, m := range mprogKinds {
 		list, _ := query(d.IfIndex, m.attachType, 0) // an error: this kernel or device has none
@@ -152,7 +152,70 @@ func readTC(d Device) ([]TC, error) {
 			programs = append(programs, t)
 		}
 	}
-	parents, err := filterParents(d)
+	return programs
+}
+
+// filterParent is what a filter can hang on: a qdisc, a class, or a side of a
+// clsact qdisc.
+type filterParent struct {
+	kind   string
+	handle uint32
+}
+
+// readParents lists the qdiscs of each device, or the classes of one.
+func readParents(command, reply int, index uint32) (map[uint32][]filterParent, error) {
+	messages, err := dump(command, &nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index)}, uint16(reply))
+	if err != nil {
+		return nil, err
+	}
+	parents := map[uint32][]filterParent{}
+	for _, m := range messages {
+		msg := nl.DeserializeTcMsg(m)
+		if msg.Handle != 0 { // others, noqueue, have no filters
+			on := uint32(msg.Ifindex)
+			parents[on] = append(parents[on], filterParent{text(attributes(m[nl.SizeofTcMsg:])[nl.TCA_KIND]), msg.Handle})
+		}
+	}
+	return parents, nil
+}
+
+func readQdiscs() (map[uint32][]filterParent, error) {
+	qdiscs, err := readParents(unix.RTM_GETQDISC, unix.RTM_NEWQDISC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("list qdiscs: %w", err)
+	}
+	return qdiscs, nil
+}
+
+// filterParents lists what filters can hang on, in bpftool's order: the classes
+// of a device, its qdiscs, and where the kernel has the filters of an ingress or
+// clsact qdisc.
+func filterParents(d Device, qdiscs []filterParent) ([]filterParent, error) {
+	if len(qdiscs) == 0 {
+		return nil, nil
+	}
+	classes, err := readParents(unix.RTM_GETTCLASS, unix.RTM_NEWTCLASS, d.IfIndex)
+	if err != nil {
+		return nil, fmt.Errorf("list classes of %s: %w", d.DevName, err)
+	}
+	parents, ingress := classes[d.IfIndex], false
+	for _, q := range qdiscs {
+		ingress = ingress || q.kind == "ingress" || q.kind == "clsact"
+		if q.kind != "clsact" {
+			parents = append(parents, q)
+		}
+	}
+	if ingress {
+		parents = append(parents, filterParent{"root", netlink.HANDLE_ROOT},
+			filterParent{"clsact/ingress", netlink.HANDLE_MIN_INGRESS}, filterParent{"clsact/egress", netlink.HANDLE_MIN_EGRESS})
+	}
+	return parents, nil
+}
+
+// readTC lists the programs that tc has on a device.
+func readTC(d Device, qdiscs []filterParent) ([]TC, error) {
+	programs := readMprogs(d)
+	parents, err := filterParents(d, qdiscs)
 	if err != nil {
 		return nil, err
 	}
@@ -164,37 +227,6 @@ func readTC(d Device) ([]TC, error) {
 		programs = append(programs, filters...)
 	}
 	return programs, nil
-}
-
-// filterParent is what a filter can hang on.
-type filterParent struct {
-	kind   string
-	handle uint32
-}
-
-// filterParents lists the classes and qdiscs of a device, then the places that
-// filters can hang on without being listed.
-func filterParents(d Device) ([]filterParent, error) {
-	var parents []filterParent
-	for _, kind := range []struct {
-		name           string
-		command, reply int
-	}{{"classes", unix.RTM_GETTCLASS, unix.RTM_NEWTCLASS}, {"qdiscs", unix.RTM_GETQDISC, unix.RTM_NEWQDISC}} {
-		messages, err := dump(kind.command, &nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(d.IfIndex)}, uint16(kind.reply))
-		if err != nil {
-			return nil, fmt.Errorf("list %s of %s: %w", kind.name, d.DevName, err)
-		}
-		for _, m := range messages {
-			msg := nl.DeserializeTcMsg(m)
-			name := text(attributes(m[nl.SizeofTcMsg:])[nl.TCA_KIND])
-			// The kernel lists the qdiscs of other devices, too.
-			if uint32(msg.Ifindex) == d.IfIndex && msg.Handle != 0 && name != "clsact" {
-				parents = append(parents, filterParent{name, msg.Handle})
-			}
-		}
-	}
-	return append(parents, filterParent{"root", netlink.HANDLE_ROOT},
-		filterParent{"clsact/ingress", netlink.HANDLE_MIN_INGRESS}, filterParent{"clsact/egress", netlink.HANDLE_MIN_EGRESS}), nil
 }
 
 // readFilters lists the BPF filters below a parent.

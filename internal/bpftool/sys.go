@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
-	"bpfnet/internal/holders"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
 )
@@ -21,14 +20,15 @@ import (
 
 // kind is a kind of BPF object that has ids.
 type kind struct {
-	name      holders.Kind
+	name      string
+	command   string // of bpfnet
 	target    string // in what a descriptor of it is a link to, in /proc: bpf-link is bpf_link, too
 	next, get int    // commands: the id after an id, the descriptor of an id
 }
 
 var (
-	progKind = kind{holders.Prog, "bpf_prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
-	linkKind = kind{holders.Link, "bpf_link", unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
+	progKind = kind{"program", "prog", "bpf_prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
+	linkKind = kind{"link", "link", "bpf_link", unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
 )
 
 func call(command int, attr unsafe.Pointer, size uintptr) (int, error) {
@@ -116,7 +116,7 @@ func (k kind) openID(ref string) (int, error) {
 	fd, err := k.open(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return -1, fault.New(fault.ErrNotFound, "open %s %s: no %s has that id", k.name, ref, k.name).
-			Hint("bpfnet -j %s show   shows all of them", k.name)
+			Hint("bpfnet -j %s show   shows all of them", k.command)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("open %s %s: %w", k.name, ref, probe.Explain(probe.OpListByID, err))
