@@ -82,3 +82,13 @@ func (f fakeBpftool) MapLookup(ctx context.Context, ref, key string) (json.RawMe
 	}
 	return json.RawMessage(`{"key":["0x01","0x02"],"value":["0x07"]}`), nil
 }
+
+func (f fakeBpftool) MapNext(ctx context.Context, ref string, _ bool) (json.RawMessage, error) {
+	if _, err := f.MapShow(ctx, ref, false); err != nil {
+		return nil, err
+	}
+	if ref != "id:58" {
+		return json.RawMessage("null"), fault.New(fault.ErrNotFound, "peek into map %s: it is empty", ref)
+	}
+	return json.RawMessage(`{"key":[],"value":["0x07"]}`), nil
+}

@@ -215,7 +215,8 @@ func mapGetCommand(env *Env) *cli.Command {
 			}
 			defer b.Close()
 			if asBpftool(c) {
-				return env.getAsBpftool(c, p, b.Bpftool(), w)
+				entry, err := b.Bpftool().MapLookup(c.Context, w.ref, w.key)
+				return entryAsBpftool(p, entry, err)
 			}
 			entry, err := b.Maps().Get(c.Context, w.ref, w.key)
 			if err != nil {
@@ -294,9 +295,9 @@ func (e *Env) changeMap(c *cli.Context, did, already string, write func(maps.API
 	if err != nil {
 		return err
 	}
-	if asBpftool(c) && !c.Bool("dry-run") {
+	if printsNull(c) {
 		e.notes(c, change.Notes)
-		return p.Object(nil, nil) // null, as bpftool
+		return p.Object(nil, nil)
 	}
 	key := text(change.Key)
 	e.done(c, p, done{

@@ -15,6 +15,10 @@ import (
 
 // This file answers the map commands as bpftool does, for --json and --pretty.
 
+// printsNull says whether a writer prints null, as bpftool's do. A dry run, which
+// bpftool doesn't have, prints bpfnet's document.
+func printsNull(c *cli.Context) bool { return asBpftool(c) && !c.Bool("dry-run") }
+
 // showMapsAsBpftool is "map list" and "map show", which bpftool takes for the
 // same: of one map if it is named, else of all.
 func (e *Env) showMapsAsBpftool(c *cli.Context) error {
@@ -58,9 +62,9 @@ func (e *Env) listMapsAsBpftool(c *cli.Context) error {
 	return p.List(all.Maps, nil)
 }
 
-// getAsBpftool prints null for a key that isn't there, and fails.
-func (e *Env) getAsBpftool(c *cli.Context, p *output.Printer, api bpftool.API, w mapWords) error {
-	entry, err := api.MapLookup(c.Context, w.ref, w.key)
+// entryAsBpftool prints an entry that was looked for: null and the error when
+// it isn't there.
+func entryAsBpftool(p *output.Printer, entry json.RawMessage, err error) error {
 	if entry == nil {
 		return err
 	}
@@ -68,6 +72,17 @@ func (e *Env) getAsBpftool(c *cli.Context, p *output.Printer, api bpftool.API, w
 		return err
 	}
 	return err
+}
+
+// nextAsBpftool is "map peek" and "map pop".
+func (e *Env) nextAsBpftool(c *cli.Context, ref string, take bool) error {
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	entry, err := b.Bpftool().MapNext(c.Context, ref, take)
+	return entryAsBpftool(p, entry, err)
 }
 
 // dumpMapAsBpftool prints [] for a map without entries that could be read, and

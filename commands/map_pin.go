@@ -75,6 +75,9 @@ func (e *Env) changePin(c *cli.Context, write func(maps.API) (maps.PinChange, do
 	if err != nil {
 		return err
 	}
+	if printsNull(c) {
+		return p.Object(nil, nil)
+	}
 	said.changed = change.Changed
 	e.done(c, p, said)
 	return p.Object(mapPinDoc{"bpfnet.map_pin/v1", change, c.Bool("dry-run")}, func() output.Table { return output.Table{} })

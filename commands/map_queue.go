@@ -39,6 +39,9 @@ func mapPopCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
+			if asBpftool(c) && !c.Bool("dry-run") {
+				return env.nextAsBpftool(c, w.ref, true)
+			}
 			request := maps.PopRequest{Map: w.ref, DryRun: c.Bool("dry-run")}
 			return env.changeQueue(c, "popped %s from %s", "", func(api maps.API) (maps.Change, error) {
 				return api.Pop(c.Context, request)
@@ -57,6 +60,10 @@ func (e *Env) changeQueue(c *cli.Context, did, already string, write func(maps.A
 	change, err := write(b.Maps())
 	if err != nil {
 		return err
+	}
+	if printsNull(c) {
+		e.notes(c, change.Notes)
+		return p.Object(nil, nil)
 	}
 	said := done{changed: change.Changed, did: fmt.Sprintf(did, text(change.Value), change.Map), notes: change.Notes}
 	if !change.Changed {
@@ -78,6 +85,9 @@ func mapPeekCommand(env *Env) *cli.Command {
 			ref, value, err := valueArgs(c, "MAP", "[VALUE]")
 			if err != nil {
 				return err
+			}
+			if asBpftool(c) && value == "" {
+				return env.nextAsBpftool(c, ref, false)
 			}
 			p, b, err := env.open(c)
 			if err != nil {

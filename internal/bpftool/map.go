@@ -35,6 +35,10 @@ type Maps interface {
 	// MapLookup returns the JSON of an entry, and null with fault.ErrNotFound
 	// for a key that isn't there.
 	MapLookup(ctx context.Context, ref, key string) (json.RawMessage, error)
+	// MapNext returns the JSON of the next element of a queue or stack, and
+	// null with fault.ErrNotFound when it is empty. With take it takes the
+	// element out.
+	MapNext(ctx context.Context, ref string, take bool) (json.RawMessage, error)
 }
 
 // MapListing describes maps.
@@ -278,4 +282,25 @@ func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage,
 		return json.RawMessage("null"), fault.New(fault.ErrNotFound, "find key %s in map %s: no such key", key, ref)
 	}
 	return p.append(nil, bytes, value), nil
+}
+
+// MapNext implements Maps.
+func (k *Kernel) MapNext(_ context.Context, ref string, take bool) (json.RawMessage, error) {
+	r, err := k.maps().OpenRawQueue(ref, take)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	p, err := newEntryPrinter(r)
+	if err != nil {
+		return nil, err
+	}
+	value, err := r.Next(take)
+	switch {
+	case errors.Is(err, fault.ErrNotFound):
+		return json.RawMessage("null"), err
+	case err != nil:
+		return nil, err
+	}
+	return p.append(nil, nil, value), nil
 }

@@ -527,3 +527,47 @@ func TestMapDumpChoice(t *testing.T) {
 		}
 	}
 }
+
+// TestMapQueues compares what is read and taken out of maps without keys.
+func TestMapQueues(t *testing.T) {
+	l := newLab(t)
+	for _, kind := range []ebpf.MapType{ebpf.Queue, ebpf.Stack} {
+		m, path := l.mustMake(&ebpf.MapSpec{Name: fmt.Sprintf("type%d", kind), Type: kind, ValueSize: 4, MaxEntries: 4})
+		fill := func() {
+			for n := range uint32(2) {
+				if err := m.Put(nil, n+1); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		fill()
+		l.samePeek(path)
+		var theirs [][]byte
+		for range 3 {
+			text, _ := oracle(t, "map", "pop", "pinned", path)
+			theirs = append(theirs, text)
+		}
+		fill()
+		for i, want := range theirs {
+			ours, err := l.MapNext(context.Background(), path, true)
+			if (err != nil) != (i == 2) {
+				t.Errorf("pop %d: %v", i, err)
+			}
+			equal(t, "pop "+kind.String(), ours, want)
+		}
+	}
+	_, path := l.mustMake(&ebpf.MapSpec{Name: "hash", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 4})
+	if _, err := l.MapNext(context.Background(), path, false); !errors.Is(err, fault.ErrUnsupported) {
+		t.Errorf("peek into a hash: %v", err)
+	}
+}
+
+func (l *lab) samePeek(path string) {
+	l.t.Helper()
+	theirs, refused := oracle(l.t, "map", "peek", "pinned", path)
+	ours, err := l.MapNext(context.Background(), path, false)
+	if err != nil || refused != nil {
+		l.t.Errorf("peek: %v, bpftool: %v", err, refused)
+	}
+	equal(l.t, "peek "+filepath.Base(path), ours, theirs)
+}

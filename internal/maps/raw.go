@@ -53,6 +53,35 @@ func (s *Store) OpenRaw(ref string) (*Raw, error) {
 	return r, nil
 }
 
+// OpenRawQueue opens a queue or stack, for Next to read its elements or to take
+// them out; close it when done.
+func (s *Store) OpenRawQueue(ref string, take bool) (*Raw, error) {
+	h, err := s.openQueue("read", ref, !take)
+	if err != nil {
+		return nil, err
+	}
+	if h.isFilter() {
+		h.Close()
+		return nil, fault.New(fault.ErrUnsupported, "read map %s: a %s has no next element", ref, h.kind.word).
+			Hint("bpfnet map peek %s VALUE asks whether a value may be in it", ref)
+	}
+	r, err := s.raw(h.Map, ref)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Next returns the next element of a queue or stack; with take it takes it out.
+// fault.ErrNotFound says that there is none.
+func (r *Raw) Next(take bool) ([]byte, error) {
+	if take {
+		return r.h.next("pop from", unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM)
+	}
+	return r.h.next("peek into", unix.BPF_MAP_LOOKUP_ELEM)
+}
+
 func (s *Store) raw(m *ebpf.Map, ref string) (*Raw, error) {
 	h, err := newBytes(m)
 	if err != nil {
