@@ -11,7 +11,7 @@ import (
 
 // The runnable blocks of a document are those fenced as "sh". They are run in
 // their order, on a host that has what the text speaks of: the device veth-a of
-// a Pod that sends, a device eth0, and my_xdp.o in the current directory. A line
+// a Pod that sends, a device eth0, and objects in the current directory. A line
 // that ends in "# until Ctrl-C" is interrupted after a moment and has to end
 // well. All other fences (console, json, text) are only shown.
 var (
@@ -22,6 +22,7 @@ var (
 
 func TestReadme(t *testing.T)   { runBlocks(t, "../README.md") }
 func TestArticles(t *testing.T) { runBlocks(t, "../docs/articles.md") }
+func TestMaps(t *testing.T)     { runBlocks(t, "../docs/maps.md") }
 
 func runBlocks(t *testing.T, document string) {
 	text, err := os.ReadFile(document)
@@ -47,11 +48,16 @@ func runBlocks(t *testing.T, document string) {
 func prepareReader(t *testing.T, n node) string {
 	t.Helper()
 	dir := t.TempDir()
-	object, err := os.ReadFile("../bpf/xdpcounter_bpfel.o")
-	if err != nil {
-		t.Fatal(err)
+	files := map[string]string{"my_xdp.o": "../bpf/xdpcounter_bpfel.o", "my_limits.o": "../internal/datapath/testdata/limits.o"}
+	for file, from := range files {
+		object, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[file] = string(object)
 	}
-	for file, content := range map[string]string{"my_xdp.o": string(object), "bin/sudo": "#!/bin/sh\nexec \"$@\"\n"} {
+	files["bin/sudo"] = "#!/bin/sh\nexec \"$@\"\n"
+	for file, content := range files {
 		path := filepath.Join(dir, file)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
