@@ -87,18 +87,12 @@ func (k *Kernel) named(ctx context.Context, ref string) ([]string, error) {
 // mapRefs returns the refs of those maps of the kernel that fit.
 func (k *Kernel) mapRefs(ctx context.Context, fits func(maps.RawInfo) bool) ([]string, error) {
 	var refs []string
-	for id := ebpf.MapID(0); ; {
+	for id := ebpf.MapID(0); ctx.Err() == nil; {
 		var err error
-		id, err = ebpf.MapGetNextID(id)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		if id, err = ebpf.MapGetNextID(id); errors.Is(err, fs.ErrNotExist) {
 			return refs, nil
-		case errors.Is(err, unix.EPERM):
-			return nil, fault.New(fault.ErrPermission, "list maps: %w", err).Hint("listing maps takes CAP_SYS_ADMIN")
-		case err != nil:
-			return nil, fmt.Errorf("list maps: %w", err)
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
+		} else if err != nil {
+			return nil, listError(err)
 		}
 		ref := "id:" + strconv.FormatUint(uint64(id), 10)
 		r, err := k.maps().OpenRaw(ref)
@@ -113,6 +107,14 @@ func (k *Kernel) mapRefs(ctx context.Context, fits func(maps.RawInfo) bool) ([]s
 		}
 		r.Close()
 	}
+	return nil, ctx.Err()
+}
+
+func listError(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fault.New(fault.ErrPermission, "list maps: %w", err).Hint("listing maps takes CAP_SYS_ADMIN")
+	}
+	return fmt.Errorf("list maps: %w", err)
 }
 
 func (k *Kernel) describeMaps(refs []string, pids bool) (MapListing, error) {
