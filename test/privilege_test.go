@@ -55,12 +55,24 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 		{"ports", "default", "drop"},
 		{"ports", "list"},
 		{"status"}, {"prog", "list"}, {"link", "list"}, {"map", "list"}, {"programs"}, {"doctor"},
+		{"net", "show"}, {"cgroup", "show", cgroup}, {"-j", "prog", "show", "pod-traffic"}, {"-j", "link", "show", "pod-traffic"},
 		{"detach", "tc", "pod-traffic"},
 		{"unload", "--all", "--detach"},
 	} {
 		if code, _, stderr := n.runAs(t, enough, args...); code != 0 {
 			t.Errorf("%q: exit %d\n%s", args, code, stderr)
 		}
+	}
+}
+
+// Without CAP_SYS_ADMIN bpfnet's own links are known, by their pins.
+func TestOwnLinksOfNetworks(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "pod-traffic")
+	n.must(t, "attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "ingress")
+	code, stdout, stderr := n.runAs(t, enough, "net", "show", "-o", "ndjson")
+	if code != 0 || !strings.Contains(stdout, `"hook":"tcx_ingress","mechanism":"link"`) || !strings.Contains(stdout, `"pinned":"/`) || !strings.Contains(stderr, "CAP_SYS_ADMIN") {
+		t.Errorf("exit %d: %s%s", code, stdout, stderr)
 	}
 }
 
@@ -77,6 +89,7 @@ func TestMissingCapabilityIsNamed(t *testing.T) {
 		{"bpf perfmon", "CAP_NET_ADMIN", []string{"load", "pod-traffic", "--name", "x"}},
 		{"bpf net_admin", "CAP_PERFMON", []string{"load", "xdp-counter", "--name", "x"}},
 		{enough, "CAP_SYS_ADMIN", []string{"status", "--netns", n.podA}},
+		{enough, "CAP_SYS_ADMIN", []string{"-j", "prog", "show"}},
 		{enough, "CAP_SYS_ADMIN", []string{"status", "--interval", "100ms", "--count", "1"}},
 	} {
 		code, _, stderr := n.runAs(t, c.caps, c.args...)

@@ -73,7 +73,7 @@ func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup,
 	known, err := k.links()
 	c.LinksRead = err == nil
 	if err != nil {
-		c.Notes = append(c.Notes, fmt.Sprintf("what holds programs isn't shown: %v", err))
+		c.Notes = append(c.Notes, fmt.Sprintf("what holds programs of others isn't shown: %v", err))
 	}
 	for _, attachType := range cgroupAttachTypes {
 		list, err := queryCgroup(dir, attachType, effective)

@@ -130,7 +130,7 @@ func (k *Kernel) readNetwork(n *Network, only uint32) error {
 	known, err := k.links()
 	n.LinksRead = err == nil
 	if err != nil {
-		n.Notes = append(n.Notes, fmt.Sprintf("what holds programs, and netfilter, are not shown: %v", err))
+		n.Notes = append(n.Notes, fmt.Sprintf("what holds programs of others, and netfilter, are not shown: %v", err))
 	}
 	devices, err := readDevices(only)
 	if err != nil {
@@ -197,35 +197,39 @@ type knownLinks struct {
 	pins  map[uint32]string // those below bpfnet's root
 }
 
+// links reads all links; with an error those that are pinned below the root,
+// which take no CAP_SYS_ADMIN.
 func (k *Kernel) links() (knownLinks, error) {
-	known := knownLinks{pins: k.linkPins()}
+	known := k.pinnedLinks()
 	err := linkKind.each(func(fd int) error {
 		info, err := readLink(fd)
-		known.links = append(known.links, info)
+		if err == nil && known.pins[info.id] == "" {
+			known.links = append(known.links, info)
+		}
 		return err
 	})
 	return known, err
 }
 
-// linkPins finds the links that are pinned below the root. What can't be read
+// pinnedLinks reads the links that are pinned below the root. What can't be read
 // isn't known as pinned.
-func (k *Kernel) linkPins() map[uint32]string {
-	pins := map[uint32]string{}
+func (k *Kernel) pinnedLinks() knownLinks {
+	known := knownLinks{pins: map[uint32]string{}}
 	names, _ := k.root.Names()
 	for _, name := range names {
-		links, _ := k.root.List(name, pinned.Links)
-		for _, l := range links {
-			path := k.root.Path(name, pinned.Links, l)
+		pins, _ := k.root.List(name, pinned.Links)
+		for _, pin := range pins {
+			path := k.root.Path(name, pinned.Links, pin)
 			_ = linkKind.with(path, func(fd int) error {
 				info, err := readLink(fd)
 				if err == nil {
-					pins[info.id] = path
+					known.links, known.pins[info.id] = append(known.links, info), path
 				}
 				return err
 			})
 		}
 	}
-	return pins
+	return known
 }
 
 // running describes a program that the first link for which match is true

@@ -280,6 +280,9 @@ func parseID(ref string) (uint32, error) {
 // addHolders adds the processes that have an object open to its document, where
 // there are any. Those that can't be looked into aren't told, as in bpftool.
 func addHolders(kind holders.Kind, docs []Object) []Object {
+	if len(docs) == 0 {
+		return docs
+	}
 	ids := make([]uint32, len(docs))
 	for i, doc := range docs {
 		ids[i], _ = doc.Get("id").(uint32)
