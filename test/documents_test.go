@@ -153,7 +153,7 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
-		"map list", "map show pod-traffic/pods", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
+		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
 		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",
 		"load ../internal/datapath/testdata/events.o --name ev", "send", "map events ev/events --count 1", "unload --all --detach",
 	} {
@@ -165,7 +165,7 @@ func TestDocuments(t *testing.T) {
 			n.sh(t, "head -c 60 /dev/zero | tr '\\0' r | bpftool prog run pinned $BPFNET_BPFFS/ev/progs/send_record data_in - repeat 1")
 			continue
 		}
-		for text := range strings.Lines(n.must(t, append(strings.Fields(strings.ReplaceAll(line, "$CGROUP", cgroup)), "-o", "ndjson", "-q")...)) {
+		for text := range strings.Lines(n.must(t, append(strings.Fields(strings.NewReplacer("$CGROUP", cgroup, "$PIN", n.root+"-kept").Replace(line)), "-o", "ndjson", "-q")...)) {
 			note(t, text, page, seen)
 		}
 	}

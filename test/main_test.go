@@ -138,6 +138,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
 			data, err := filepath.Abs("../internal/datapath/testdata")
 			env.Setenv("OBJECTS", data)
+			env.Setenv("PIN", n.root+"-kept")
+			env.Setenv("KEPT", filepath.Base(n.root)+"-kept")
+			env.Defer(func() { _ = os.Remove(n.root + "-kept") })
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
