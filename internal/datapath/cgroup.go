@@ -64,7 +64,7 @@ func (e *Engine) attachCgroup(req AttachRequest, s spot, prog *ebpf.Program) (At
 	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: prog, Attach: s.cgroupAttach()})
 	if errors.Is(err, unix.EPERM) && e.heldExclusively(dir, s.cgroupAttach()) {
 		return Attachment{}, fault.New(fault.ErrConflict, "%s: a program that was attached without BPF_F_ALLOW_MULTI owns the hook", s.hook).
-			Hint("bpftool cgroup show %s", s.at.Cgroup)
+			Hint("bpfnet cgroup show %s", s.at.Cgroup)
 	}
 	if err != nil {
 		return Attachment{}, fmt.Errorf("%s: %w", s.hook, probe.Explain(probe.OpAttachCgroup, err))

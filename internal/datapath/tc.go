@@ -36,7 +36,7 @@ func (e *Engine) attachTC(req AttachRequest, s spot, prog *ebpf.Program) (Attach
 		return e.attachClsact(req, s, prog, []string{tcxMissing})
 	case errors.Is(err, unix.ENOENT):
 		return Attachment{}, fault.New(fault.ErrNotFound, "%s: the program to be next to isn't there: %w", s.hook, rootCause(err)).
-			Hint("bpftool net show dev %s   lists what is", s.at.DevName)
+			Hint("bpfnet net show --dev %s   lists what is", s.at.DevName)
 	case errors.Is(err, unix.EEXIST):
 		return Attachment{}, fault.New(fault.ErrConflict, "%s: another link holds this program there: %w", s.hook, rootCause(err)).
 			Hint("if the interface came from another network namespace: bpfnet detach tc %s", req.Name)
