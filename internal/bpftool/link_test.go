@@ -1,6 +1,7 @@
 package bpftool
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -400,5 +401,62 @@ func TestKernelSymbols(t *testing.T) {
 	found := readSymbols(strings.NewReader(text), map[uint64]uint64{0x1000: 0, 0x2004: 0, 0x3000: 0})
 	if len(found) != 2 || found[0x1000].name != "first" || found[0x1000].module != nil || found[0x2004].name != "second" || *found[0x2004].module != "mod" {
 		t.Errorf("%+v", found)
+	}
+}
+
+// TestLinksOfMaps checks a program on a sockmap; 7.1 doesn't know such links.
+func TestLinksOfMaps(t *testing.T) {
+	testkit.NeedsKernel(t)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "s", Type: ebpf.SockMap, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapID, _ := info.ID()
+	p := mustProgram(t, ebpf.ProgramSpec{Name: "v", Type: ebpf.SkMsg, AttachType: ebpf.AttachSkMsgVerdict})
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: m.FD(), Program: p, Attach: ebpf.AttachSkMsgVerdict})
+	if err != nil {
+		t.Logf("this kernel has no links on sockmaps: %v", err)
+		return
+	}
+	docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)))
+	doc := one(t, docs, err)
+	want := fmt.Sprintf(`{"id":%d,"type":"sockmap","prog_id":%d,"map_id":%d,"attach_type":"sk_msg_verdict"}`, doc.Get("id"), programID(t, p), mapID)
+	if string(written(t, doc)) != want {
+		t.Errorf("sockmap link %s, want %s", written(t, doc), want)
+	}
+}
+
+// TestLinkDetails describes links of types that this machine may not have.
+func TestLinkDetails(t *testing.T) {
+	info := func(typ uint32, words ...uint32) *linkInfo {
+		i := &linkInfo{linkHeader: linkHeader{typ: typ}}
+		for at, word := range words {
+			binary.NativeEndian.PutUint32(i.rest[4*at:], word)
+		}
+		return i
+	}
+	for _, test := range []struct {
+		info *linkInfo
+		want string
+	}{
+		{info(linkStructOps, 57), `{"map_id":57}`},
+		{info(linkNetkit, 0, attachNetkitPeer), `{"devname":"(detached)","ifindex":0,"attach_type":"netkit_peer"}`},
+		{info(linkTCX, 0, 200), `{"devname":"(detached)","ifindex":0,"attach_type":200}`},
+		{info(linkKprobeMulti, 0, 0, 0, 1, 5), `{"retprobe":true,"func_cnt":0,"missed":5,"funcs":[]}`},
+		{info(linkPerfEvent, 99), `{}`},
+	} {
+		var doc Object
+		if err := linkDetails[test.info.typ](&doc, test.info, -1); err != nil || string(written(t, doc)) != test.want {
+			t.Errorf("link of type %d is %s, %v, want %s", test.info.typ, written(t, doc), err, test.want)
+		}
+	}
+	kprobe := probeFields(perfKretprobe, "vfs_read", perfInfo{offset: 4, values: [3]uint64{1 << 63, 2, 3}})
+	if text := string(written(t, kprobe)); text != `{"retprobe":true,"addr":9223372036854775808,"func":"vfs_read","offset":4,"missed":2,"cookie":3}` {
+		t.Errorf("kretprobe is %s", text)
 	}
 }

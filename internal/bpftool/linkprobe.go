@@ -41,32 +41,32 @@ func describePerfEvent(doc *Object, info *linkInfo, fd int) error {
 		return nil
 	case perfUprobe, perfUretprobe, perfKprobe, perfKretprobe, perfTracepoint:
 	default:
-		return nil
+		return nil // a later kernel's
 	}
 	name := make([]byte, longestName)
 	ask := perfInfo{name: unsafe.Pointer(&name[0]), length: longestName}
 	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return fmt.Errorf("read what is probed: %w", err)
 	}
+	*doc = append(*doc, probeFields(typ, text(name), ask)...)
+	return nil
+}
+
+// probeFields describes what one of the probes that have a name is on.
+func probeFields(typ uint32, name string, info perfInfo) Object {
 	switch typ {
 	case perfTracepoint:
-		doc.add("tracepoint", text(name))
-		doc.add("cookie", ask.values[0])
+		return Object{{"tracepoint", name}, {"cookie", info.values[0]}}
 	case perfKprobe, perfKretprobe:
-		doc.add("retprobe", typ == perfKretprobe)
-		doc.add("addr", ask.values[0])
-		doc.add("func", text(name))
-		doc.add("offset", ask.offset)
-		doc.add("missed", ask.values[1])
-		doc.add("cookie", ask.values[2])
-	default:
-		doc.add("retprobe", typ == perfUretprobe)
-		doc.add("file", text(name))
-		doc.add("offset", ask.offset)
-		doc.add("cookie", ask.values[0])
-		doc.add("ref_ctr_offset", ask.values[1])
+		return Object{
+			{"retprobe", typ == perfKretprobe}, {"addr", info.values[0]}, {"func", name}, {"offset", info.offset},
+			{"missed", info.values[1]}, {"cookie", info.values[2]},
+		}
 	}
-	return nil
+	return Object{
+		{"retprobe", typ == perfUretprobe}, {"file", name}, {"offset", info.offset},
+		{"cookie", info.values[0]}, {"ref_ctr_offset", info.values[1]},
+	}
 }
 
 // perf's words for its kinds of events (PERF_TYPE_*) and for the events of two

@@ -182,12 +182,30 @@ func matching(fn func(int) error, match func(int, progInfo) bool) error {
 // describeProgram is bpftool's document of a program.
 func describeProgram(fd int) (Object, error) {
 	info, err := programInfo(fd)
-	if err != nil && !errors.Is(err, unix.ENODEV) { // ENODEV: the device that it was offloaded to is gone
+	orphaned := errors.Is(err, unix.ENODEV) // the device that it was offloaded to is gone
+	if err != nil && !orphaned {
 		return nil, err
 	}
-	var doc Object
-	doc.add("id", info.id)
-	doc.add("type", worded(programTypes, info.typ))
+	doc := programHeader(fd, info)
+	if info.ifindex != 0 {
+		doc.add("dev", offloadDevice(info))
+	}
+	if info.loadTime != 0 {
+		doc.add("loaded_at", loadedAt(info.loadTime))
+		doc.add("uid", info.uid)
+	}
+	doc.add("orphaned", orphaned)
+	doc.add("bytes_xlated", info.xlatedLen)
+	doc.add("jited", info.jitedLen != 0)
+	if info.jitedLen != 0 {
+		doc.add("bytes_jited", info.jitedLen)
+	}
+	return programReferences(doc, fd, info), nil
+}
+
+// programHeader is what a program is, and how it ran while that was counted.
+func programHeader(fd int, info progInfo) Object {
+	doc := Object{{"id", info.id}, {"type", worded(programTypes, info.typ)}}
 	if info.name[0] != 0 {
 		doc.add("name", info.fullName(fd))
 	}
@@ -200,20 +218,7 @@ func describeProgram(fd int) (Object, error) {
 	if info.recursions != 0 {
 		doc.add("recursion_misses", info.recursions)
 	}
-	if info.ifindex != 0 {
-		doc.add("dev", offloadDevice(info))
-	}
-	if info.loadTime != 0 {
-		doc.add("loaded_at", loadedAt(info.loadTime))
-		doc.add("uid", info.uid)
-	}
-	doc.add("orphaned", err != nil)
-	doc.add("bytes_xlated", info.xlatedLen)
-	doc.add("jited", info.jitedLen != 0)
-	if info.jitedLen != 0 {
-		doc.add("bytes_jited", info.jitedLen)
-	}
-	return programReferences(doc, fd, info), nil
+	return doc
 }
 
 // programReferences adds what a program uses.
