@@ -24,6 +24,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"unicode"
@@ -74,14 +75,17 @@ func Decode(file string) string {
 	return name
 }
 
+// taken is how names can't begin, because other arguments do.
+var taken = []string{tempPrefix, "-", "id:", "name:", "tag:"}
+
 // CheckName refuses names that can't name an instance, or that other arguments
 // would be taken for: NAME/MAP, id:N, a flag.
 func CheckName(name string) error {
 	switch {
 	case name == "" || len(Encode(name)) > unix.NAME_MAX-len(gonePrefix):
 		return fault.New(fault.ErrUsage, "name %q: must be 1 to %d bytes long", name, unix.NAME_MAX-len(gonePrefix))
-	case strings.HasPrefix(name, tempPrefix), strings.HasPrefix(name, "-"), strings.HasPrefix(name, "id:"):
-		return fault.New(fault.ErrUsage, "name %q: must not begin with %q, \"-\" or \"id:\"", name, tempPrefix)
+	case slices.ContainsFunc(taken, func(prefix string) bool { return strings.HasPrefix(name, prefix) }):
+		return fault.New(fault.ErrUsage, "name %q: must not begin with %q", name, taken)
 	case strings.Contains(name, "/"), !utf8.ValidString(name), strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return fault.New(fault.ErrUsage, "name %q: must be printable text without \"/\"", name)
 	}
@@ -154,19 +158,12 @@ func Mount() error {
 	return nil
 }
 
-// Names lists the instances, sorted. A root that doesn't exist has none.
+// Names lists the instances, sorted: the directories, not what somebody pinned
+// beside them. A root that doesn't exist has none.
 func (r Root) Names() ([]string, error) {
-	files, err := list(string(r))
-	if err != nil {
-		return nil, err
-	}
-	names := make([]string, 0, len(files))
-	for _, f := range files {
-		if !strings.HasPrefix(f, tempPrefix) {
-			names = append(names, f)
-		}
-	}
-	return names, nil
+	return list(string(r), func(e fs.DirEntry) bool {
+		return e.IsDir() && !strings.HasPrefix(e.Name(), tempPrefix)
+	})
 }
 
 // Exists says whether an instance of that name is loaded.
@@ -177,10 +174,10 @@ func (r Root) Exists(name string) bool {
 
 // List names the objects of one kind that an instance has, sorted.
 func (r Root) List(instance, kind string) ([]string, error) {
-	return list(filepath.Join(r.Instance(instance), kind))
+	return list(filepath.Join(r.Instance(instance), kind), func(fs.DirEntry) bool { return true })
 }
 
-func list(dir string) ([]string, error) {
+func list(dir string, is func(fs.DirEntry) bool) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -188,9 +185,11 @@ func list(dir string) ([]string, error) {
 	if err != nil {
 		return nil, permission("list", dir, err)
 	}
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		names[i] = Decode(e.Name())
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if is(e) {
+			names = append(names, Decode(e.Name()))
+		}
 	}
 	sort.Strings(names)
 	return names, nil

@@ -91,8 +91,16 @@ func TestInstanceLifeCycle(t *testing.T) {
 	if err := s.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := r.Names(); !slices.Equal(got, []string{"one.two"}) {
-		t.Fatalf("names %q", got)
+	stray := filepath.Join(string(r), "stray")
+	if err := setNote(stray, "pinned by somebody"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.Names()
+	if err != nil || !slices.Equal(got, []string{"one.two"}) {
+		t.Fatalf("names %q, %v", got, err)
+	}
+	if err := os.Remove(stray); err != nil {
+		t.Fatal(err)
 	}
 	s = commit(t, r, "one.two", "second")
 	if got := r.Spec("one.two").Source; got != "second" {
@@ -256,7 +264,7 @@ func TestListSaysWhatIsNotAllowed(t *testing.T) {
 func TestCheckName(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"x": true, "pod-traffic": true, "eth0.100": true, "ü": true,
-		"": false, "a/b": false, "-x": false, "id:5": false, "@new-x": false, "a\nb": false, "\x1b[31m": false, "\xff": false,
+		"": false, "a/b": false, "-x": false, "id:5": false, "name:x": false, "tag:1": false, "@new-x": false, "a\nb": false, "\x1b[31m": false, "\xff": false,
 		strings.Repeat("x", 300): false,
 	} {
 		if err := CheckName(name); (err == nil) != ok || err != nil && !errors.Is(err, fault.ErrUsage) {
