@@ -39,8 +39,8 @@ func (n *array) parse(b []byte, v any, path string) error {
 		return wrong(path, "an array of %s, %d needed", plural(len(values), "element"), n.length)
 	}
 	for i, value := range values {
-		if err := parse(n.element, n.at(b, i), value, path+"["+strconv.Itoa(i)+"]"); err != nil {
-			return err
+		if err := parse(n.element, n.at(b, i), value, ""); err != nil {
+			return within(path+"["+strconv.Itoa(i)+"]", err)
 		}
 	}
 	return nil

@@ -78,6 +78,15 @@ func wrong(path, format string, args ...any) error {
 	return &wrongValue{path, fmt.Sprintf(format, args...)}
 }
 
+// within puts the path of what an error's value is a part of before its own.
+func within(path string, err error) error {
+	var e *wrongValue
+	if errors.As(err, &e) {
+		return &wrongValue{join(path, e.path), e.message}
+	}
+	return err
+}
+
 // Path returns where in a value the error of a Codec is: "member.inner[3]", or
 // "" for the value as a whole.
 func Path(err error) string {
