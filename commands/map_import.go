@@ -116,6 +116,7 @@ func (e *Env) importDone(c *cli.Context, p *output.Printer, d maps.Imported) {
 		changed: d.Changed,
 		did:     fmt.Sprintf("imported %s into %s", d.Source, d.Map),
 		already: fmt.Sprintf("%s has the entries of %s already", d.Map, d.Source),
+		notes:   d.Notes,
 	})
 }
 

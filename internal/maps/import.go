@@ -47,6 +47,7 @@ type Imported struct {
 	Deleted   uint64         `json:"deleted"` // of arrays: set to zero
 	Refused   uint64         `json:"refused"`
 	Errors    []RefusedEntry `json:"errors"` // why the kernel refused: the first of them
+	Notes     []string       `json:"-"`
 }
 
 // RefusedEntry is a change that the kernel refused. Line and Column are null for
@@ -107,7 +108,7 @@ func (s *Store) newImporter(h *handle, r ImportRequest) *importer {
 	valueSize := h.stride * h.cpus
 	return &importer{
 		handle: h, store: s, request: r,
-		done:    Imported{Map: h.about.Ref, MapID: h.about.ID, Source: r.Source, Errors: []RefusedEntry{}},
+		done:    Imported{Map: h.about.Ref, MapID: h.about.ID, Source: r.Source, Errors: []RefusedEntry{}, Notes: h.notes},
 		table:   newTable(int(h.KeySize()), valueSize),
 		objects: map[string]uint32{},
 		key:     make([]byte, h.KeySize()), value: make([]byte, valueSize),

@@ -98,10 +98,10 @@ func (w *world) rowsOf(name string) string {
 	return strings.Join(rows, "")
 }
 
-// bpftool dumps a map as bpftool does.
-func (w *world) bpftool(name string) string {
+// bpftool dumps a map as bpftool -j or -p does.
+func (w *world) bpftool(flag, name string) string {
 	w.t.Helper()
-	out, err := exec.Command("bpftool", "-j", "map", "dump", "pinned", w.root.Path("mine", pinned.Maps, name)).Output()
+	out, err := exec.Command("bpftool", flag, "map", "dump", "pinned", w.root.Path("mine", pinned.Maps, name)).Output()
 	if err != nil {
 		w.t.Fatalf("bpftool: %v", err)
 	}
@@ -183,12 +183,12 @@ func TestImportRoundTrip(t *testing.T) {
 		fill(t, m, 40, random)
 		rows := w.rowsOf(spec.Name)
 		array := "[" + strings.ReplaceAll(strings.TrimSpace(rows), "\n", ",") + "]"
-		bytewise := w.bpftool(spec.Name)
+		bytewise := w.bpftool("-j", spec.Name)
 		var indented bytes.Buffer
 		if err := json.Indent(&indented, []byte(array), " ", "  "); err != nil {
 			t.Fatal(err)
 		}
-		for dialect, input := range map[string]string{"ndjson": rows, "json": array, "indented": indented.String(), "bpftool": bytewise} {
+		for dialect, input := range map[string]string{"ndjson": rows, "json": array, "indented": indented.String(), "bpftool": bytewise, "bpftool -p": w.bpftool("-p", spec.Name)} {
 			w.clear(spec.Name)
 			if left := w.clear(spec.Name); left != 0 {
 				t.Errorf("%s: clear left %d", spec.Name, left)
@@ -228,7 +228,7 @@ func TestImportObjects(t *testing.T) {
 			one, two = `"hex:01000000"`, `"hex:02000000"`
 		}
 		w.mustImport(name, "lines", one+" "+object+"\n"+two+" "+object, false)
-		rows, bytewise := w.rowsOf(name), w.bpftool(name)
+		rows, bytewise := w.rowsOf(name), w.bpftool("-j", name)
 		if strings.Count(rows, "\n") != 2 {
 			t.Errorf("%s: %s", name, rows)
 		}
@@ -277,7 +277,7 @@ func TestImportDevices(t *testing.T) {
 		}
 		input := fmt.Sprintf(`{"key":%s,"value":{"ifindex":1,"prog_id":%d}}{"key":%s,"value":{"ifindex":1,"prog_id":0}}`, key(1), id, key(2))
 		w.mustImport(name, "f", input, false)
-		rows, bytewise := w.rowsOf(name), w.bpftool(name)
+		rows, bytewise := w.rowsOf(name), w.bpftool("-j", name)
 		for _, input := range []string{rows, bytewise} {
 			if n := w.clear(name); n != 2 {
 				t.Errorf("%s: %d removed", name, n)

@@ -14,9 +14,15 @@ import (
 // JSON: it looks like bpfnet's, but numbers in network order are different.
 const plainDump = "[{\n        \"key\":"
 
+// isPlainDump tells it from bpftool -p, whose keys are bytes.
+func isPlainDump(text string) bool {
+	rest, ok := strings.CutPrefix(text, plainDump)
+	return ok && !strings.HasPrefix(strings.TrimLeft(rest, " \n"), `["0x`)
+}
+
 // readJSON reads rows, one after the other or in arrays.
 func (im *importer) readJSON(ctx context.Context, w *window) (bool, error) {
-	if strings.HasPrefix(w.text, plainDump) && (im.handle.key.HasNetworkOrder() || im.handle.value.HasNetworkOrder()) {
+	if isPlainDump(w.text) && (im.handle.key.HasNetworkOrder() || im.handle.value.HasNetworkOrder()) {
 		im.problems.add(place{1, 1}, errors.New("bpftool prints numbers in network order differently without -j: use bpftool -j map dump"))
 		return true, nil
 	}
