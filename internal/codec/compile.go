@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -37,7 +39,7 @@ func compile(t btf.Type, name string, depth int) node {
 	case *btf.Struct:
 		return compileStruct(t, depth)
 	case *btf.Union:
-		return &structure{bytes: size, union: true, fields: compileMembers(t.Members, size, depth)}
+		return newStructure(size, true, compileMembers(t.Members, size, depth))
 	case *btf.Datasec:
 		return compileDatasec(t, depth)
 	case *btf.Var:
@@ -124,6 +126,9 @@ func compileEnum(t *btf.Enum) node {
 	}
 	for _, v := range t.Values {
 		value := extend(v.Value<<(64-8*size)>>(64-8*size), 8*size, t.Signed)
+		if _, taken := n.values[v.Name]; taken || !isIdentifier(v.Name) {
+			continue
+		}
 		if _, taken := n.words[value]; !taken {
 			n.words[value] = v.Name
 		}
@@ -131,6 +136,17 @@ func compileEnum(t *btf.Enum) node {
 		n.names = append(n.names, v.Name)
 	}
 	return n
+}
+
+// isIdentifier says whether a name is one that C allows. Wrong BTF may have
+// others, which could be taken for numbers or bytes.
+func isIdentifier(name string) bool {
+	for i, r := range name {
+		if r != '_' && !unicode.IsLetter(r) && (i == 0 || !unicode.IsDigit(r)) {
+			return false
+		}
+	}
+	return name != "" && utf8.ValidString(name)
 }
 
 func compileArray(t *btf.Array, name string, depth int) node {
@@ -183,11 +199,33 @@ func compileStruct(t *btf.Struct, depth int) node {
 	case t.Name == "in6_addr" && t.Size == 16:
 		return address{bytes: 16}
 	}
-	n := &structure{bytes: int(t.Size), fields: compileMembers(t.Members, int(t.Size), depth)}
+	n := newStructure(int(t.Size), false, compileMembers(t.Members, int(t.Size), depth))
 	if p, ok := asPort(n); ok {
 		return p
 	}
 	return n
+}
+
+func newStructure(size int, union bool, fields []field) *structure {
+	n := &structure{bytes: size, union: union, fields: fields}
+	n.distinguish(make(map[string]bool), 0)
+	return n
+}
+
+// distinguish adds to a name that came before, as only in wrong BTF, the byte
+// where its field begins. at is where n begins.
+func (n *structure) distinguish(taken map[string]bool, at int) {
+	for i := range n.fields {
+		f := &n.fields[i]
+		if f.name == "" {
+			f.node.(*structure).distinguish(taken, at+f.offset)
+			continue
+		}
+		for taken[f.name] {
+			f.rename(f.name + "@" + strconv.Itoa(at+f.offset))
+		}
+		taken[f.name] = true
+	}
 }
 
 // compileMembers leaves out what has no name to write it under, and what
@@ -227,8 +265,13 @@ func isSigned(t btf.Type) bool {
 }
 
 func named(name string, offset int) field {
-	key := append(appendString(nil, []byte(strings.ToValidUTF8(name, "?"))), ':')
-	return field{name: name, key: key, offset: offset, optional: isPadding(name)}
+	f := field{offset: offset, optional: isPadding(name)}
+	f.rename(strings.ToValidUTF8(name, "?"))
+	return f
+}
+
+func (f *field) rename(name string) {
+	f.name, f.key = name, append(appendString(nil, []byte(name)), ':')
 }
 
 // isPadding says whether a member is called what C programmers call padding.
@@ -238,7 +281,7 @@ func isPadding(name string) bool {
 }
 
 func compileDatasec(t *btf.Datasec, depth int) node {
-	n := &structure{bytes: int(t.Size)}
+	var fields []field
 	for _, v := range t.Vars {
 		variable, ok := v.Type.(*btf.Var)
 		if !ok {
@@ -246,11 +289,11 @@ func compileDatasec(t *btf.Datasec, depth int) node {
 		}
 		f := named(variable.Name, int(v.Offset))
 		f.node = compile(variable.Type, variable.Name, depth+1)
-		if f.offset+f.node.size() <= n.bytes && f.name != "" {
-			n.fields = append(n.fields, f)
+		if f.offset+f.node.size() <= int(t.Size) && f.name != "" {
+			fields = append(fields, f)
 		}
 	}
-	return n
+	return newStructure(int(t.Size), false, fields)
 }
 
 // prefixAddress says whether the key of an LPM trie is a length and one IP

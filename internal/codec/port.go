@@ -17,7 +17,7 @@ type port struct {
 }
 
 // asPort says whether a structure is that: besides padding it has two numbers,
-// one of 16 bits that is called a port, and one that is called a protocol.
+// one of 16 bits without a sign that is called a port, and one that is called a protocol.
 func asPort(n *structure) (*port, bool) {
 	p := &port{structure: n}
 	for i := range n.fields {
@@ -25,9 +25,9 @@ func asPort(n *structure) (*port, bool) {
 		number, isNumber := f.node.(integer)
 		switch {
 		case f.optional:
-		case isNumber && number.bytes == 2 && slices.Contains(splitName(f.name), "port") && p.number == nil:
+		case isNumber && number.bytes == 2 && !number.signed && slices.Contains(splitName(f.name), "port") && p.number == nil:
 			p.number = f
-		case isNumber && !number.network && slices.ContainsFunc(splitName(f.name), namesProtocol) && p.protocol == nil:
+		case isNumber && !number.network && number.bytes <= 8 && slices.ContainsFunc(splitName(f.name), namesProtocol) && p.protocol == nil:
 			p.protocol = f
 		default:
 			return nil, false
