@@ -9,7 +9,7 @@ import (
 )
 
 // Programs knows two programs of one name, of which one is pinned.
-func (fakeBpftool) Programs(_ context.Context, ref string) ([]bpftool.Object, error) {
+func (fakeBpftool) Programs(_ context.Context, ref string, _ bool) ([]bpftool.Object, error) {
 	program := func(id uint32, tag string) bpftool.Object {
 		return bpftool.Object{{Name: "id", Value: id}, {Name: "type", Value: "xdp"}, {Name: "name", Value: "twin"}, {Name: "tag", Value: tag}}
 	}
@@ -24,8 +24,11 @@ func (fakeBpftool) Programs(_ context.Context, ref string) ([]bpftool.Object, er
 }
 
 // Links knows one link.
-func (fakeBpftool) Links(_ context.Context, ref string) ([]bpftool.Object, error) {
+func (fakeBpftool) Links(_ context.Context, ref string, pids bool) ([]bpftool.Object, error) {
 	link := bpftool.Object{{Name: "id", Value: 97}, {Name: "type", Value: "tcx"}, {Name: "prog_id", Value: 839}}
+	if pids {
+		link = append(link, bpftool.Field{Name: "pids", Value: []string{"a process"}})
+	}
 	return fakeObjects(ref, map[string][]bpftool.Object{"": {link}, "id:97": {link}})
 }
 

@@ -21,6 +21,20 @@ const (
 	linkDialect = "With --json or --pretty it shows links of the whole kernel, as bpftool does: " + linkWords
 )
 
+// pidsFlag asks for what costs more than the rest. Documents of our own don't
+// have it.
+func pidsFlag() []cli.Flag {
+	return []cli.Flag{&cli.BoolFlag{Name: "pids", Usage: "with --json or --pretty: find the processes that have it open"}}
+}
+
+// noPids refuses pidsFlag in our own dialect.
+func noPids(c *cli.Context) error {
+	if c.Bool("pids") {
+		return usage(c, "--pids goes with --json or --pretty")
+	}
+	return nil
+}
+
 func (e *Env) programsAsBpftool(c *cli.Context) error {
 	return e.objectsAsBpftool(c, progWords, bpftool.API.Programs)
 }
@@ -31,7 +45,7 @@ func (e *Env) linksAsBpftool(c *cli.Context) error {
 
 // objectsAsBpftool prints the objects that the arguments mean: the only one that
 // fits as an object, several as an array, and all of them if none is named.
-func (e *Env) objectsAsBpftool(c *cli.Context, usage string, show func(api bpftool.API, ctx context.Context, ref string) ([]bpftool.Object, error)) error {
+func (e *Env) objectsAsBpftool(c *cli.Context, usage string, show func(api bpftool.API, ctx context.Context, ref string, pids bool) ([]bpftool.Object, error)) error {
 	line := "usage: " + commandName(c) + " " + usage
 	ref, rest, err := objectWords(c.Args().Slice())
 	switch {
@@ -47,7 +61,7 @@ func (e *Env) objectsAsBpftool(c *cli.Context, usage string, show func(api bpfto
 		return err
 	}
 	defer b.Close()
-	docs, err := show(b.Bpftool(), c.Context, ref)
+	docs, err := show(b.Bpftool(), c.Context, ref, c.Bool("pids"))
 	if err != nil {
 		return err
 	}

@@ -37,8 +37,8 @@ func progCommand(env *Env) *cli.Command {
 		Name:  "prog",
 		Usage: "the loaded programs",
 		Subcommands: []*cli.Command{
-			{Name: "list", Usage: "all of them, or those of NAME", ArgsUsage: "[NAME]", Description: progDialect, Action: env.progList},
-			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/FUNCTION]|id:N", Description: progDialect, Action: env.progShow},
+			{Name: "list", Usage: "all of them, or those of NAME", ArgsUsage: "[NAME]", Description: progDialect, Flags: pidsFlag(), Action: env.progList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/FUNCTION]|id:N", Description: progDialect, Flags: pidsFlag(), Action: env.progShow},
 		},
 	}
 }
@@ -48,8 +48,8 @@ func linkCommand(env *Env) *cli.Command {
 		Name:  "link",
 		Usage: "where programs are attached",
 		Subcommands: []*cli.Command{
-			{Name: "list", Usage: "all attachments, or those of NAME", ArgsUsage: "[NAME]", Description: linkDialect, Action: env.linkList},
-			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/HOOK]|id:N", Description: linkDialect, Action: env.linkShow},
+			{Name: "list", Usage: "all attachments, or those of NAME", ArgsUsage: "[NAME]", Description: linkDialect, Flags: pidsFlag(), Action: env.linkList},
+			{Name: "show", Usage: "one of them", ArgsUsage: "NAME[/HOOK]|id:N", Description: linkDialect, Flags: pidsFlag(), Action: env.linkShow},
 		},
 	}
 }
@@ -68,6 +68,9 @@ func (e *Env) instances(c *cli.Context, name string) (*output.Printer, []datapat
 func (e *Env) progList(c *cli.Context) error {
 	if asBpftool(c) {
 		return e.programsAsBpftool(c)
+	}
+	if err := noPids(c); err != nil {
+		return err
 	}
 	if err := args(c, "[NAME]"); err != nil {
 		return err
@@ -96,6 +99,9 @@ func (e *Env) progShow(c *cli.Context) error {
 	if asBpftool(c) {
 		return e.programsAsBpftool(c)
 	}
+	if err := noPids(c); err != nil {
+		return err
+	}
 	if err := args(c, "NAME[/FUNCTION]|id:N"); err != nil {
 		return err
 	}
@@ -116,6 +122,9 @@ func (e *Env) progShow(c *cli.Context) error {
 func (e *Env) linkList(c *cli.Context) error {
 	if asBpftool(c) {
 		return e.linksAsBpftool(c)
+	}
+	if err := noPids(c); err != nil {
+		return err
 	}
 	if err := args(c, "[NAME]"); err != nil {
 		return err
@@ -143,6 +152,9 @@ func allAttachments(instances []datapath.Instance) []datapath.Attachment {
 func (e *Env) linkShow(c *cli.Context) error {
 	if asBpftool(c) {
 		return e.linksAsBpftool(c)
+	}
+	if err := noPids(c); err != nil {
+		return err
 	}
 	if err := args(c, "NAME[/HOOK]|id:N"); err != nil {
 		return err

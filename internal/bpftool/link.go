@@ -19,7 +19,7 @@ type Links interface {
 	// their ids, with "", or "id:N", the path of a pin, NAME or NAME/HOOK of a
 	// loaded instance. ErrNotFound if there is none, ErrUsage if ref is none of
 	// these.
-	Links(ctx context.Context, ref string) ([]Object, error)
+	Links(ctx context.Context, ref string, pids bool) ([]Object, error)
 }
 
 // linkHeader is the beginning of struct bpf_link_info. Behind it is what the
@@ -45,7 +45,7 @@ func readLink(fd int) (*linkInfo, error) {
 }
 
 // Links implements API.
-func (k *Kernel) Links(_ context.Context, ref string) ([]Object, error) {
+func (k *Kernel) Links(_ context.Context, ref string, pids bool) ([]Object, error) {
 	var docs []Object
 	describe := func(fd int) error {
 		doc, err := describeLink(fd)
@@ -69,7 +69,10 @@ func (k *Kernel) Links(_ context.Context, ref string) ([]Object, error) {
 		return nil, fault.New(fault.ErrNotFound, "show link %q: no such link", ref).
 			Hint("bpfnet -j link show   shows all links of the kernel")
 	}
-	return addHolders(holders.Link, docs), nil
+	if pids {
+		docs = addHolders(holders.Link, docs)
+	}
+	return docs, nil
 }
 
 // isHook says whether the pin of a link is on a hook: pins are called

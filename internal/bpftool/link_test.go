@@ -46,7 +46,7 @@ func sameLink(t *testing.T, ns string, id uint32, added ...string) Object {
 	}); err != nil {
 		t.Fatalf("bpftool link show id %d: %v: %s", id, err, theirs)
 	}
-	docs, err := New("", ns).Links(ctx, fmt.Sprintf("id:%d", id))
+	docs, err := New("", ns).Links(ctx, fmt.Sprintf("id:%d", id), false)
 	doc := one(t, docs, err)
 	sameBut(t, fmt.Sprint(doc.Get("type")), doc, theirs, added...)
 	return doc
@@ -71,12 +71,12 @@ func TestLinksOfDevices(t *testing.T) {
 	if doc := sameLink(t, ns, id, "devname", "ifindex"); doc.Get("devname") != "a" || doc.Get("ifindex") != index {
 		t.Errorf("xdp link %s", written(t, doc))
 	}
-	docs, err := New("", other).Links(ctx, fmt.Sprintf("id:%d", id))
+	docs, err := New("", other).Links(ctx, fmt.Sprintf("id:%d", id), false)
 	if doc := one(t, docs, err); doc.Get("devname") != "(unknown)" {
 		t.Errorf("from another namespace the device isn't %v", doc.Get("devname"))
 	}
 	// 7.1 prints the number of the type, 11.
-	docs, err = New("", ns).Links(ctx, fmt.Sprintf("id:%d", linkID(t, byTCX)))
+	docs, err = New("", ns).Links(ctx, fmt.Sprintf("id:%d", linkID(t, byTCX)), false)
 	doc := one(t, docs, err)
 	want := fmt.Sprintf(`{"id":%d,"type":"tcx","prog_id":%d,"devname":"a","ifindex":%d,"attach_type":"tcx_egress"}`, doc.Get("id"), programID(t, tc), index)
 	if string(written(t, doc)) != want {
@@ -85,7 +85,7 @@ func TestLinksOfDevices(t *testing.T) {
 	if err := byXDP.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	docs, err = New("", ns).Links(ctx, fmt.Sprintf("id:%d", id))
+	docs, err = New("", ns).Links(ctx, fmt.Sprintf("id:%d", id), false)
 	if doc := one(t, docs, err); doc.Get("devname") != "(detached)" || doc.Get("ifindex") != uint32(0) {
 		t.Errorf("detached link %s", written(t, doc))
 	}
@@ -144,7 +144,7 @@ func TestLinksOfNetfilter(t *testing.T) {
 	ns := testkit.NetNS(t)
 	p := mustProgram(t, ebpf.ProgramSpec{Name: "f", Type: ebpf.Netfilter, AttachType: ebpf.AttachNetfilter})
 	l := attachNetfilter(t, ns, p)
-	docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l))) // 7.1 doesn't know it
+	docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)), false) // 7.1 doesn't know it
 	doc := one(t, docs, err)
 	want := fmt.Sprintf(`{"id":%d,"type":"netfilter","prog_id":%d,"pf":2,"hook":1,"prio":-128,"flags":0}`, doc.Get("id"), programID(t, p))
 	if string(written(t, doc)) != want {
@@ -293,7 +293,7 @@ func TestLinksOfProbes(t *testing.T) {
 			t.Logf("%s: this kernel has no such links: %v", name, err)
 			continue
 		}
-		docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)))
+		docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)), false)
 		text := string(written(t, one(t, docs, err)))
 		t.Log(text)
 		for _, want := range map[string][]string{
@@ -348,11 +348,11 @@ func TestLinkReferences(t *testing.T) {
 	}
 	k := New(root, "")
 	for ref, n := range map[string]int{"mine": 1, "mine/trace": 1, "mine/tr": 0} {
-		if docs, err := k.Links(ctx, ref); len(docs) != n || (err == nil) != (n > 0) {
+		if docs, err := k.Links(ctx, ref, false); len(docs) != n || (err == nil) != (n > 0) {
 			t.Errorf("%s: %d links, %v", ref, len(docs), err)
 		}
 	}
-	docs, err := k.Links(ctx, pin)
+	docs, err := k.Links(ctx, pin, false)
 	doc := one(t, docs, err)
 	theirs, err := oracle(t, "link", "show", "pinned", pin)
 	if err != nil {
@@ -362,7 +362,7 @@ func TestLinkReferences(t *testing.T) {
 	if doc.Get("id") != linkID(t, l) {
 		t.Errorf("%s is %s", pin, written(t, doc))
 	}
-	all, err := k.Links(ctx, "")
+	all, err := k.Links(ctx, "", false)
 	if err != nil || !slices.ContainsFunc(all, func(d Object) bool { return d.Get("id") == doc.Get("id") }) {
 		t.Errorf("it isn't among %d links, %v", len(all), err)
 	}
@@ -373,7 +373,7 @@ func TestLinkReferences(t *testing.T) {
 	for ref, want := range map[string]error{
 		"id:4294967295": fault.ErrNotFound, "id:x": fault.ErrUsage, "name:x": fault.ErrUsage, "x": fault.ErrNotFound, pin + "x": fault.ErrNotFound, progPin: fault.ErrUsage, "/etc/passwd": fault.ErrUsage,
 	} {
-		if _, err := k.Links(ctx, ref); !errors.Is(err, want) {
+		if _, err := k.Links(ctx, ref, false); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", ref, err, want)
 		}
 	}
@@ -423,7 +423,7 @@ func TestLinksOfMaps(t *testing.T) {
 		t.Logf("this kernel has no links on sockmaps: %v", err)
 		return
 	}
-	docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)))
+	docs, err := New("", "").Links(ctx, fmt.Sprintf("id:%d", linkID(t, l)), false)
 	doc := one(t, docs, err)
 	want := fmt.Sprintf(`{"id":%d,"type":"sockmap","prog_id":%d,"map_id":%d,"attach_type":"sk_msg_verdict"}`, doc.Get("id"), programID(t, p), mapID)
 	if string(written(t, doc)) != want {

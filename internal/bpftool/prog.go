@@ -24,7 +24,7 @@ type Programs interface {
 	// all of them with "", or "id:N", "tag:HEX", "name:S", the path of a pin,
 	// NAME or NAME/FUNCTION of a loaded instance. ErrNotFound if there is none,
 	// ErrUsage if ref is none of these.
-	Programs(ctx context.Context, ref string) ([]Object, error)
+	Programs(ctx context.Context, ref string, pids bool) ([]Object, error)
 }
 
 // progInfo is struct bpf_prog_info.
@@ -98,7 +98,7 @@ func typeName(btfID, typeID uint32) (string, error) {
 }
 
 // Programs implements API.
-func (k *Kernel) Programs(_ context.Context, ref string) ([]Object, error) {
+func (k *Kernel) Programs(_ context.Context, ref string, pids bool) ([]Object, error) {
 	var docs []Object
 	err := netns.Do(k.netns, func() error {
 		return k.eachProgram(ref, func(fd int) error {
@@ -114,7 +114,9 @@ func (k *Kernel) Programs(_ context.Context, ref string) ([]Object, error) {
 		return nil, fault.New(fault.ErrNotFound, "show program %q: no such program", ref).
 			Hint("bpfnet -j prog show   shows all programs of the kernel")
 	}
-	docs = addHolders(holders.Prog, docs)
+	if pids {
+		docs = addHolders(holders.Prog, docs)
+	}
 	for i := range docs {
 		ids, _ := docs[i].Get("map_ids").([]uint32)
 		if tells := metadata(k.maps(), ids); tells != nil {

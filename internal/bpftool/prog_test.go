@@ -123,7 +123,7 @@ func sameProgram(t *testing.T, id uint32) {
 		if theirs, err = oracle(t, "prog", "show", "id", fmt.Sprint(id)); err != nil {
 			t.Fatalf("bpftool prog show id %d: %v: %s", id, err, theirs)
 		}
-		docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", id))
+		docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", id), false)
 		ours = one(t, docs, err)
 		if strings.Contains(string(theirs), fmt.Sprintf(`"loaded_at":%d`, ours.Get("loaded_at"))) {
 			break
@@ -167,7 +167,7 @@ func TestProgramTypes(t *testing.T) {
 			t.Fatalf("load %s: %v", spec.Type, err)
 		}
 		if spec.Type == ebpf.Netfilter { // bpftool 7.1 has no word for it
-			docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", programID(t, p)))
+			docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", programID(t, p)), false)
 			if got := one(t, docs, err).Get("type"); got != "netfilter" {
 				t.Errorf("type of a netfilter program is %v", got)
 			}
@@ -209,7 +209,7 @@ func TestProgramThatRan(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := programID(t, p)
-	docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", id))
+	docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", id), false)
 	if doc := one(t, docs, err); doc.Get("run_cnt") != uint64(1000) || doc.Get("gpl_compatible") != false {
 		t.Errorf("it ran 1000 times: %s", written(t, doc))
 	}
@@ -239,7 +239,7 @@ func TestMetadata(t *testing.T) {
 	p := mustProgram(t, ebpf.ProgramSpec{Name: "tells", Type: ebpf.SocketFilter, Instructions: asm.Instructions{
 		asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Imm(asm.R0, 0), asm.Return(),
 	}})
-	docs, err := New("", "").Programs(ctx, "name:tells")
+	docs, err := New("", "").Programs(ctx, "name:tells", false)
 	if doc := one(t, docs, err); string(written(t, doc.Get("metadata"))) != `{"a":"foo","b":-1}` {
 		t.Errorf("it tells %s", written(t, doc))
 	}
@@ -265,7 +265,7 @@ func TestProgramReferences(t *testing.T) {
 	}
 	k := New(root, "")
 	pin := filepath.Join(dir, "first")
-	docs, err := k.Programs(ctx, pin)
+	docs, err := k.Programs(ctx, pin, false)
 	first := one(t, docs, err)
 	tag := first.Get("tag").(string)
 	for ref, words := range map[string][]string{
@@ -273,7 +273,7 @@ func TestProgramReferences(t *testing.T) {
 		"tag:" + tag:   {"tag", tag},
 		pin:            {"pinned", pin},
 	} {
-		docs, err := k.Programs(ctx, ref)
+		docs, err := k.Programs(ctx, ref, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func TestProgramReferences(t *testing.T) {
 		sameList(t, strings.Join(words, " "), docs, theirs, "orphaned")
 	}
 	for ref, n := range map[string]int{"mine": 2, "mine/second": 1} {
-		if docs, err := k.Programs(ctx, ref); err != nil || len(docs) != n {
+		if docs, err := k.Programs(ctx, ref, false); err != nil || len(docs) != n {
 			t.Errorf("%s: %d programs, %v", ref, len(docs), err)
 		}
 	}
@@ -297,7 +297,7 @@ func TestProgramReferences(t *testing.T) {
 		"id:4294967295": fault.ErrNotFound, "id:x": fault.ErrUsage, "tag:12": fault.ErrUsage, "name:none-such": fault.ErrNotFound,
 		"mine/third": fault.ErrNotFound, "none": fault.ErrNotFound, filepath.Join(dir, "third"): fault.ErrNotFound, dir: fault.ErrUsage,
 	} {
-		if docs, err := k.Programs(ctx, ref); !errors.Is(err, want) {
+		if docs, err := k.Programs(ctx, ref, false); !errors.Is(err, want) {
 			t.Errorf("%s: %d programs, %v, want %v", ref, len(docs), err, want)
 		}
 	}
@@ -363,9 +363,9 @@ func TestHolders(t *testing.T) {
 		if err := sleeper.Start(); err != nil {
 			t.Fatal(err)
 		}
-		docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", programID(t, p)))
+		docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", programID(t, p)), true)
 		if kind == "link" {
-			docs, err = New("", "").Links(ctx, fmt.Sprintf("id:%d", id))
+			docs, err = New("", "").Links(ctx, fmt.Sprintf("id:%d", id), true)
 		}
 		_ = sleeper.Process.Kill()
 		_ = sleeper.Wait()

@@ -28,6 +28,9 @@ func (s *Store) Get(ctx context.Context, ref, keyText string) (Entry, error) {
 	if err := h.readable("read"); err != nil {
 		return Entry{}, err
 	}
+	if v, ok := h.variable(keyText); ok {
+		return h.getVariable(v)
+	}
 	key, err := h.parseKey(keyText)
 	if err != nil {
 		return Entry{}, err
@@ -85,6 +88,9 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (Change, error) {
 	defer h.Close()
 	if err := h.writable(); err != nil {
 		return Change{}, err
+	}
+	if v, ok := h.variable(r.Key); ok {
+		return h.setVariable(r, v)
 	}
 	key, err := h.parseKey(r.Key)
 	if err != nil {

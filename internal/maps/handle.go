@@ -17,14 +17,15 @@ import (
 // handle is an open map with what is needed to read and write its entries.
 type handle struct {
 	*ebpf.Map
-	about  Map
-	called string // the kernel's name for it, at most 15 characters
-	kind   kind
-	key    *codec.Codec
-	value  *codec.Codec
-	cpus   int // values of an entry; 1 unless they are per CPU
-	stride int // bytes from one CPU's value to the next
-	notes  []string
+	about   Map
+	called  string // the kernel's name for it, at most 15 characters
+	kind    kind
+	key     *codec.Codec
+	value   *codec.Codec
+	section bool // it holds a data section: its value has variables
+	cpus    int  // values of an entry; 1 unless they are per CPU
+	stride  int  // bytes from one CPU's value to the next
+	notes   []string
 }
 
 func newHandle(m *ebpf.Map, ref string, types *typeSource) (*handle, error) {
@@ -120,6 +121,7 @@ func (h *handle) chooseCodecs(key, value btf.Type) {
 		h.key = codec.New(key, size)
 	}
 	h.value = codec.New(value, int(h.ValueSize()))
+	h.section = h.isSection(value)
 	if h.kind.sockets && h.ValueSize() == 8 {
 		h.value = codec.New(cookie, 8)
 	}
@@ -152,7 +154,7 @@ func (h *handle) parseKey(text string) ([]byte, error) {
 	key, err := h.key.Parse(text)
 	if err != nil {
 		return nil, fault.New(fault.ErrUsage, "key %q of map %s: %w", text, h.about.Ref, err).
-			Hint("a key of %s is written %s", h.about.Ref, h.key.Form())
+			Hint("a key of %s is written %s%s", h.about.Ref, h.key.Form(), h.variableForm())
 	}
 	return key, nil
 }

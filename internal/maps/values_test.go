@@ -163,7 +163,7 @@ func (w *world) section(t *testing.T, name string) {
 		{Type: &btf.Var{Name: "limit", Type: integer, Linkage: btf.GlobalVar}, Size: 4},
 		{Type: &btf.Var{Name: "verbose", Type: &btf.Int{Name: "_Bool", Size: 1, Encoding: btf.Bool}, Linkage: btf.GlobalVar}, Offset: 4, Size: 1},
 	}}
-	w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Key: &btf.Void{}, Value: section})
+	w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Key: &btf.Void{}, Value: section, Flags: unix.BPF_F_MMAPABLE})
 }
 
 // TestSections reads and writes variables by their names. The dot in the name of
@@ -185,10 +185,65 @@ func TestSections(t *testing.T) {
 	fails(t, err, fault.ErrUsage, `"verbose" is missing`)
 	_, err = w.Set(context.Background(), SetRequest{Map: "mine/.rodata", Key: "0", Value: other})
 	fails(t, err, fault.ErrConflict, "frozen")
+	w.variables(t)
 	listing, err := w.List(context.Background())
 	if err != nil || !slices.ContainsFunc(listing.Maps, func(m Map) bool {
 		return m.Ref == "mine/.rodata" && m.Name == ".rodata" && m.Frozen && strings.HasSuffix(m.Pinned[0], "/maps/%2Erodata")
 	}) {
 		t.Errorf("list: %+v, %v", listing, err)
+	}
+}
+
+// variables reads and writes the variables of .bss one by one.
+func (w *world) variables(t *testing.T) {
+	t.Helper()
+	ctx := context.Background()
+	for _, mappable := range []bool{true, false} {
+		h, err := w.open("mine/.bss", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		if v, ok := h.variable("limit"); !ok || !mappable {
+			v.codec, v.offset, _ = h.value.Part("limit")
+			h.Map, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}) // as before Linux 5.5
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := h.writeVariable(v, []byte{1, 0, 0, 0}); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := h.getVariable(v); err != nil || string(e.Value) != "1" {
+				t.Errorf("get: %+v, %v", e, err)
+			}
+		}
+	}
+	if c := w.set(".bss", "limit", "7"); !c.Changed || string(c.Key) != `"limit"` || string(c.Value) != "7" || string(c.Previous) != "-5" {
+		t.Errorf("set: %+v", c)
+	}
+	if c := w.set(".bss", "limit", "7"); c.Changed {
+		t.Errorf("set again: %+v", c)
+	}
+	if got := w.get(".bss", "0"); got != `{"limit":7,"verbose":true}` {
+		t.Errorf("the section is %s", got)
+	}
+	if got := w.get(".rodata", "verbose"); got != "false" {
+		t.Errorf("a constant is %s", got)
+	}
+	if c, err := w.Set(ctx, SetRequest{Map: "mine/.bss", Key: "verbose", Value: "false", DryRun: true}); err != nil || !c.Changed || w.get(".bss", "verbose") != "true" {
+		t.Errorf("dry set: %+v, %v", c, err)
+	}
+	for _, test := range []struct {
+		r    SetRequest
+		kind error
+		text string
+	}{
+		{SetRequest{Map: "mine/.rodata", Key: "limit", Value: "1"}, fault.ErrConflict, "frozen"},
+		{SetRequest{Map: "mine/.bss", Key: "limit", Value: "x"}, fault.ErrUsage, "a value of limit is written -2147483648..2147483647"},
+		{SetRequest{Map: "mine/.bss", Key: "limits", Value: "1"}, fault.ErrUsage, "or as the name of a variable: limit, verbose"},
+		{SetRequest{Map: "mine/.bss", Key: "limit", Value: "1", Condition: IfAbsent}, fault.ErrConflict, "there already"},
+	} {
+		_, err := w.Set(ctx, test.r)
+		fails(t, err, test.kind, test.text)
 	}
 }
