@@ -156,22 +156,23 @@ func TestStackTrace(t *testing.T) {
 
 // section pins an array that holds a data section, as loaders do; the library
 // freezes constants.
-func (w *world) section(t *testing.T, name string) {
+func (w *world) section(t *testing.T, name string, flags uint32) {
 	t.Helper()
 	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	section := &btf.Datasec{Name: name, Size: 8, Vars: []btf.VarSecinfo{
 		{Type: &btf.Var{Name: "limit", Type: integer, Linkage: btf.GlobalVar}, Size: 4},
 		{Type: &btf.Var{Name: "verbose", Type: &btf.Int{Name: "_Bool", Size: 1, Encoding: btf.Bool}, Linkage: btf.GlobalVar}, Offset: 4, Size: 1},
 	}}
-	w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Key: &btf.Void{}, Value: section, Flags: unix.BPF_F_MMAPABLE})
+	w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1, Key: &btf.Void{}, Value: section, Flags: flags})
 }
 
 // TestSections reads and writes variables by their names. The dot in the name of
 // a section is one that bpffs doesn't take.
 func TestSections(t *testing.T) {
 	w := newWorld(t)
-	w.section(t, ".bss")
-	w.section(t, ".rodata")
+	w.section(t, ".bss", unix.BPF_F_MMAPABLE)
+	w.section(t, ".data", 0) // as before Linux 5.5
+	w.section(t, ".rodata", unix.BPF_F_MMAPABLE)
 	const zero, other = `{"limit":0,"verbose":false}`, `{"limit":-5,"verbose":true}`
 	for _, name := range []string{".bss", ".rodata"} {
 		if rows := w.dump(DumpRequest{Map: "mine/" + name}); !slices.Equal(rows, []string{"0=" + zero}) {
@@ -194,38 +195,21 @@ func TestSections(t *testing.T) {
 	}
 }
 
-// variables reads and writes the variables of .bss one by one.
+// variables reads and writes variables one by one.
 func (w *world) variables(t *testing.T) {
 	t.Helper()
 	ctx := context.Background()
-	for _, mappable := range []bool{true, false} {
-		h, err := w.open("mine/.bss", false)
-		if err != nil {
-			t.Fatal(err)
+	for _, name := range []string{".bss", ".data"} {
+		w.set(name, "0", `{"limit":-5,"verbose":true}`)
+		if c := w.set(name, "limit", "7"); !c.Changed || string(c.Key) != `"limit"` || string(c.Value) != "7" || string(c.Previous) != "-5" {
+			t.Errorf("%s: set %+v", name, c)
 		}
-		defer h.Close()
-		if v, ok := h.variable("limit"); !ok || !mappable {
-			v.codec, v.offset, _ = h.value.Part("limit")
-			h.Map, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}) // as before Linux 5.5
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := h.writeVariable(v, []byte{1, 0, 0, 0}); err != nil {
-				t.Fatal(err)
-			}
-			if e, err := h.getVariable(v); err != nil || string(e.Value) != "1" {
-				t.Errorf("get: %+v, %v", e, err)
-			}
+		if c := w.set(name, "limit", "7"); c.Changed {
+			t.Errorf("%s: set again %+v", name, c)
 		}
-	}
-	if c := w.set(".bss", "limit", "7"); !c.Changed || string(c.Key) != `"limit"` || string(c.Value) != "7" || string(c.Previous) != "-5" {
-		t.Errorf("set: %+v", c)
-	}
-	if c := w.set(".bss", "limit", "7"); c.Changed {
-		t.Errorf("set again: %+v", c)
-	}
-	if got := w.get(".bss", "0"); got != `{"limit":7,"verbose":true}` {
-		t.Errorf("the section is %s", got)
+		if got := w.get(name, "0"); got != `{"limit":7,"verbose":true}` {
+			t.Errorf("%s is %s", name, got)
+		}
 	}
 	if got := w.get(".rodata", "verbose"); got != "false" {
 		t.Errorf("a constant is %s", got)
