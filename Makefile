@@ -36,8 +36,8 @@ demo: build ## count and filter the traffic of two "Pods" on this machine, then 
 	@scripts/deps demo
 	@test/demo.sh ./bpfnet
 
-bench: ## measure what each program costs per packet; as root
-	@scripts/deps
+bench: ## measure programs per packet, and commands on maps beside bpftool; as root
+	@scripts/deps bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./bench
 
 fuzz: ## run every fuzz target for FUZZTIME

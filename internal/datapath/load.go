@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/codec"
@@ -283,8 +284,13 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 // newCollection loads maps and programs into the kernel, with reuse in place of
 // the maps of those names.
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
-	unlockMemory()
-	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
+	load := func() (*ebpf.Collection, error) {
+		return ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
+	}
+	coll, err := load()
+	if errors.Is(err, unix.EPERM) && liftMemlock() {
+		coll, err = load()
+	}
 	if err == nil {
 		return coll, nil
 	}
