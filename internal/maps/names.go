@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -179,15 +180,21 @@ func (s *Store) called(name string) ([]candidate, error) {
 		}
 		return err
 	})
-	if !errors.Is(err, unix.EPERM) {
-		return found, err
+	if errors.Is(err, unix.EPERM) {
+		return types.pinnedAs(name, pins)
 	}
+	return found, err
+}
+
+// pinnedAs finds those of the pinned maps.
+func (t *typeSource) pinnedAs(name string, pins map[uint32]pin) ([]candidate, error) {
+	var found []candidate
 	for _, p := range pins {
 		m, err := ebpf.LoadPinnedMap(p.paths[0], &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			continue // removed meanwhile
 		}
-		c, ok, err := types.candidate(name, p, m.FD())
+		c, ok, err := t.candidate(name, p, m.FD())
 		m.Close()
 		if err != nil {
 			return nil, err
@@ -196,7 +203,7 @@ func (s *Store) called(name string) ([]candidate, error) {
 			found = append(found, c)
 		}
 	}
-	slices.SortFunc(found, func(a, b candidate) int { return int(int64(a.id) - int64(b.id)) })
+	slices.SortFunc(found, func(a, b candidate) int { return cmp.Compare(a.id, b.id) })
 	return found, nil
 }
 

@@ -176,26 +176,30 @@ func (h *handle) pinAt(path string) error {
 // Unpin implements API.
 func (s *Store) Unpin(_ context.Context, r UnpinRequest) (PinChange, error) {
 	path, err := s.pinOf(r.Map)
-	if errors.Is(err, fault.ErrNotFound) || err == nil && path == "" {
-		return PinChange{Map: r.Map}, nil
+	if err == nil && path != "" {
+		change, err := s.unpin(path, r.DryRun)
+		if !errors.Is(err, fault.ErrNotFound) {
+			return change, err
+		}
 	}
-	if err != nil {
-		return PinChange{}, err
+	if errors.Is(err, fault.ErrNotFound) {
+		err = nil
 	}
+	return PinChange{Map: r.Map}, err
+}
+
+func (s *Store) unpin(path string, dryRun bool) (PinChange, error) {
 	if instance, root := owner(path); instance != "" || s.owns(path) {
 		return PinChange{}, ownedError(path, instance, root)
 	}
 	h, err := s.open(path, true)
-	if errors.Is(err, fault.ErrNotFound) {
-		return PinChange{Map: r.Map}, nil
-	}
 	if err != nil {
 		return PinChange{}, err
 	}
 	defer h.Close()
 	change := h.pinChange(path)
 	change.Changed = true
-	if r.DryRun {
+	if dryRun {
 		return change, nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
