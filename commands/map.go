@@ -95,7 +95,7 @@ func mapDocument(m maps.Map) mapDoc {
 }
 
 func mapTable(c *cli.Context, all []maps.Map) output.Table {
-	t := output.Table{Header: []string{"id", "type", "map", "name", "key", "value", "max entries"}}
+	t := output.Table{Header: []string{"id", "type", "map", "name", "key", "value", "max entries", "programs"}}
 	if c.Bool("fill") {
 		t.Header = append(t.Header, "fill")
 	}
@@ -105,7 +105,7 @@ func mapTable(c *cli.Context, all []maps.Map) output.Table {
 	for _, m := range all {
 		row := []string{
 			decimal(m.ID), m.Type, m.Ref, m.Name,
-			typeOrSize(m.KeyType, m.BytesKey), typeOrSize(m.ValueType, m.BytesValue), decimal(m.MaxEntries),
+			typeOrSize(m.KeyType, m.BytesKey), typeOrSize(m.ValueType, m.BytesValue), decimal(m.MaxEntries), programsCell(m.ProgIDs),
 		}
 		if c.Bool("fill") {
 			row = append(row, fillCell(m.Fill))
