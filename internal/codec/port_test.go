@@ -32,6 +32,9 @@ func TestPorts(t *testing.T) {
 			t.Errorf("%s is taken as %x", text, b)
 		}
 	}
+	if !c.HasNetworkOrder() {
+		t.Error("the port isn't in network order")
+	}
 	if c.Form() != "80/tcp" {
 		t.Errorf("form %s", c.Form())
 	}

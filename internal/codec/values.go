@@ -210,6 +210,8 @@ func hasNetworkOrder(n node) bool {
 		return n.network
 	case dotted:
 		return true
+	case *port:
+		return hasNetworkOrder(n.structure)
 	case *array:
 		return hasNetworkOrder(n.element)
 	case *structure:

@@ -2,6 +2,7 @@ package maps
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -31,7 +32,8 @@ func TestPin(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	}
-	path := dir + "/kept"
+	kept := fmt.Sprintf("kept%d", os.Getpid())
+	path := dir + "/" + kept
 	pin := func(ref, path string, dry bool) (PinChange, error) {
 		return w.Pin(ctx, PinRequest{Map: ref, Path: path, DryRun: dry})
 	}
@@ -47,7 +49,7 @@ func TestPin(t *testing.T) {
 	if c, err := pin("mine/one", path, false); err != nil || c.Changed {
 		t.Errorf("pin again: %+v, %v", c, err)
 	}
-	for _, ref := range []string{"mine/one", path, "name:kept"} {
+	for _, ref := range []string{"mine/one", path, "name:" + kept} {
 		if m, err := w.Show(ctx, ref); err != nil || m.Name != "one" || len(m.Pinned) != 2 {
 			t.Errorf("show %s: %+v, %v", ref, m, err)
 		}
