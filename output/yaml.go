@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 
 	"gopkg.in/yaml.v3"
 )
@@ -57,7 +58,7 @@ func yamlNode(in *json.Decoder) (*yaml.Node, error) {
 // merging, and numbers in base 60 such as some MAC addresses.
 func yamlString(text string) *yaml.Node {
 	node := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}
-	if strings.ContainsFunc(text, unsafe) || oldWord[strings.ToLower(text)] || oldSexagesimal.MatchString(text) {
+	if strings.ContainsFunc(text, unsafe) || oldWord[strings.ToLower(text)] || oldSexagesimal().MatchString(text) {
 		node.Style = yaml.DoubleQuotedStyle
 	}
 	return node
@@ -65,7 +66,9 @@ func yamlString(text string) *yaml.Node {
 
 var (
 	oldWord        = map[string]bool{"<<": true, "=": true, "y": true, "n": true, "yes": true, "no": true, "on": true, "off": true}
-	oldSexagesimal = regexp.MustCompile(`^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$`)
+	oldSexagesimal = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$`)
+	})
 )
 
 func yamlCollection(in *json.Decoder, open json.Delim) (*yaml.Node, error) {
