@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,25 @@ func TestCgroupFlags(t *testing.T) {
 		row := sameCgroup(t, cgroup).Rows()[0]
 		if *row.Flags != word || value(row.Mechanism) != "attach" || row.LinkID != nil {
 			t.Errorf("%s: row %s", word, written(t, row))
+		}
+	}
+}
+
+// TestQueryBefore60 asks for the programs of a hook as kernels before 6.0 take it.
+func TestQueryBefore60(t *testing.T) {
+	cgroup := testkit.Cgroup(t)
+	p := mustProgram(t, ebpf.ProgramSpec{Name: "multi", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress})
+	attachCgroup(t, cgroup, p, ebpf.AttachCGroupInetEgress, unix.BPF_F_ALLOW_MULTI)
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	want := []attached{{progID: programID(t, p), progFlags: unix.BPF_F_ALLOW_MULTI}}
+	for _, each := range []bool{true, false} {
+		got, err := queryFlags(uint32(dir.Fd()), uint32(ebpf.AttachCGroupInetEgress), 0, each)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("flags of each program %t: %v, %v, want %v", each, got, err, want)
 		}
 	}
 }

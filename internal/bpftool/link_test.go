@@ -255,6 +255,15 @@ func tracepointID(t *testing.T, name string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 }
 
+// TestUprobesUntold describes a link as kernels before 6.8 tell of it: nothing.
+func TestUprobesUntold(t *testing.T) {
+	var doc Object
+	err := describeUprobes(&doc, &linkInfo{linkHeader: linkHeader{typ: linkUprobeMulti}}, -1)
+	if want := `{"retprobe":false,"path":"","func_cnt":0,"pid":0,"funcs":[]}`; err != nil || string(written(t, doc)) != want {
+		t.Errorf("%s, %v, want %s", written(t, doc), err, want)
+	}
+}
+
 // TestLinksOfProbes tries kprobes and uprobes, which not every kernel has.
 func TestLinksOfProbes(t *testing.T) {
 	self, err := link.OpenExecutable("/proc/self/exe")

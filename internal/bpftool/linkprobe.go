@@ -222,13 +222,15 @@ type uprobesInfo struct {
 func describeUprobes(doc *Object, info *linkInfo, fd int) error {
 	count := info.u32(36)
 	path := make([]byte, longestName)
-	offsets, counters, cookies := make([]uint64, count+1), make([]uint64, count+1), make([]uint64, count+1)
-	ask := uprobesInfo{
-		path: unsafe.Pointer(&path[0]), pathSize: longestName, count: count,
-		offsets: unsafe.Pointer(&offsets[0]), counters: unsafe.Pointer(&counters[0]), cookies: unsafe.Pointer(&cookies[0]),
-	}
-	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
-		return fmt.Errorf("read what is probed: %w", err)
+	offsets, counters, cookies := make([]uint64, count), make([]uint64, count), make([]uint64, count)
+	if count > 0 { // else the kernel doesn't tell (before Linux 6.8), and would refuse the question
+		ask := uprobesInfo{
+			path: unsafe.Pointer(&path[0]), pathSize: longestName, count: count,
+			offsets: unsafe.Pointer(&offsets[0]), counters: unsafe.Pointer(&counters[0]), cookies: unsafe.Pointer(&cookies[0]),
+		}
+		if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+			return fmt.Errorf("read what is probed: %w", err)
+		}
 	}
 	doc.add("retprobe", info.u32(40)&probesReturn != 0)
 	doc.add("path", text(path))

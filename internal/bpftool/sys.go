@@ -184,17 +184,27 @@ const queryEffective = 1
 // query lists the programs of a hook in the order in which they run. target is
 // an interface index or a descriptor, by the attach type.
 func query(target, attachType, flags uint32) ([]attached, error) {
+	list, err := queryFlags(target, attachType, flags, true)
+	if errors.Is(err, unix.EINVAL) {
+		// Each program's flags can't be asked for before Linux 6.0, nor for what
+		// is effective.
+		return queryFlags(target, attachType, flags, false)
+	}
+	return list, err
+}
+
+// queryFlags is query with or without the flags of each program. Without them
+// those of the hook stand for all.
+func queryFlags(target, attachType, flags uint32, each bool) ([]attached, error) {
 	const most = 1024
 	var ids, progFlags, linkIDs, linkFlags [most]uint32
 	attr := queryAttr{target: target, attachType: attachType, flags: flags, progIDs: unsafe.Pointer(&ids), count: most}
+	if each {
+		attr.progFlags = unsafe.Pointer(&progFlags)
+	}
 	switch attachType {
 	case attachTCXIngress, attachTCXEgress, attachNetkitPrimary, attachNetkitPeer:
 		attr.linkIDs, attr.linkFlags = unsafe.Pointer(&linkIDs), unsafe.Pointer(&linkFlags)
-		attr.progFlags = unsafe.Pointer(&progFlags)
-	default:
-		if flags&queryEffective == 0 {
-			attr.progFlags = unsafe.Pointer(&progFlags)
-		}
 	}
 	if _, err := call(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 		return nil, err
