@@ -152,6 +152,9 @@ func (h *handle) valueJSON(value []byte) []byte {
 
 func (h *handle) parseKey(text string) ([]byte, error) {
 	key, err := h.key.Parse(text)
+	if err == nil && h.Type() == ebpf.LPMTrie {
+		err = checkPrefix(key)
+	}
 	if err != nil {
 		return nil, fault.New(fault.ErrUsage, "key %q of map %s: %w", text, h.about.Ref, err).
 			Hint("a key of %s is written %s%s", h.about.Ref, h.key.Form(), h.variableForm())

@@ -220,8 +220,8 @@ func (im *importer) checkKey() error {
 			return fmt.Errorf("key %d is beyond the end: keys are 0..%d", index, im.MaxEntries()-1)
 		}
 	case im.Type() == ebpf.LPMTrie:
-		if length, most := prefixLength(im.key), uint32(8*(len(im.key)-4)); length > most {
-			return fmt.Errorf("prefix length %d: it must be 0..%d", length, most)
+		if err := checkPrefix(im.key); err != nil {
+			return err
 		}
 		masked(im.key)
 	}
@@ -235,6 +235,9 @@ func (im *importer) compare(ctx context.Context) error {
 		return im.compareEach(ctx)
 	}
 	return im.walk(ctx, func(key, value []byte) error {
+		if im.Type() == ebpf.LPMTrie {
+			masked(key) // one prefix, whatever bits follow it
+		}
 		if i := im.table.find(key); i >= 0 {
 			im.setStored(i, value)
 		} else if im.request.Replace && im.removable(value) {

@@ -410,6 +410,23 @@ func TestImportErrors(t *testing.T) {
 	}
 }
 
+// TestImportReplacePrefix checks that bits beyond the length of a prefix in the
+// map don't make it another one, which would be deleted after it was written.
+func TestImportReplacePrefix(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "trie", Type: ebpf.LPMTrie, Key: keyIP, Value: u8, KeySize: 20, ValueSize: 1, MaxEntries: 4, Flags: unix.BPF_F_NO_PREALLOC})
+	w.set("trie", "10.0.0.1/8", "1")
+	if done := w.mustImport("trie", "f", "10.0.0.0/8 1", true); done.Changed || done.Unchanged != 1 {
+		t.Errorf("the same prefix: %+v", done)
+	}
+	if done := w.mustImport("trie", "f", "10.0.0.0/8 2", true); done.Updated != 1 || done.Deleted != 0 {
+		t.Errorf("another value: %+v", done)
+	}
+	if rows := w.rowsOf("trie"); !strings.Contains(rows, `/8","value":2}`) {
+		t.Errorf("the map has %s", rows)
+	}
+}
+
 // TestImportFormats reads the same entries in every format.
 func TestImportFormats(t *testing.T) {
 	w := newWorld(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/bits"
 	"strings"
 
@@ -69,6 +70,14 @@ func (h *handle) isAddress(text string) bool {
 }
 
 func prefixLength(key []byte) uint32 { return binary.NativeEndian.Uint32(key) }
+
+// checkPrefix refuses a length that no prefix of this size has.
+func checkPrefix(key []byte) error {
+	if length, most := prefixLength(key), uint32(8*(len(key)-4)); length > most {
+		return fmt.Errorf("prefix length %d: it must be 0..%d", length, most)
+	}
+	return nil
+}
 
 // masked clears the bits of a prefix beyond its length.
 func masked(key []byte) []byte {

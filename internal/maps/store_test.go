@@ -324,6 +324,8 @@ func TestLPM(t *testing.T) {
 	if c, err := w.Delete(ctx, DeleteRequest{Map: "mine/trie", Key: "10.1.0.0/24"}); err != nil || c.Changed {
 		t.Errorf("delete of a longer prefix: %+v, %v", c, err)
 	}
+	_, err = w.Get(ctx, "mine/trie", "hex:81000000"+strings.Repeat("00", 16))
+	fails(t, err, fault.ErrUsage, "prefix length 129: it must be 0..128")
 }
 
 // TestLPMOrder checks that after is the order of the kernel's walk: otherwise
