@@ -38,10 +38,11 @@ func nodeOf(command *cli.Command) *node {
 		d, documented := f.(cli.DocGenerationFlag)
 		s, many := f.(cli.DocGenerationSliceFlag)
 		many = many && s.IsSliceFlag()
-		for _, name := range f.Names() {
+		names := f.Names()
+		for _, name := range names {
 			n.flags[name] = documented && d.TakesValue()
 			if !many {
-				n.once[name] = f.Names()[0]
+				n.once[name] = names[0]
 			}
 			if documented {
 				n.about[name] = strings.ReplaceAll(d.GetUsage(), "`", "")

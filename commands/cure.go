@@ -69,9 +69,8 @@ func cureCommand(command *cli.Command, env *Env) {
 // that isn't set must not mean the host's namespace, or every attachment.
 func emptyFlag(c *cli.Context) string {
 	for _, f := range slices.Concat(c.Command.Flags, c.App.Flags) {
-		name := f.Names()[0]
-		if _, ok := f.(*cli.StringFlag); ok && c.IsSet(name) && c.String(name) == "" {
-			return name
+		if s, ok := f.(*cli.StringFlag); ok && c.IsSet(s.Name) && c.String(s.Name) == "" {
+			return s.Name
 		}
 	}
 	return ""
