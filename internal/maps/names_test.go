@@ -225,4 +225,12 @@ func TestTypesOfUsers(t *testing.T) {
 	if err != nil || !slices.Equal(shown.ProgIDs, []uint32{user}) || shown.KeyType == nil || *shown.KeyType != "ip_addr_t" {
 		t.Errorf("show %+v, %v", shown, err)
 	}
+	raw, err := w.OpenRaw(reference(shown.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if key, err := raw.ParseKey("10.0.0.1"); err != nil || len(key) != 16 {
+		t.Errorf("key %x, %v", key, err)
+	}
 }

@@ -87,13 +87,14 @@ func (s *Store) raw(m *ebpf.Map, ref string) (*Raw, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.about.Ref = ref
 	i, err := infoOf(m.FD())
 	if err != nil {
 		return nil, fmt.Errorf("read about map %s: %w", ref, err)
 	}
+	h.called = unix.ByteSliceToString(i.name[:])
+	h.about.Ref, h.about.ID = ref, i.id
 	return &Raw{h: h, s: s, Info: RawInfo{
-		ID: i.id, Type: ebpf.MapType(i.kind), Name: unix.ByteSliceToString(i.name[:]), Flags: i.flags,
+		ID: i.id, Type: ebpf.MapType(i.kind), Name: h.called, Flags: i.flags,
 		KeySize: i.keySize, ValueSize: i.valueSize, MaxEntries: i.maxEntries,
 		BTF: i.btfID, KeyType: i.keyTypeID, ValueType: i.valueTypeID, KernelValueType: i.kernelTypeID,
 		PerCPU: h.kind.perCPU, CPUs: h.cpus, Stride: h.stride, HoldsObjects: h.kind.holds != "",

@@ -32,23 +32,41 @@ func TestWithoutEntries(t *testing.T) {
 		{&ebpf.MapSpec{Type: ebpf.BloomFilter, ValueSize: 4, MaxEntries: 4}, "bpfnet map peek mine/bloom_filter VALUE"},
 		{&ebpf.MapSpec{Type: ebpf.CGroupArray, KeySize: 4, ValueSize: 4, MaxEntries: 4}, "bpfnet map show mine/cgroup_array --pids"},
 		{&ebpf.MapSpec{Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: 4}, "bpfnet map show mine/xskmap --pids"},
-		{&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "ss --all --bpf-map-id="},
-		{&ebpf.MapSpec{Type: ebpf.TaskStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "bpftool iter pin"},
+		{&ebpf.MapSpec{Type: ebpf.SkStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "ss --all --bpf-map-id={id} "},
+		{&ebpf.MapSpec{Type: ebpf.TaskStorage, KeySize: 4, ValueSize: 4, Flags: unix.BPF_F_NO_PREALLOC, Key: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}, Value: u32}, "bpftool iter pin ITERATOR.o PATH map id {id} "},
 	} {
 		test.spec.Name = TypeName(test.spec.Type)
-		w.make(t, test.spec)
+		info, err := infoOf(w.make(t, test.spec).FD())
+		if err != nil {
+			t.Fatal(err)
+		}
+		hint := strings.ReplaceAll(test.hint, "{id}", fmt.Sprint(info.id))
 		ref := "mine/" + test.spec.Name
-		_, err := w.Dump(ctx, DumpRequest{Map: ref}, func(Row) error { return nil })
-		fails(t, err, fault.ErrUnsupported, test.hint)
+		_, err = w.Dump(ctx, DumpRequest{Map: ref}, func(Row) error { return nil })
+		fails(t, err, fault.ErrUnsupported, hint)
 		_, err = w.Get(ctx, ref, "0")
-		fails(t, err, fault.ErrUnsupported, test.hint)
+		fails(t, err, fault.ErrUnsupported, hint)
 		_, err = w.Set(ctx, SetRequest{Map: ref, Key: "0", Value: "0"})
-		fails(t, err, fault.ErrUnsupported, test.hint)
+		fails(t, err, fault.ErrUnsupported, hint)
+		if strings.Contains(test.hint, "{id}") {
+			fails(t, w.walkRaw(t, ref), fault.ErrUnsupported, hint)
+		}
 		one := []Map{{Ref: ref}}
 		if notes, err := w.CountEntries(ctx, one); err != nil || one[0].Fill != nil || len(notes) > 0 {
 			t.Errorf("%s: fill %v, %q, %v", ref, one[0].Fill, notes, err)
 		}
 	}
+}
+
+// walkRaw is the error of walking the bytes of a map.
+func (w *world) walkRaw(t *testing.T, ref string) error {
+	t.Helper()
+	r, err := w.OpenRaw(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	return r.Walk(context.Background(), DumpRequest{}, func(_, _ []byte, _ error) error { return nil })
 }
 
 // TestRedirects reads and writes maps whose values the kernel defines.
