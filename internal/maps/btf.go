@@ -61,11 +61,7 @@ func (t *typeSource) loadedFrom(h *handle) (key, value btf.Type, ok bool) {
 	if !ok {
 		return nil, nil, false
 	}
-	object, known := t.objects[instance]
-	if !known {
-		object = readObject(t.store.root.Spec(instance))
-		t.objects[instance] = object
-	}
+	object := t.object(instance)
 	if object == nil {
 		return nil, nil, false
 	}
@@ -74,6 +70,16 @@ func (t *typeSource) loadedFrom(h *handle) (key, value btf.Type, ok bool) {
 		return nil, nil, false
 	}
 	return m.Key, m.Value, true
+}
+
+// object is what an instance was loaded from, nil when that isn't known.
+func (t *typeSource) object(instance string) *ebpf.CollectionSpec {
+	object, known := t.objects[instance]
+	if !known {
+		object = readObject(t.store.root.Spec(instance))
+		t.objects[instance] = object
+	}
+	return object
 }
 
 // readObject reads the object that an instance was loaded from, nil when it
@@ -110,7 +116,8 @@ func (t *typeSource) definitions(h *handle) []definition {
 	}
 	ids := []uint32{info.btfID}
 	if info.btfID == 0 {
-		ids = t.btfOfUsers(info.id)
+		all, _ := t.programs() // without them nothing is known
+		ids = btfOfUsers(all, info.id)
 	}
 	for _, id := range ids {
 		if spec, err := t.load(id); err == nil {
@@ -123,8 +130,7 @@ func (t *typeSource) definitions(h *handle) []definition {
 }
 
 // btfOfUsers returns the BTF ids of the programs that use a map.
-func (t *typeSource) btfOfUsers(id uint32) []uint32 {
-	all, _ := t.programs() // without them nothing is known
+func btfOfUsers(all []program, id uint32) []uint32 {
 	var ids []uint32
 	for _, p := range all {
 		if p.btfID != 0 && slices.Contains(p.maps, id) && !slices.Contains(ids, p.btfID) {
@@ -135,22 +141,32 @@ func (t *typeSource) btfOfUsers(id uint32) []uint32 {
 }
 
 func definedIn(spec *btf.Spec, h *handle, info mapInfo) []definition {
-	var section *btf.Datasec
-	if err := spec.TypeByName(".maps", &section); err != nil {
-		return nil
-	}
 	var found []definition
-	for _, v := range section.Vars {
-		variable, ok := v.Type.(*btf.Var)
-		if !ok || cutName(variable.Name) != h.called {
+	for _, v := range mapVariables(spec) {
+		if cutName(v.Name) != h.called {
 			continue
 		}
-		d := readDefinition(variable)
+		d := readDefinition(v)
 		if d.fits(h) && (info.keyTypeID == 0 || sameType(spec, d.key, info.keyTypeID) && sameType(spec, d.value, info.valueTypeID)) {
 			found = append(found, d)
 		}
 	}
 	return found
+}
+
+// mapVariables are the variables of an object file that define its maps.
+func mapVariables(spec *btf.Spec) []*btf.Var {
+	var section *btf.Datasec
+	if err := spec.TypeByName(".maps", &section); err != nil {
+		return nil
+	}
+	var all []*btf.Var
+	for _, v := range section.Vars {
+		if variable, ok := v.Type.(*btf.Var); ok {
+			all = append(all, variable)
+		}
+	}
+	return all
 }
 
 // cutName is what the kernel keeps of a map's name.

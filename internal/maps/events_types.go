@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -13,10 +12,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
-	"bpfnet/bpf"
 	"bpfnet/internal/codec"
 	"bpfnet/internal/fault"
-	"bpfnet/pinned"
 )
 
 // recordType is the type of a map's records, nil for bytes, and why.
@@ -32,9 +29,8 @@ func (s *Store) eventType(h *handle, r EventsRequest) (recordType, error) {
 	if err != nil {
 		return recordType{}, err
 	}
-	specs, err := s.eventBTF(h, r.BTF, instances)
-	denied := errors.Is(err, unix.EPERM)
-	if err != nil && !denied {
+	specs, denied, err := s.eventBTF(h, r.BTF, instances)
+	if err != nil {
 		return recordType{}, err
 	}
 	if r.Type != "" {
@@ -74,97 +70,45 @@ func (s *Store) pinnedAs(h *handle) (name string, instances []string, err error)
 }
 
 // eventBTF collects where the type may be: the object that was given, else the
-// programs that use the map and the objects that it was loaded from. EPERM:
-// those of programs may not be read; the others are valid.
-func (s *Store) eventBTF(h *handle, object []byte, instances []string) ([]*btf.Spec, error) {
+// programs that use the map and the objects that it was loaded from. denied:
+// those of programs may not be read.
+func (s *Store) eventBTF(h *handle, object []byte, instances []string) (specs []*btf.Spec, denied bool, err error) {
 	if object != nil {
 		spec, err := btf.LoadSpecFromReader(bytes.NewReader(object))
 		if err != nil {
-			return nil, fault.New(fault.ErrUsage, "read the types of the object file: %w", err).Hint("compile it with clang -g")
+			return nil, false, fault.New(fault.ErrUsage, "read the types of the object file: %w", err).Hint("compile it with clang -g")
 		}
-		return []*btf.Spec{spec}, nil
+		return []*btf.Spec{spec}, false, nil
 	}
-	specs, err := programBTF(h.about.ID, s.types())
-	if err != nil && !errors.Is(err, unix.EPERM) {
-		return nil, err
-	}
+	types := s.types()
+	specs, denied, err = types.ofUsers(h.about.ID)
 	for _, instance := range instances {
-		if spec := s.instanceBTF(instance); spec != nil {
+		if object := types.object(instance); object != nil && object.Types != nil {
+			specs = append(specs, object.Types)
+		}
+	}
+	return specs, denied, err
+}
+
+// ofUsers returns the BTF of the programs that use a map. denied: it, or which
+// programs those are, may not be read.
+func (t *typeSource) ofUsers(mapID uint32) (specs []*btf.Spec, denied bool, err error) {
+	all, err := t.programs()
+	if err != nil || all == nil {
+		return nil, all == nil, err
+	}
+	for _, id := range btfOfUsers(all, mapID) {
+		spec, err := t.load(id)
+		switch {
+		case err == nil:
 			specs = append(specs, spec)
+		case errors.Is(err, unix.EPERM):
+			denied = true
+		case !errors.Is(err, fs.ErrNotExist): // else its program was unloaded meanwhile
+			return nil, false, fmt.Errorf("read BTF %d: %w", id, err)
 		}
 	}
-	return specs, err
-}
-
-// programBTF returns the BTF of the programs that use a map.
-func programBTF(mapID uint32, types *typeSource) ([]*btf.Spec, error) {
-	var specs []*btf.Spec
-	for id := ebpf.ProgramID(0); ; {
-		var err error
-		id, err = ebpf.ProgramGetNextID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			return specs, nil
-		}
-		if err != nil {
-			return specs, fmt.Errorf("list programs: %w", err)
-		}
-		btfID, err := usedBTF(id, ebpf.MapID(mapID))
-		if err != nil {
-			return specs, err
-		}
-		if btfID == 0 {
-			continue
-		}
-		spec, err := types.load(uint32(btfID))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return specs, fmt.Errorf("read the types of program %d: %w", id, err)
-		}
-		if err == nil && !slices.Contains(specs, spec) {
-			specs = append(specs, spec)
-		}
-	}
-}
-
-// usedBTF returns the id of a program's BTF if it uses the map, else 0.
-func usedBTF(id ebpf.ProgramID, wanted ebpf.MapID) (btf.ID, error) {
-	program, err := ebpf.NewProgramFromID(id)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // unloaded meanwhile
-	}
-	if err != nil {
-		return 0, fmt.Errorf("open program %d: %w", id, err)
-	}
-	defer program.Close()
-	info, err := program.Info()
-	if err != nil {
-		return 0, fmt.Errorf("read about program %d: %w", id, err)
-	}
-	maps, _ := info.MapIDs()
-	btfID, _ := info.BTFID()
-	if !slices.Contains(maps, wanted) {
-		return 0, nil
-	}
-	return btfID, nil
-}
-
-// instanceBTF returns the types of the object that an instance was loaded from,
-// nil when it isn't there any more as it was.
-func (s *Store) instanceBTF(instance string) *btf.Spec {
-	made := s.root.Spec(instance)
-	var object []byte
-	if program, ok := bpf.Lookup(made.Source); ok && made.Builtin {
-		object = program.Object
-	} else if made.Source != "" {
-		object, _ = os.ReadFile(made.Source) // what can't be read is not there
-	}
-	if object == nil || pinned.Digest(object, made.Parameters) != made.Digest {
-		return nil
-	}
-	spec, err := btf.LoadSpecFromReader(bytes.NewReader(object))
-	if err != nil {
-		return nil
-	}
-	return spec
+	return specs, denied, nil
 }
 
 // slotSize is the size of a value of a perf event array: a descriptor.
@@ -174,38 +118,19 @@ const slotSize = 4
 // __type(value, struct event). That of a perf event array is mostly the one of
 // its slots.
 func declaredType(spec *btf.Spec, name string, perf bool) btf.Type {
-	var section *btf.Datasec
-	if spec.TypeByName(".maps", &section) != nil {
-		return nil
-	}
-	for _, v := range section.Vars {
-		variable, ok := v.Type.(*btf.Var)
-		if !ok || !isCalled(variable.Name, name) {
+	for _, v := range mapVariables(spec) {
+		if v.Name != name && cutName(v.Name) != name {
 			continue
 		}
-		definition, ok := btf.UnderlyingType(variable.Type).(*btf.Struct)
-		if !ok {
+		t := readDefinition(v).value
+		if t == nil {
 			continue
 		}
-		for _, m := range definition.Members {
-			pointer, ok := m.Type.(*btf.Pointer)
-			if !ok || m.Name != "value" {
-				continue
-			}
-			if size := sizeOf(pointer.Target); size > 0 && !(perf && size == slotSize) {
-				return pointer.Target
-			}
+		if size := sizeOf(t); size > 0 && !(perf && size == slotSize) {
+			return t
 		}
 	}
 	return nil
-}
-
-// kernelName is how much of a name the kernel keeps.
-const kernelName = 15
-
-// isCalled compares a name with one of which the kernel may have cut the end.
-func isCalled(full, name string) bool {
-	return full == name || len(name) == kernelName && strings.HasPrefix(full, name)
 }
 
 // namesakeType returns the structure that is called like the map, if there is
