@@ -81,7 +81,7 @@ func (r *ring) header() (length uint64, discarded, ok bool, err error) {
 	switch {
 	case written == 0:
 		return 0, false, false, nil
-	case written > r.size:
+	case written < ringHeader || written > r.size:
 		return 0, false, false, errors.New("its positions contradict each other")
 	}
 	// Atomic, because the kernel clears the flag after it has written the data.

@@ -269,6 +269,10 @@ func TestRingBusy(t *testing.T) {
 	if _, _, err := r.next(); err == nil {
 		t.Error("a record longer than what was written is no error")
 	}
+	atomic.StoreUintptr(position(r.producer), 52)
+	if _, _, err := r.next(); err == nil {
+		t.Error("a position within what precedes a record is no error")
+	}
 	atomic.StoreUintptr(position(r.producer), 16)
 	if _, _, err := r.next(); err == nil {
 		t.Error("a reader ahead of the writer is no error")

@@ -283,7 +283,7 @@ func (t *top) add(c *change) {
 		return
 	}
 	t.kept = append(t.kept, &change{bytes.Clone(c.key), bytes.Clone(c.value), bytes.Clone(c.before), slices.Clone(c.growth), c.rank})
-	if len(t.kept) >= 2*t.limit {
+	if len(t.kept)/2 >= t.limit {
 		t.kept = t.sorted()
 		t.last = t.kept[len(t.kept)-1]
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -226,4 +227,22 @@ func heap() uint64 {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	return stats.HeapAlloc
+}
+
+// TestTop keeps the first changes, with any limit that there may be.
+func TestTop(t *testing.T) {
+	compare := func(a, b *change) int { return bytes.Compare(a.key, b.key) }
+	for limit, want := range map[int]string{1: "a", 2: "ab", 3: "abc", 9: "abcdef", math.MaxInt: "abcdef"} {
+		best := top{limit: limit, compare: compare}
+		for _, key := range []byte("ebcafd") {
+			best.add(&change{key: []byte{key}})
+		}
+		var got []byte
+		for _, c := range best.sorted() {
+			got = append(got, c.key...)
+		}
+		if string(got) != want {
+			t.Errorf("the first %d: %q, want %q", limit, got, want)
+		}
+	}
 }
