@@ -89,7 +89,7 @@ func (e *Env) format(c *cli.Context) (output.Format, error) {
 	case c.IsSet("output") && name != string(output.FormatJSON):
 		return "", usage(c, "--output %s and --json or --pretty exclude each other", name)
 	case c.Bool("pretty"):
-		return output.FormatJSON, nil
+		return output.FormatPretty, nil
 	}
 	return output.FormatCompact, nil
 }

@@ -25,6 +25,9 @@ const (
 	FormatNDJSON Format = "ndjson"
 	// FormatCompact is JSON on one line, what --json asks for.
 	FormatCompact Format = "compact"
+	// FormatPretty is JSON with every key on a line of its own, what --pretty
+	// asks for. Only rows differ from FormatJSON.
+	FormatPretty Format = "pretty"
 )
 
 // Formats lists the values of --output in the order in which help shows them.
@@ -78,7 +81,7 @@ func (p *Printer) Format() Format { return p.format }
 // isn't a list, and there is nothing to show.
 func (p *Printer) Object(doc any, table func() Table) error {
 	switch p.format {
-	case FormatJSON:
+	case FormatJSON, FormatPretty:
 		return p.indented(doc)
 	case FormatNDJSON, FormatCompact:
 		return p.line(doc)
@@ -117,7 +120,7 @@ func (p *Printer) Event(doc any, table func() Table) error {
 	first := p.events == 0
 	p.events++
 	switch p.format {
-	case FormatJSON, FormatNDJSON, FormatCompact:
+	case FormatJSON, FormatPretty, FormatNDJSON, FormatCompact:
 		return p.line(doc)
 	case FormatYAML:
 		if _, err := io.WriteString(p.w, "---\n"); err != nil {

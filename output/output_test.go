@@ -161,6 +161,8 @@ func TestRows(t *testing.T) {
 		{FormatJSON, 2, "[\n  {\"n\":0},\n  {\"n\":1}\n]\n"},
 		{FormatCompact, 0, "[]\n"},
 		{FormatCompact, 2, "[{\"n\":0},{\"n\":1}]\n"},
+		{FormatPretty, 0, "[]\n"},
+		{FormatPretty, 2, "[\n  {\n    \"n\": 0\n  },\n  {\n    \"n\": 1\n  }\n]\n"},
 		{FormatNDJSON, 0, ""},
 		{FormatNDJSON, 2, "{\"n\":0}\n{\"n\":1}\n"},
 		{FormatYAML, 0, "[]\n"},

@@ -1,6 +1,11 @@
 package output
 
-import "bufio"
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+)
 
 // Rows writes a list whose length isn't known, an item at a time and in
 // constant memory. Close completes the document.
@@ -17,20 +22,22 @@ func (p *Printer) Rows() *Rows {
 
 // Add writes one item: its compact JSON, or for tables the line, which is
 // escaped.
-func (r *Rows) Add(json []byte, line func() string) error {
+func (r *Rows) Add(item []byte, line func() string) error {
 	r.count++
 	var err error
 	switch r.p.format {
 	case FormatTable:
 		_, err = r.w.WriteString(Escape(line()) + "\n")
 	case FormatNDJSON:
-		err = r.line(json)
+		err = r.line(item)
 	case FormatYAML:
-		err = r.yaml(json)
+		err = r.yaml(item)
 	case FormatCompact:
-		err = r.json(json, "[", ",")
+		err = r.element(printable(item), "[", ",")
+	case FormatPretty:
+		err = r.pretty(item)
 	default:
-		err = r.json(json, "[\n  ", ",\n  ")
+		err = r.element(printable(item), "[\n  ", ",\n  ")
 	}
 	return err
 }
@@ -42,15 +49,24 @@ func (r *Rows) line(item []byte) error {
 	return r.w.WriteByte('\n')
 }
 
-func (r *Rows) json(item []byte, first, separator string) error {
+// element writes an element of a JSON array, behind first if it is the first.
+func (r *Rows) element(text []byte, first, separator string) error {
 	if r.count == 1 {
 		separator = first
 	}
 	if _, err := r.w.WriteString(separator); err != nil {
 		return err
 	}
-	_, err := r.w.Write(printable(item))
+	_, err := r.w.Write(text)
 	return err
+}
+
+func (r *Rows) pretty(item []byte) error {
+	var b bytes.Buffer
+	if err := json.Indent(&b, printable(item), "  ", "  "); err != nil {
+		return fmt.Errorf("indent row: %w", err)
+	}
+	return r.element(b.Bytes(), "[\n  ", ",\n  ")
 }
 
 func (r *Rows) yaml(item []byte) error {
@@ -73,7 +89,7 @@ func (r *Rows) Close() error {
 func (r *Rows) end() string {
 	empty := r.count == 0
 	switch r.p.format {
-	case FormatJSON:
+	case FormatJSON, FormatPretty:
 		if empty {
 			return "[]\n"
 		}
