@@ -62,6 +62,9 @@ func busyKey(h *handle, n int) []byte {
 }
 
 // check runs a walk: no key may come twice, and those that stay have to come.
+// Of an LPM trie the kernel doesn't promise the latter: trie_get_next_key
+// compares a node with its parent's child after it went down there, and leaves
+// out the other branch if somebody has put a node in between.
 func (b *busy) check(t *testing.T, how string, walk func(context.Context, visitor) error) {
 	t.Helper()
 	seen := map[uint32]bool{}
@@ -77,7 +80,7 @@ func (b *busy) check(t *testing.T, how string, walk func(context.Context, visito
 		}
 		return nil
 	})
-	if err != nil || stayed != b.stays {
+	if err != nil || stayed != b.stays && b.Type() != ebpf.LPMTrie {
 		t.Errorf("%s: %d of %d entries came that were there all the time; %v", how, stayed, b.stays, err)
 	}
 }
