@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/codec"
@@ -284,13 +283,8 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 // newCollection loads maps and programs into the kernel, with reuse in place of
 // the maps of those names.
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
-	load := func() (*ebpf.Collection, error) {
-		return ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
-	}
-	coll, err := load()
-	if errors.Is(err, unix.EPERM) && liftMemlock() {
-		coll, err = load()
-	}
+	liftMemlock()
+	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
 	if err == nil {
 		return coll, nil
 	}
