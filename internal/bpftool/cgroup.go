@@ -149,7 +149,7 @@ func (known knownLinks) cgroup(c Cgroup, attachType uint32, a attached) CgroupPr
 	if !c.Effective {
 		p.Flags = a.progFlags
 	}
-	if fd, err := progKind.open(a.progID); err == nil {
+	if fd, err := progKind.Open(a.progID); err == nil {
 		info, _ := programInfo(fd)
 		unix.Close(fd)
 		p.BTFObject, p.BTFType = info.attachBTFObject, info.attachBTF

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
 	"bpfnet/internal/netns"
@@ -38,7 +39,7 @@ func (info *linkInfo) u64(offset int) uint64 { return binary.NativeEndian.Uint64
 
 func readLink(fd int) (*linkInfo, error) {
 	info := new(linkInfo)
-	if err := objectInfo(fd, unsafe.Pointer(info), unsafe.Sizeof(*info)); err != nil {
+	if err := bpfsys.Info(fd, unsafe.Pointer(info), unsafe.Sizeof(*info)); err != nil {
 		return nil, fmt.Errorf("read link: %w", err)
 	}
 	return info, nil
@@ -188,7 +189,7 @@ const longestName = 4096 // PATH_MAX; what the kernel names is shorter
 func linkName(fd int) (string, error) {
 	name := make([]byte, longestName)
 	ask := namedInfo{name: unsafe.Pointer(&name[0]), length: longestName}
-	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return "", fmt.Errorf("read name of link: %w", err)
 	}
 	return text(name), nil

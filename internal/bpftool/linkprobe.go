@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"unsafe"
+
+	"bpfnet/internal/bpfsys"
 )
 
 // This file describes links of probes: perf events, and kprobes and uprobes by
@@ -45,7 +47,7 @@ func describePerfEvent(doc *Object, info *linkInfo, fd int) error {
 	}
 	name := make([]byte, longestName)
 	ask := perfInfo{name: unsafe.Pointer(&name[0]), length: longestName}
-	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return fmt.Errorf("read what is probed: %w", err)
 	}
 	*doc = append(*doc, probeFields(typ, text(name), ask)...)
@@ -126,7 +128,7 @@ func describeKprobes(doc *Object, info *linkInfo, fd int) error {
 	if count > 0 {
 		addresses, cookies := make([]uint64, count), make([]uint64, count)
 		ask := kprobesInfo{addresses: unsafe.Pointer(&addresses[0]), cookies: unsafe.Pointer(&cookies[0]), count: count}
-		if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+		if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 			return fmt.Errorf("read what is probed: %w", err)
 		}
 		functions = probedFunctions(addresses, cookies)
@@ -228,7 +230,7 @@ func describeUprobes(doc *Object, info *linkInfo, fd int) error {
 			path: unsafe.Pointer(&path[0]), pathSize: longestName, count: count,
 			offsets: unsafe.Pointer(&offsets[0]), counters: unsafe.Pointer(&counters[0]), cookies: unsafe.Pointer(&cookies[0]),
 		}
-		if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+		if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 			return fmt.Errorf("read what is probed: %w", err)
 		}
 	}

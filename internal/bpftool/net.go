@@ -256,7 +256,7 @@ func (known knownLinks) held(progID, linkID uint32) Running {
 }
 
 func programName(id uint32) *string {
-	fd, err := progKind.open(id)
+	fd, err := progKind.Open(id)
 	if err != nil {
 		return nil
 	}

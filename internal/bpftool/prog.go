@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
 	"bpfnet/internal/netns"
@@ -54,7 +55,7 @@ type progInfo struct {
 
 func programInfo(fd int) (progInfo, error) {
 	var info progInfo
-	err := objectInfo(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	if err != nil {
 		err = fmt.Errorf("read program: %w", err)
 	}
@@ -70,7 +71,7 @@ func (info progInfo) fullName(fd int) string {
 	}
 	var function struct{ offset, typeID uint32 }
 	ask := progInfo{funcInfo: unsafe.Pointer(&function), funcInfoSize: uint32(unsafe.Sizeof(function)), funcInfoCount: 1}
-	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return name
 	}
 	if full, err := typeName(info.btfID, function.typeID); err == nil {
@@ -245,7 +246,7 @@ func mapIDs(fd int, count uint32) []uint32 {
 	}
 	ids := make([]uint32, count)
 	ask := progInfo{mapIDs: unsafe.Pointer(&ids[0]), mapCount: count}
-	if err := objectInfo(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
+	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return nil
 	}
 	return ids[:min(count, ask.mapCount)]

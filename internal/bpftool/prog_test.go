@@ -348,7 +348,7 @@ func TestHolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := linkID(t, l)
-	again, err := linkKind.open(id)
+	again, err := linkKind.Open(id)
 	if err != nil {
 		t.Fatal(err)
 	}

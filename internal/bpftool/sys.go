@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
@@ -20,60 +21,29 @@ import (
 
 // kind is a kind of BPF object that has ids.
 type kind struct {
-	name      string
-	command   string // of bpfnet
-	target    string // in what a descriptor of it is a link to, in /proc: bpf-link is bpf_link, too
-	next, get int    // commands: the id after an id, the descriptor of an id
+	bpfsys.Kind
+	name    string
+	command string // of bpfnet
+	target  string // in what a descriptor of it is a link to, in /proc: bpf-link is bpf_link, too
 }
 
 var (
-	progKind = kind{"program", "prog", "bpf_prog", unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
-	linkKind = kind{"link", "link", "bpf_link", unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
+	progKind = kind{bpfsys.Programs, "program", "prog", "bpf_prog"}
+	linkKind = kind{bpfsys.Links, "link", "link", "bpf_link"}
 )
-
-func call(command int, attr unsafe.Pointer, size uintptr) (int, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
-}
-
-type idAttr struct{ id, next, flags uint32 }
-
-// open returns the descriptor of an id; fs.ErrNotExist is the error of one that
-// isn't there.
-func (k kind) open(id uint32) (int, error) {
-	attr := idAttr{id: id}
-	return call(k.get, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-}
 
 // each calls fn with a descriptor of every object of the kind, in the order of
 // their ids. Objects that vanish meanwhile are left out.
 func (k kind) each(fn func(fd int) error) error {
-	attr := idAttr{}
-	for {
-		_, err := call(k.next, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		var fd int
-		if err == nil {
-			attr.id = attr.next
-			fd, err = k.open(attr.id)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("list %ss: %w", k.name, probe.Explain(probe.OpListByID, err))
-		}
-		err = fn(fd)
-		unix.Close(fd)
-		if err != nil {
-			return err
-		}
+	var failed error
+	err := k.Each(func(_ uint32, fd int) error {
+		failed = fn(fd)
+		return failed
+	})
+	if err != nil && failed == nil {
+		return fmt.Errorf("list %ss: %w", k.name, probe.Explain(probe.OpListByID, err))
 	}
+	return err
 }
 
 // with calls fn with a descriptor of the object that ref, "id:N" or the path of
@@ -113,7 +83,7 @@ func (k kind) openID(ref string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	fd, err := k.open(id)
+	fd, err := k.Open(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return -1, fault.New(fault.ErrNotFound, "open %s %s: no %s has that id", k.name, ref, k.name).
 			Hint("bpfnet -j %s show   shows all of them", k.command)
@@ -142,25 +112,12 @@ func openPin(path string) (int, error) {
 		return -1, err
 	}
 	attr := pinAttr{path: text, flags: unix.BPF_F_RDONLY}
-	fd, err := call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	fd, err := bpfsys.Call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	if errors.Is(err, unix.EINVAL) { // links and programs know no read-only descriptors
 		attr.flags = 0
-		fd, err = call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		fd, err = bpfsys.Call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	}
 	return fd, err
-}
-
-type infoAttr struct {
-	fd, length uint32
-	info       unsafe.Pointer
-}
-
-// objectInfo fills the struct at info. The kernel leaves what it doesn't know
-// as it is.
-func objectInfo(fd int, info unsafe.Pointer, size uintptr) error {
-	attr := infoAttr{fd: uint32(fd), length: uint32(size), info: info}
-	_, err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	return err
 }
 
 type queryAttr struct {
@@ -206,7 +163,7 @@ func queryFlags(target, attachType, flags uint32, each bool) ([]attached, error)
 	case attachTCXIngress, attachTCXEgress, attachNetkitPrimary, attachNetkitPeer:
 		attr.linkIDs, attr.linkFlags = unsafe.Pointer(&linkIDs), unsafe.Pointer(&linkFlags)
 	}
-	if _, err := call(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
+	if _, err := bpfsys.Call(unix.BPF_PROG_QUERY, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
 		return nil, err
 	}
 	list := make([]attached, min(attr.count, most))

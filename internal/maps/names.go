@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/pinned"
 )
@@ -173,7 +174,7 @@ func (s *Store) called(name string) ([]candidate, error) {
 	}
 	var found []candidate
 	types := s.types()
-	err = eachID(unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID, func(id uint32, fd int) error {
+	err = bpfsys.Maps.Each(func(id uint32, fd int) error {
 		c, ok, err := types.candidate(name, pins[id], fd)
 		if ok {
 			found = append(found, c)

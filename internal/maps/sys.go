@@ -4,6 +4,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/bpfsys"
 )
 
 // This file calls bpf(2) where cilium/ebpf offers too little: it doesn't tell
@@ -25,11 +27,6 @@ type batchAttr struct {
 	in, out, keys, values unsafe.Pointer
 	count, fd             uint32
 	elementFlags, flags   uint64
-}
-
-type infoAttr struct {
-	fd, length uint32
-	info       unsafe.Pointer
 }
 
 // mapInfo is the beginning of struct bpf_map_info.
@@ -63,11 +60,8 @@ type progInfo struct {
 }
 
 func call(command int, attr unsafe.Pointer, size uintptr) error {
-	_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	_, err := bpfsys.Call(command, attr, size)
+	return err
 }
 
 // element runs one of the commands on single elements. key may be nil for the
@@ -112,8 +106,7 @@ func writeBatch(fd int, keys, values []byte, count int) (int, error) {
 // is none.
 func infoOf(fd int) (mapInfo, error) {
 	var info mapInfo
-	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(info)), info: unsafe.Pointer(&info)}
-	err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
 }
 
@@ -125,37 +118,8 @@ const mostMaps = 64
 func progInfoOf(fd int) (progInfo, []uint32, error) {
 	maps := make([]uint32, mostMaps)
 	info := progInfo{nrMaps: mostMaps, maps: unsafe.Pointer(unsafe.SliceData(maps))}
-	attr := infoAttr{fd: uint32(fd), length: uint32(unsafe.Sizeof(info)), info: unsafe.Pointer(&info)}
-	err := call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, maps[:min(int(info.nrMaps), mostMaps)], err
-}
-
-// eachID visits the ids of all objects of a kind, each with a descriptor of it
-// that is closed afterwards. Objects that vanish meanwhile are left out.
-func eachID(next, open int, visit func(id uint32, fd int) error) error {
-	attr := struct{ id, next, flags uint32 }{}
-	for {
-		err := call(next, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-		if err == unix.ENOENT {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		attr.id, attr.next = attr.next, 0
-		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(open), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-		if errno == unix.ENOENT {
-			continue
-		}
-		if errno != 0 {
-			return errno
-		}
-		err = visit(attr.id, int(fd))
-		unix.Close(int(fd))
-		if err != nil {
-			return err
-		}
-	}
 }
 
 func pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/holders"
 )
 
@@ -99,7 +100,7 @@ type program struct {
 // that, CAP_SYS_ADMIN.
 func programs() ([]program, error) {
 	all := []program{}
-	err := eachID(unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID, func(id uint32, fd int) error {
+	err := bpfsys.Programs.Each(func(id uint32, fd int) error {
 		info, maps, err := progInfoOf(fd)
 		if err == nil {
 			all = append(all, program{id, info.btfID, maps})

@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/bpfsys"
 )
 
 // load loads a program that does nothing but return verdict. The kernel checks
@@ -68,12 +70,7 @@ func (a *attributes) put64(offset int, value uint64) {
 
 // call calls bpf(2) with the first size bytes of a and returns the descriptor.
 func call(command int, a *attributes, size int) (int, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(unsafe.Pointer(a)), uintptr(size))
-	runtime.KeepAlive(a)
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
+	return bpfsys.Call(command, unsafe.Pointer(a), uintptr(size))
 }
 
 // createLink attaches by bpf_link; the link lives as long as the descriptor.

@@ -1,0 +1,78 @@
+// Package bpfsys calls bpf(2) where cilium/ebpf tells or takes too little.
+package bpfsys
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Call runs a command with an attribute of size bytes and returns what it
+// returns, mostly a descriptor. An error is a unix.Errno.
+func Call(command int, attr unsafe.Pointer, size uintptr) (int, error) {
+	result, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(result), nil
+}
+
+type infoAttr struct {
+	fd, length uint32
+	info       unsafe.Pointer
+}
+
+// Info fills the struct of size bytes at info with what the kernel tells about
+// the object that is open as fd. What it doesn't know it leaves as it is, unless
+// that isn't zero: then the error is E2BIG.
+func Info(fd int, info unsafe.Pointer, size uintptr) error {
+	attr := infoAttr{fd: uint32(fd), length: uint32(size), info: info}
+	_, err := Call(unix.BPF_OBJ_GET_INFO_BY_FD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return err
+}
+
+// Kind is a kind of object that has ids.
+type Kind struct{ next, get int } // commands: the id after an id, the descriptor of an id
+
+// The kinds.
+var (
+	Maps     = Kind{unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID}
+	Programs = Kind{unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID}
+	Links    = Kind{unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID}
+)
+
+type idAttr struct{ id, next, flags uint32 }
+
+// Open returns a descriptor of the object with that id; ENOENT says that there
+// is none.
+func (k Kind) Open(id uint32) (int, error) {
+	attr := idAttr{id: id}
+	return Call(k.get, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+}
+
+// Each visits all objects in the order of their ids, each with a descriptor that
+// is closed afterwards, until visit returns an error. Objects that vanish
+// meanwhile are left out.
+func (k Kind) Each(visit func(id uint32, fd int) error) error {
+	attr := idAttr{}
+	for {
+		if _, err := Call(k.next, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err == unix.ENOENT {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		attr.id = attr.next
+		fd, err := k.Open(attr.id)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = visit(attr.id, fd)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package bpfsys_test
+
+import (
+	"errors"
+	"math"
+	"testing"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/bpfsys"
+	"bpfnet/internal/testkit"
+)
+
+// TestMap finds a map among all, and reads about it with structs that are
+// shorter and longer than the kernel's.
+func TestMap(t *testing.T) {
+	testkit.NeedsKernel(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	var short struct{ kind, id uint32 }
+	var long struct {
+		kind, id, keySize, valueSize uint32
+		_                            [4000]byte
+	}
+	if err := bpfsys.Info(m.FD(), unsafe.Pointer(&short), unsafe.Sizeof(short)); err != nil || short.kind != uint32(ebpf.Array) {
+		t.Errorf("%+v, %v", short, err)
+	}
+	found, last, enough := false, uint32(0), errors.New("enough")
+	err = bpfsys.Maps.Each(func(id uint32, fd int) error {
+		if id <= last {
+			t.Errorf("map %d comes after map %d", id, last)
+		}
+		last = id
+		if id != short.id {
+			return nil
+		}
+		found = true
+		if err := bpfsys.Info(fd, unsafe.Pointer(&long), unsafe.Sizeof(long)); err != nil || long.id != id || long.valueSize != 8 {
+			t.Errorf("info of map %d: %v", id, err)
+		}
+		return enough
+	})
+	if !found || err != enough {
+		t.Errorf("found %t, %v", found, err)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	testkit.NeedsKernel(t)
+	for _, k := range []bpfsys.Kind{bpfsys.Maps, bpfsys.Programs, bpfsys.Links} {
+		if fd, err := k.Open(math.MaxUint32); err != unix.ENOENT {
+			t.Errorf("%+v: %d, %v", k, fd, err)
+		}
+	}
+}
