@@ -231,12 +231,20 @@ type array struct {
 	text    bool
 }
 
+// emptyMost is how many elements without a size are printed: there may be
+// billions in a value of no bytes.
+const emptyMost = 1024
+
 func compileArray(t *btf.Array, depth int) printer {
 	size, err := btf.Sizeof(t.Type)
 	if err != nil {
 		return nothing{}
 	}
-	return &array{compile(t.Type, depth+1), size, int(t.Nelems), isChar(t.Type)}
+	length := int(t.Nelems)
+	if size == 0 {
+		length = min(length, emptyMost)
+	}
+	return &array{compile(t.Type, depth+1), size, length, isChar(t.Type)}
 }
 
 // isChar says whether arrays of t may be text. To bpftool a typedef of char is

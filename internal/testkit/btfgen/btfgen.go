@@ -37,7 +37,7 @@ func (c *cook) make(depth int) btf.Type {
 	return makers[c.next(len(makers))](depth + 1)
 }
 
-var names = []string{"", "a", "b", "c", "mac", "saddr", "ip4", "pad", "reserved", "s_addr", "port", "proto", "hex:00", "5", `"\`, "\xff\xfe", "\u2028", "ünï", "A"}
+var names = []string{"", "a", "b", "c", "mac", "saddr", "ip4", "pad", "reserved", "s_addr", "port", "proto", "hex:00", "5", "a@0", `"\`, "\xff\xfe", "\u2028", "ünï", "A"}
 
 func (c *cook) name() string { return names[c.next(len(names))] }
 
