@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
+
+	"bpfnet/internal/codec"
 )
 
 // A printer adds the JSON of a value, as bpftool writes it, to dst. b begins
@@ -20,9 +22,9 @@ type printer interface {
 const deepest = 64
 
 // newPrinter returns the printer for values of type t, which have size bytes;
-// nil when the type is of another size.
+// nil when the type is of another size, or has more parts than can be printed.
 func newPrinter(t btf.Type, size int) printer {
-	if n, err := btf.Sizeof(t); err != nil || n > size {
+	if n, err := btf.Sizeof(t); err != nil || n > size || !codec.Bounded(t) {
 		return nil
 	}
 	return compile(t, 0)

@@ -48,8 +48,9 @@ func readMetadata(r *maps.Raw) Object {
 		if !tells || !inSection(v, section.Size) {
 			continue
 		}
-		text := compile(v.Type.(*btf.Var).Type, 0).append(nil, value[v.Offset:])
-		doc.add(name, json.RawMessage(text))
+		if p := newPrinter(v.Type.(*btf.Var).Type, int(section.Size)); p != nil {
+			doc.add(name, json.RawMessage(p.append(nil, value[v.Offset:])))
+		}
 	}
 	return doc
 }

@@ -53,9 +53,10 @@ type node interface {
 }
 
 // New returns the codec of a type that takes size bytes. Without a type (nil,
-// void) or with one of another size it handles bytes as hexadecimal text.
+// void), or with one of another size or that isn't Bounded, it handles bytes as
+// hexadecimal text.
 func New(t btf.Type, size int) *Codec {
-	if !fits(t, size) {
+	if !fits(t, size) || !Bounded(t) {
 		return &Codec{root: raw(size)}
 	}
 	name := TypeName(t)

@@ -354,3 +354,23 @@ func BenchmarkAppend(b *testing.B) {
 		doc = c.Append(doc[:0], value)
 	}
 }
+
+// TestBounded doesn't tell the parts of a type that has billions.
+func TestBounded(t *testing.T) {
+	var doubling btf.Type = &btf.Int{Name: "int", Size: 4}
+	for range 31 {
+		doubling = &btf.Union{Size: 4, Members: []btf.Member{{Name: "a", Type: doubling}, {Name: "b", Type: doubling}}}
+	}
+	if doc := string(New(doubling, 4).Append(nil, []byte{1, 2, 3, 4})); doc != `"hex:01020304"` {
+		t.Errorf("printed %s", doc)
+	}
+	endless := &btf.Struct{Name: "endless", Size: 4}
+	endless.Members = []btf.Member{{Name: "inner", Type: endless}}
+	if Bounded(endless) {
+		t.Error("a type within itself is bounded")
+	}
+	long := &btf.Array{Type: &btf.Int{Name: "int", Size: 4}, Nelems: 1 << 24}
+	if !Bounded(&btf.Struct{Name: "long", Size: 1 << 26, Members: []btf.Member{{Name: "all", Type: long}}}) {
+		t.Error("a long array isn't bounded")
+	}
+}

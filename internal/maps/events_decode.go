@@ -26,6 +26,9 @@ func newDecoder(t btf.Type, perf bool) decoder {
 		return decoder{}
 	}
 	c := codec.New(t, size)
+	if c.TypeName() == nil {
+		return decoder{} // it isn't one that can be told
+	}
 	d := decoder{codec: c, name: c.TypeName(), size: size, padded: size}
 	if perf {
 		d.padded = perfPadded(size)
