@@ -103,7 +103,9 @@ func (e *Env) imported(c *cli.Context, p *output.Printer, done maps.Imported, er
 	if done.Map == "" {
 		return err
 	}
-	e.importDone(c, p, done)
+	if err == nil || done.Changed {
+		e.importDone(c, p, done)
+	}
 	printErr := p.Object(importDoc{"bpfnet.map_import/v1", done, c.Bool("dry-run")}, func() output.Table { return importTable(done) })
 	if err != nil {
 		return err

@@ -410,6 +410,28 @@ func TestImportErrors(t *testing.T) {
 	}
 }
 
+// TestImportLong checks that what never ends is refused before it fills the
+// memory.
+func TestImportLong(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "words", Type: ebpf.Hash, Key: u32, Value: u8, KeySize: 4, ValueSize: 1, MaxEntries: 4})
+	for start, want := range map[string]string{
+		"1 1\n":              "f:2:1: a line is longer than",
+		"{\"key\":\"":        "f:1:1: an entry is longer than",
+		"key,value\n1,1\n\"": "f:3:1: a record is longer than",
+		"1,\"1\n\n\"\n\"":    "f:4:1: a record is longer than",
+	} {
+		endless := io.MultiReader(strings.NewReader(start), letters{})
+		_, err := w.Import(context.Background(), ImportRequest{Map: "mine/words", Source: "f", Input: endless})
+		fails(t, err, fault.ErrUsage, want)
+	}
+}
+
+// letters is a reader that never ends.
+type letters struct{}
+
+func (letters) Read(p []byte) (int, error) { return copy(p, bytes.Repeat([]byte("a"), len(p))), nil }
+
 // TestImportReplacePrefix checks that bits beyond the length of a prefix in the
 // map don't make it another one, which would be deleted after it was written.
 func TestImportReplacePrefix(t *testing.T) {

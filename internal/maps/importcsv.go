@@ -14,17 +14,23 @@ import (
 
 // readCSV reads RFC 4180.
 func (im *importer) readCSV(ctx context.Context, r io.Reader) (explicit bool, err error) {
-	records := csv.NewReader(r)
+	limited := &recordReader{Reader: r}
+	records := csv.NewReader(limited)
 	records.FieldsPerRecord, records.ReuseRecord = -1, true
 	c := csvRows{importer: im, r: records}
+	next := place{1, 1}
 	for first := true; ; {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
+		limited.left = entryBytes
 		fields, err := records.Read()
 		var syntax *csv.ParseError
 		switch {
 		case errors.Is(err, io.EOF):
+			return explicit, nil
+		case errors.Is(err, errRecordTooLong):
+			im.problems.add(next, err)
 			return explicit, nil
 		case errors.As(err, &syntax):
 			im.problems.add(place{uint32(syntax.Line), uint32(syntax.Column)}, quoteError(syntax))
@@ -36,7 +42,28 @@ func (im *importer) readCSV(ctx context.Context, r io.Reader) (explicit bool, er
 			first = false
 			c.row(fields)
 		}
+		if err == nil {
+			next = c.after(fields)
+		}
 	}
+}
+
+var errRecordTooLong = fmt.Errorf("a record is longer than %d bytes", entryBytes)
+
+// recordReader ends with errRecordTooLong when a record takes more than what is
+// left: a quote that is never closed would else fill the memory.
+type recordReader struct {
+	io.Reader
+	left int
+}
+
+func (r *recordReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, errRecordTooLong
+	}
+	n, err := r.Reader.Read(p)
+	r.left -= n
+	return n, err
 }
 
 // quoteError says where a record began whose quotes are wrong lines later.
@@ -65,6 +92,12 @@ type columns struct {
 func (c *csvRows) at(column int) place {
 	line, at := c.r.FieldPos(column)
 	return place{uint32(line), uint32(at)}
+}
+
+// after is where the record behind these fields begins.
+func (c *csvRows) after(fields []string) place {
+	last := len(fields) - 1
+	return place{c.at(last).line + uint32(strings.Count(fields[last], "\n")) + 1, 1}
 }
 
 func (c *csvRows) part(fields []string, column int) part {
