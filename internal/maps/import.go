@@ -231,7 +231,8 @@ func (im *importer) checkKey() error {
 // compare finds out which entries differ from those of the map.
 func (im *importer) compare(ctx context.Context) error {
 	const few = 16
-	if !im.request.Replace && im.table.count < int(im.MaxEntries())/few {
+	slow := im.Type() == ebpf.LPMTrie && !nextIsExact() // each lookup would read all of it
+	if !im.request.Replace && !slow && im.table.count < int(im.MaxEntries())/few {
 		return im.compareEach(ctx)
 	}
 	return im.walk(ctx, func(key, value []byte) error {

@@ -2,21 +2,41 @@ package maps
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
+
+// nextIsExact says whether the kernel's walk goes on after a prefix only if that
+// is there. Before Linux 6.13, and the fixes of December 2024 for older ones, it
+// takes another one of the same length that stands in its place for it.
+var nextIsExact = sync.OnceValue(func() bool {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: 5, ValueSize: 1, MaxEntries: 1, Flags: unix.BPF_F_NO_PREALLOC})
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	there, other, next := append(word(8), 0), append(word(8), 0x80), make([]byte, 5)
+	return element(unix.BPF_MAP_UPDATE_ELEM, m.FD(), there, []byte{0}, 0) == nil &&
+		element(unix.BPF_MAP_GET_NEXT_KEY, m.FD(), other, next, 0) == nil
+})
 
 // hasPrefix says whether an LPM trie has exactly this prefix, which a lookup
 // doesn't tell: that finds the longest that matches. The kernel's walk does: it
 // goes on after a prefix that is there, but begins with the first one for a
 // prefix that isn't, and no prefix is followed by the first.
 func (h *handle) hasPrefix(key []byte) (bool, error) {
+	if !nextIsExact() {
+		longest, err := h.longest(key)
+		return longest != nil && prefixLength(longest) == prefixLength(key), err
+	}
 	first, next := make([]byte, len(key)), make([]byte, len(key))
 	if err := element(unix.BPF_MAP_GET_NEXT_KEY, h.FD(), nil, first, 0); err != nil {
 		return false, h.walkEnd(err)
@@ -26,6 +46,19 @@ func (h *handle) hasPrefix(key []byte) (bool, error) {
 		return true, nil
 	}
 	return err == nil && !bytes.Equal(first, next), h.walkEnd(err)
+}
+
+// longest reads the whole trie for the longest prefix that the one in key lies
+// in, or is; nil when there is none.
+func (h *handle) longest(key []byte) (found []byte, err error) {
+	err = h.walk(context.Background(), func(prefix, _ []byte) error {
+		length := prefixLength(prefix)
+		if length <= prefixLength(key) && differAt(prefix[4:], key[4:]) >= length && (found == nil || length > prefixLength(found)) {
+			found = masked(bytes.Clone(prefix))
+		}
+		return nil
+	})
+	return found, err
 }
 
 // walkEnd is the error of a walk that reached its end: none.
@@ -53,6 +86,12 @@ func (h *handle) match(key []byte) (prefix, value []byte, err error) {
 	value, err = h.lookup(key)
 	if err != nil || value == nil {
 		return nil, nil, err
+	}
+	if !nextIsExact() {
+		if prefix, err = h.longest(key); prefix == nil { // removed meanwhile
+			value = nil
+		}
+		return prefix, value, err
 	}
 	prefix = bytes.Clone(key)
 	for length := prefixLength(key); ; length-- {

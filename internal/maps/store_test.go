@@ -311,7 +311,7 @@ func TestLPM(t *testing.T) {
 			t.Errorf("set %s: %+v", prefix, c)
 		}
 	}
-	for _, prefix := range []string{"10.1.0.0/24", "10.0.0.0/9", "0.0.0.0/0", "2001:db8::/33"} {
+	for _, prefix := range []string{"10.1.0.0/24", "10.0.0.0/9", "0.0.0.0/0", "2001:db8::/33", "10.2.0.0/16"} {
 		_, err := w.Get(ctx, "mine/trie", prefix)
 		fails(t, err, fault.ErrNotFound, "no such key")
 	}
