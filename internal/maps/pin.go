@@ -60,7 +60,7 @@ func (s *Store) Pin(_ context.Context, r PinRequest) (PinChange, error) {
 		return PinChange{}, err
 	}
 	defer h.Close()
-	path := filepath.Clean(r.Path)
+	path := settled(r.Path)
 	change := h.pinChange(path)
 	if err := s.pinnable(h, path); err != nil {
 		return change, err
@@ -79,6 +79,19 @@ func (s *Store) Pin(_ context.Context, r PinRequest) (PinChange, error) {
 	return change, h.pinAt(path)
 }
 
+// nameBytes is how long the name of a file can be.
+const nameBytes = 255
+
+// settled returns a path without symbolic links to its directory, by which a
+// pin would seem to be in another one.
+func settled(path string) string {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(dir, filepath.Base(path))
+}
+
 // pinnable refuses paths that are none for a pin of the user's.
 func (s *Store) pinnable(h *handle, path string) error {
 	dir, name := filepath.Split(path)
@@ -88,6 +101,8 @@ func (s *Store) pinnable(h *handle, path string) error {
 	switch {
 	case errors.Is(pinned.Root(dir).Check(), pinned.ErrNotBPFFS):
 		return refuse("%s is not on bpffs", filepath.Clean(dir)).Hint("choose a path below %s", pinned.MountPoint)
+	case len(name) > nameBytes:
+		return refuse("a name has at most %d bytes", nameBytes)
 	case strings.Contains(name, "."):
 		return refuse("bpffs takes no dots in names").Hint("for example %s", dir+strings.ReplaceAll(name, ".", "_"))
 	case s.owns(path):
@@ -197,6 +212,9 @@ func (s *Store) unpin(path string, dryRun bool) (PinChange, error) {
 		return PinChange{}, err
 	}
 	defer h.Close()
+	if errors.Is(pinned.Root(filepath.Dir(path)).Check(), pinned.ErrNotBPFFS) {
+		return PinChange{}, fault.New(fault.ErrUsage, "unpin map %s: it is a symbolic link, not the pin", path)
+	}
 	change := h.pinChange(path)
 	change.Changed = true
 	if dryRun {
@@ -212,7 +230,7 @@ func (s *Store) unpin(path string, dryRun bool) (PinChange, error) {
 // has none.
 func (s *Store) pinOf(ref string) (string, error) {
 	if strings.HasPrefix(ref, "/") {
-		return filepath.Clean(ref), nil
+		return settled(ref), nil
 	}
 	h, err := s.open(ref, true)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -62,6 +63,8 @@ func TestPin(t *testing.T) {
 		{"mine/two", path, fault.ErrConflict, "is there already"},
 		{"mine/two", dir, fault.ErrConflict, "no map is there"},
 		{"mine/two", dir + "/not/there", fault.ErrNotFound, "mkdir -p " + dir + "/not"},
+		{"mine/two", dir + "/" + strings.Repeat("x", 256), fault.ErrUsage, "at most 255 bytes"},
+		{"mine/two", symlink(t, filepath.Dir(w.root.Path("mine", pinned.Maps, "own"))) + "/copy", fault.ErrUsage, "belongs to bpfnet"},
 		{"mine/two", dir + "/two.old", fault.ErrUsage, dir + "/two_old"},
 		{"mine/two", t.TempDir() + "/two", fault.ErrUsage, "not on bpffs"},
 		{"mine/two", w.root.Path("mine", pinned.Maps, "copy"), fault.ErrUsage, "belongs to bpfnet"},
@@ -147,10 +150,22 @@ func (w *world) refusesToUnpin(t *testing.T, dir string) {
 		{w.Store, w.root.Path("loaded", pinned.Maps, "own"), fault.ErrConflict, "--bpffs " + string(w.root) + " unload loaded"},
 		{foreign, w.root.Path("loaded", pinned.Maps, "own"), fault.ErrConflict, "unload loaded"},
 		{w.Store, dir + "/program", fault.ErrUsage, "is not a map"},
+		{w.Store, symlink(t, filepath.Dir(w.root.Path("loaded", pinned.Maps, "own"))) + "/own", fault.ErrConflict, "unload loaded"},
+		{w.Store, symlink(t, w.root.Path("mine", pinned.Maps, "own")), fault.ErrUsage, "not the pin"},
 		{w.Store, dir, fault.ErrUsage, "is not a map"},
 		{w.Store, "/etc/passwd", fault.ErrUsage, "is not on bpffs"},
 	} {
 		_, err := test.s.Unpin(context.Background(), UnpinRequest{Map: test.ref})
 		fails(t, err, test.kind, test.text)
 	}
+}
+
+// symlink returns a link outside of bpffs.
+func symlink(t *testing.T, to string) string {
+	t.Helper()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(to, link); err != nil {
+		t.Fatal(err)
+	}
+	return link
 }
