@@ -476,27 +476,13 @@ func TestMapList(t *testing.T) {
 func TestMapPIDs(t *testing.T) {
 	l := newLab(t)
 	m, path := l.mustMake(&ebpf.MapSpec{Name: "held", Type: ebpf.Array, KeySize: 4, ValueSize: 1, MaxEntries: 1})
-	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(fd), "map")
-	defer file.Close()
-	holder := exec.Command("sleep", "60")
-	holder.ExtraFiles = []*os.File{file}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = holder.Process.Kill()
-		_ = holder.Wait()
-	}()
+	pid, _ := testkit.Hold(t, m.FD())
 	shown, err := l.MapShow(context.Background(), path, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text, err := json.Marshal(shown.Maps[0].Get("pids"))
-	if want := fmt.Sprintf(`[{"pid":%d,"comm":"sleep"}]`, holder.Process.Pid); err != nil || string(text) != want {
+	if want := fmt.Sprintf(`[{"pid":%d,"comm":"sleep"}]`, pid); err != nil || string(text) != want {
 		t.Errorf("pids are %s, want %s", text, want)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -354,23 +353,13 @@ func TestHolders(t *testing.T) {
 	}
 	defer unix.Close(again)
 	for kind, fd := range map[string]int{"program": p.FD(), "link": again} {
-		sleeper := exec.Command("sleep", "60")
-		copied, err := unix.Dup(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sleeper.ExtraFiles = []*os.File{os.NewFile(uintptr(copied), kind)}
-		if err := sleeper.Start(); err != nil {
-			t.Fatal(err)
-		}
+		pid, end := testkit.Hold(t, fd)
 		docs, err := New("", "").Programs(ctx, fmt.Sprintf("id:%d", programID(t, p)), true)
 		if kind == "link" {
 			docs, err = New("", "").Links(ctx, fmt.Sprintf("id:%d", id), true)
 		}
-		_ = sleeper.Process.Kill()
-		_ = sleeper.Wait()
-		sleeper.ExtraFiles[0].Close()
-		want := fmt.Sprintf(`[{"pid":%d,"comm":"sleep"}]`, sleeper.Process.Pid)
+		end()
+		want := fmt.Sprintf(`[{"pid":%d,"comm":"sleep"}]`, pid)
 		if doc := one(t, docs, err); string(written(t, doc.Get("pids"))) != want {
 			t.Errorf("the %s is held by %s: %s", kind, want, written(t, doc))
 		}

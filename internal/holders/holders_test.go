@@ -3,7 +3,6 @@ package holders
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/testkit"
 )
@@ -100,7 +98,7 @@ func TestScanKernel(t *testing.T) {
 	if found, err := Scan(Map, ids); len(found) > 0 || err != nil && !errors.Is(err, ErrIncomplete) {
 		t.Errorf("our own descriptor counts: %v, %v", found, err)
 	}
-	child := hold(t, m)
+	child, _ := testkit.Hold(t, m.FD())
 	found, err := Scan(Map, ids)
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		t.Fatal(err)
@@ -108,22 +106,4 @@ func TestScanKernel(t *testing.T) {
 	if want := []Process{{child, "sleep"}}; !slices.Equal(found[ids[0]], want) {
 		t.Errorf("found %v, want %v", found, want)
 	}
-}
-
-// hold starts a process that has the map open, and returns its pid.
-func hold(t *testing.T, m *ebpf.Map) int {
-	t.Helper()
-	copied, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(copied), "map")
-	defer file.Close()
-	holder := exec.Command("sleep", "60")
-	holder.ExtraFiles = []*os.File{file}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
-	return holder.Process.Pid
 }

@@ -18,9 +18,9 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
 	"bpfnet/pinned"
 )
 
@@ -628,10 +628,10 @@ func TestOneReader(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer m.Close()
-		holder := hold(t, m)
+		pid, end := testkit.Hold(t, m.FD())
 		request := EventsRequest{Map: "ev/" + name}
 		_, err = s.Events(t.Context(), request)
-		fails(t, err, fault.ErrConflict, fmt.Sprintf("process %d (sleep)", holder.Process.Pid))
+		fails(t, err, fault.ErrConflict, fmt.Sprintf("process %d (sleep)", pid))
 		fails(t, err, fault.ErrConflict, "--steal")
 		request.Steal = true
 		stream := s.open(request)
@@ -639,29 +639,10 @@ func TestOneReader(t *testing.T) {
 		if notes := stream.Source().Notes; len(notes) != 1 || !strings.Contains(notes[0], "(sleep)") {
 			t.Errorf("notes %q", notes)
 		}
-		_ = holder.Process.Kill()
-		_ = holder.Wait()
+		end()
 		request.Steal = false
 		s.open(request).Close()
 	}
-}
-
-// hold starts a process that has the map open.
-func hold(t *testing.T, m *ebpf.Map) *exec.Cmd {
-	t.Helper()
-	copied, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(copied), "map")
-	defer file.Close()
-	holder := exec.Command("sleep", "60")
-	holder.ExtraFiles = []*os.File{file}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
-	return holder
 }
 
 // TestFirstReader starts two readers at once, as processes of their own: one of

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
+	"bpfnet/internal/testkit"
 	"bpfnet/pinned"
 )
 
@@ -67,38 +67,23 @@ func TestUsers(t *testing.T) {
 	}
 	i := slices.IndexFunc(listing.Maps, func(m Map) bool { return m.Ref == "mine/used" })
 	if i < 0 || !slices.Equal(listing.Maps[i].ProgIDs, []uint32{user}) {
-		t.Errorf("listed: %+v", listing.Maps[i])
+		t.Errorf("listed: %+v", listing.Maps)
 	}
-	path := w.root.Path("mine", pinned.Maps, "used")
 	info, err := infoOf(m.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	holder := exec.Command("sleep", "60") // it inherits the descriptor of a map
-	holder.ExtraFiles = []*os.File{os.NewFile(dup(t, m.FD()), path)}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = holder.Process.Kill(); _ = holder.Wait() }()
+	pid, _ := testkit.Hold(t, m.FD())
 	all := []Map{{ID: info.id}, {ID: 4294967295}}
 	if _, err := w.FindProcesses(ctx, all); err != nil {
 		t.Fatal(err)
 	}
-	if p := all[0].Processes; len(p) != 1 || p[0].PID != holder.Process.Pid || p[0].Command != "sleep" {
+	if p := all[0].Processes; len(p) != 1 || p[0].PID != pid || p[0].Command != "sleep" {
 		t.Errorf("processes: %+v", p)
 	}
 	if p := all[1].Processes; p == nil || len(p) > 0 {
 		t.Errorf("processes of no map: %+v", p)
 	}
-}
-
-func dup(t *testing.T, fd int) uintptr {
-	t.Helper()
-	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return uintptr(copied)
 }
 
 // withoutSysAdmin runs fn in a thread that may do what CAP_BPF allows, but can't

@@ -5,7 +5,9 @@ package testkit
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -133,4 +135,24 @@ func Cgroup(t testing.TB) string {
 	}
 	t.Cleanup(func() { _ = os.Remove(dir) })
 	return dir
+}
+
+// Hold starts a process, called "sleep", that has a copy of a descriptor open.
+// What is returned ends it, as does the end of the test.
+func Hold(t testing.TB, fd int) (pid int, end func()) {
+	t.Helper()
+	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(copied), "held")
+	defer file.Close()
+	holder := exec.Command("sleep", "60")
+	holder.ExtraFiles = []*os.File{file}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+	t.Cleanup(end)
+	return holder.Process.Pid, end
 }
