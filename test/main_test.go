@@ -16,7 +16,8 @@ import (
 	"bpfnet/internal/testkit"
 )
 
-// binary is the bpfnet that the tests run.
+// binary is the bpfnet that the tests run: one that they build, or that of the
+// environment variable BPFNET_BINARY, for machines without Go.
 var binary string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -31,6 +32,9 @@ func run(m *testing.M) int {
 	if err := os.Chmod(dir, 0o755); err != nil { // for tests as another user
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if binary = os.Getenv("BPFNET_BINARY"); binary != "" {
+		return m.Run()
 	}
 	binary = filepath.Join(dir, "bpfnet")
 	if out, err := exec.Command("go", "build", "-o", binary, "bpfnet").CombinedOutput(); err != nil {
