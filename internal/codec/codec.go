@@ -36,8 +36,9 @@ import (
 // Codec encodes and decodes one type. It is immutable and safe for concurrent
 // use.
 type Codec struct {
-	root node
-	name *string
+	root    node
+	name    *string
+	padding []byte // of keys: the bits that must be zero to write it by its type
 }
 
 // node is one type in a tree of them. The slices that a node is given have
@@ -110,7 +111,12 @@ func (c *Codec) Size() int { return c.root.size() }
 func (c *Codec) Form() string { return c.root.form() }
 
 // Append adds the JSON of b, which has Size bytes, to dst.
-func (c *Codec) Append(dst, b []byte) []byte { return c.root.append(dst, b) }
+func (c *Codec) Append(dst, b []byte) []byte {
+	if c.padded(b) {
+		return raw(len(b)).append(dst, b)
+	}
+	return c.root.append(dst, b)
+}
 
 // Text returns the text of a JSON document: a string that needs no escapes
 // without its quotes, everything else as it is.

@@ -118,7 +118,7 @@ func (h *handle) chooseCodecs(key, value btf.Type) {
 	case h.Type() == ebpf.LPMTrie:
 		h.key = codec.NewPrefix(key, size)
 	default:
-		h.key = codec.New(key, size)
+		h.key = codec.NewKey(key, size)
 	}
 	h.value = codec.New(value, int(h.ValueSize()))
 	h.section = h.isSection(value)
