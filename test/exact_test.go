@@ -59,7 +59,7 @@ func TestPodTrafficEqualsTheInterface(t *testing.T) {
 	n.sh(t, `
 nsenter --net=/run/netns/$POD_B iperf3 -s -D -I /tmp/$POD_B.pid >/dev/null
 trap 'kill $(tr -d "\0" < /tmp/$POD_B.pid)' EXIT
-sleep 0.5
+until nsenter --net=/run/netns/$POD_B ss -Hltn "sport = :5201" | grep -q .; do sleep 0.05; done
 A="nsenter --net=/run/netns/$POD_A"
 $A iperf3 -c 10.77.0.5 -t 2 >/dev/null
 $A iperf3 -c fd77::5 -t 1 -R >/dev/null
