@@ -65,6 +65,8 @@ func (e *Env) input(ctx context.Context, name string) (source string, input io.R
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", nil, fault.New(fault.ErrNotFound, "read %q: no such file", name)
+	case errors.Is(err, fs.ErrPermission):
+		return "", nil, fault.New(fault.ErrPermission, "read %q: permission denied", name)
 	case err != nil:
 		return "", nil, err
 	}

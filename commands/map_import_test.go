@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"testing"
 
@@ -32,5 +33,16 @@ func TestOpenFile(t *testing.T) {
 	}
 	if _, err := openFile(t.TempDir() + "/nothing"); err == nil {
 		t.Error("a file that isn't there was opened")
+	}
+}
+
+func TestInputErrors(t *testing.T) {
+	for cause, want := range map[error]error{fs.ErrPermission: fault.ErrPermission, fs.ErrNotExist: fault.ErrNotFound} {
+		e := &Env{OpenFile: func(name string) (io.ReadCloser, error) {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: cause}
+		}}
+		if _, _, err := e.input(context.Background(), "f"); !errors.Is(err, want) {
+			t.Errorf("%v: %v", cause, err)
+		}
 	}
 }

@@ -137,12 +137,20 @@ func (s *Store) resolve(ref string) (string, error) {
 	}
 	switch len(found) {
 	case 0:
-		return "", s.suggest(fault.New(fault.ErrNotFound, "open map %s: no map is called that", ref), "/"+name)
+		return "", s.notCalled(ref, name)
 	case 1:
 		return found[0].ref, nil
 	}
 	return "", fault.New(fault.ErrUsage, "open map %s: %d maps are called that", ref, len(found)).
 		Hint("name one of them: %s", candidates(found))
+}
+
+func (s *Store) notCalled(ref, name string) error {
+	err := fault.New(fault.ErrNotFound, "open map %s: no map is called that", ref)
+	if id, numberErr := strconv.ParseUint(name, 10, 32); numberErr == nil {
+		return err.Hint("the map with that id is %s", reference(uint32(id)))
+	}
+	return s.suggest(err, "/"+name)
 }
 
 // candidate is a map that a name may mean.

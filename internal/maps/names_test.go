@@ -170,6 +170,8 @@ func TestNames(t *testing.T) {
 	fails(t, err, fault.ErrUsage, ref(byNode)+" (hash)")
 	_, err = w.Show(ctx, cutName(spec.name)+"_other")
 	fails(t, err, fault.ErrNotFound, "no map is called that")
+	_, err = w.Show(ctx, "57")
+	fails(t, err, fault.ErrNotFound, "the map with that id is id:57")
 
 	// Nothing tells the name of this one, until a pin does.
 	spec.name = cutName(spec.name)
