@@ -207,12 +207,13 @@ func (p *perf) leave() (rest bool, err error) {
 	p.open = false
 	if p.h.about.Flags&preserveElements != 0 {
 		for _, b := range p.buffers {
-			if err := element(unix.BPF_MAP_DELETE_ELEM, p.h.FD(), slot(b.cpu), nil, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-				return true, fmt.Errorf("free the slot of CPU %d: %w", b.cpu, err)
+			freed := element(unix.BPF_MAP_DELETE_ELEM, p.h.FD(), slot(b.cpu), nil, 0)
+			if freed != nil && !errors.Is(freed, unix.ENOENT) {
+				err = errors.Join(err, fmt.Errorf("free the slot of CPU %d: %w", b.cpu, freed))
 			}
 		}
 	}
-	return true, p.h.Close() // frees the slots that were taken through it, and no others
+	return true, errors.Join(err, p.h.Close()) // frees the slots that were taken through it, and no others
 }
 
 func (p *perf) lost() []CPULost {
