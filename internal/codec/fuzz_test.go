@@ -22,7 +22,7 @@ func FuzzCodec(f *testing.F) {
 		if err != nil || size > 4096 {
 			size = len(data) % 64
 		}
-		for _, c := range []*Codec{New(typ, size), NewPrefix(typ, size), NewIndex(typ)} {
+		for _, c := range []*Codec{New(typ, size), NewKey(typ, size), NewPrefix(typ, size), NewIndex(typ)} {
 			b := make([]byte, c.Size())
 			copy(b, data)
 			checkPrintsAgain(t, c, b)

@@ -36,7 +36,7 @@ func use(unused []byte, t btf.Type, at int) {
 		useMembers(unused, t.Members, at)
 	case *btf.Array:
 		size, _ := btf.Sizeof(t.Type)
-		for i := range int(t.Nelems) {
+		for i := 0; size > 0 && i < int(t.Nelems); i++ {
 			use(unused, t.Type, at+8*size*i)
 		}
 	default:
