@@ -92,7 +92,9 @@ int send_record(struct xdp_md *ctx)
 
 	if ((void *)(how + 1) > end)
 		return XDP_PASS;
-	if (send(ctx, *how, __sync_fetch_and_add(&sent, 1)))
+	__u64 number = sent; /* kernels before 5.12 can't add and read at once */
+	__sync_fetch_and_add(&sent, 1);
+	if (send(ctx, *how, number))
 		__sync_fetch_and_add(&refused, 1);
 	return XDP_PASS;
 }
