@@ -4,11 +4,13 @@ package test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -34,17 +36,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	if binary = os.Getenv("BPFNET_BINARY"); binary != "" {
-		return m.Run()
+		return testkit.Run(m)
 	}
 	binary = filepath.Join(dir, "bpfnet")
 	if out, err := exec.Command("go", "build", "-o", binary, "bpfnet").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build bpfnet: %v\n%s", err, out)
 		return 1
 	}
-	return m.Run()
+	return testkit.Run(m)
 }
-
-var serial atomic.Uint32
 
 // node is a host of its own in a network namespace: two Pods, each a namespace
 // with a device eth0, hang with their host-side devices veth-a and veth-b on a
@@ -63,13 +63,16 @@ const (
 func newNode(t testing.TB) node {
 	t.Helper()
 	testkit.NeedsKernel(t)
-	base := fmt.Sprintf("bn%d-%d", os.Getpid(), serial.Add(1))
+	base := testkit.Name(t)
 	n := node{host: base + "h", podA: base + "a", podB: base + "b", root: testkit.Root(t)}
 	t.Cleanup(func() {
 		for _, ns := range []string{n.podA, n.podB, n.host} {
 			_ = exec.Command("sh", "-c", fmt.Sprintf("ip netns pids %s | grep -vx %d | xargs -r kill; ip netns del %s", ns, os.Getpid(), ns)).Run()
 		}
 	})
+	for _, ns := range []string{n.podA, n.podB, n.host} {
+		testkit.OwnNetNS(t, "/run/netns/"+ns)
+	}
 	script := `set -e
 for ns in $HOST $POD_A $POD_B; do ip netns add $ns; ip -n $ns link set lo up; done
 ip -n $HOST link add br0 type bridge
@@ -147,6 +150,9 @@ func TestScripts(t *testing.T) {
 			env.Defer(func() { _ = os.Remove(n.root + "-kept") })
 			return err
 		},
+		Condition: func(name string) (bool, error) {
+			return hasFeature(name), nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"bpfnet": runBpfnet,
 			"in":     runIn,
@@ -154,6 +160,33 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+// hasFeature says whether this kernel has a feature, named as in "bpfnet
+// doctor": a line of a script that begins with [tcx] is for such kernels.
+func hasFeature(name string) bool {
+	return slices.Contains(features(), name)
+}
+
+// features lists what this kernel has.
+var features = sync.OnceValue(func() []string {
+	out, err := exec.Command(binary, "doctor", "-o", "json").Output()
+	if err != nil {
+		panic(fmt.Sprintf("bpfnet doctor: %v", err))
+	}
+	var doc struct {
+		Features []struct{ Feature, Status string }
+	}
+	if err := json.Unmarshal(out, &doc); err != nil {
+		panic(fmt.Sprintf("bpfnet doctor: %v", err))
+	}
+	var have []string
+	for _, f := range doc.Features {
+		if f.Status == "available" {
+			have = append(have, f.Feature)
+		}
+	}
+	return have
+})
 
 // runBpfnet is `bpfnet ARGS`: the tool on the node's host.
 func runBpfnet(ts *testscript.TestScript, neg bool, args []string) {
