@@ -6,11 +6,11 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
 	"bpfnet/bpf/packettest"
+	"bpfnet/internal/testkit"
 )
 
 // Verdicts of the programs under test.
@@ -22,12 +22,7 @@ const (
 	cgroupYes = 1
 )
 
-func TestMain(m *testing.M) {
-	// Kernels before 5.11 charge maps to the memlock limit; others need nothing,
-	// and a refusal shows when a map is made.
-	_ = rlimit.RemoveMemlock()
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }
 
 // load loads a built-in program, after adjust changed its specification.
 func load(t *testing.T, name string, adjust func(*ebpf.CollectionSpec)) *ebpf.Collection {

@@ -4,12 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/cilium/ebpf/rlimit"
+	"bpfnet/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	// Kernels before 5.11 charge maps to the memlock limit; others need nothing,
-	// and a refusal shows when a map is made.
-	_ = rlimit.RemoveMemlock()
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }

@@ -1,5 +1,6 @@
 // Package testkit makes what tests on a real kernel need, a root in bpffs,
-// network namespaces, veth pairs and cgroups, and takes it away again.
+// network namespaces, veth pairs and cgroups, takes it away again, and fails a
+// test that leaves anything behind.
 package testkit
 
 import (
@@ -20,11 +21,24 @@ import (
 	"bpfnet/pinned"
 )
 
+// namespaces is where ip-netns(8) keeps named ones.
+const namespaces = "/run/netns"
+
 var serial atomic.Uint32
 
-func unique() string { return fmt.Sprintf("bn%d-%d", os.Getpid(), serial.Add(1)) }
+// Name returns a name for what a test makes. Nothing that bears it may be left
+// when the test ends: namespace, cgroup, pin, process.
+func Name(t testing.TB) string {
+	t.Helper()
+	name := fmt.Sprintf("bn%d-%d", os.Getpid(), serial.Add(1))
+	watch(t).add(name)
+	return name
+}
 
 // NeedsKernel skips a test that can't work without root and bpffs, and says why.
+// It fails one that leaves something behind: BPF objects, namespaces, cgroups,
+// processes, descriptors. What the test closes with Cleanup it has to register
+// afterwards.
 func NeedsKernel(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -33,6 +47,7 @@ func NeedsKernel(t testing.TB) {
 	if err := pinned.Mount(); err != nil {
 		t.Skipf("needs bpffs: %v", err)
 	}
+	watch(t)
 }
 
 // Root returns a directory in bpffs for one test, removed with all it holds when
@@ -40,8 +55,9 @@ func NeedsKernel(t testing.TB) {
 func Root(t testing.TB) string {
 	t.Helper()
 	NeedsKernel(t)
-	dir := filepath.Join(pinned.MountPoint, "bpfnet-test-"+unique())
+	dir := filepath.Join(pinned.MountPoint, "bpfnet-test-"+Name(t))
 	t.Cleanup(func() {
+		watch(t).noteTree(dir)
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("clean up: %v", err)
 		}
@@ -54,8 +70,8 @@ func Root(t testing.TB) string {
 func NetNS(t testing.TB) string {
 	t.Helper()
 	NeedsKernel(t)
-	name := unique()
-	path := filepath.Join("/run/netns", name)
+	name := Name(t)
+	path := filepath.Join(namespaces, name)
 	make := func() error {
 		handle, err := netns.NewNamed(name)
 		if err != nil {
@@ -68,7 +84,15 @@ func NetNS(t testing.TB) string {
 		t.Fatalf("make network namespace: %v", err)
 	}
 	t.Cleanup(func() { _ = netns.DeleteNamed(name) })
+	OwnNetNS(t, path)
 	return path
+}
+
+// OwnNetNS makes a network namespace, given by its path, the test's: what is on
+// its hooks before it is taken away, by a Cleanup that was registered earlier,
+// must go with it.
+func OwnNetNS(t testing.TB, path string) {
+	t.Cleanup(func() { watch(t).made(hooks(path)) })
 }
 
 // onThread runs fn on a thread that ends with it, so that fn may change
@@ -129,11 +153,14 @@ func Cgroup(t testing.TB) string {
 	if err != nil {
 		t.Skipf("needs cgroup2: %v", err)
 	}
-	dir := filepath.Join(mount, unique())
+	dir := filepath.Join(mount, Name(t))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.Remove(dir) })
+	t.Cleanup(func() {
+		watch(t).made(cgroupHooks(dir))
+		_ = os.Remove(dir)
+	})
 	return dir
 }
 
