@@ -633,7 +633,7 @@ func TestLoopbackAndBridge(t *testing.T) {
 	if err := netns.Do(nsA, func() error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
 	}); err != nil {
-		t.Skipf("needs bridges: %v", err)
+		t.Skipf("this kernel has no bridges: %v", err)
 	}
 	load(t, e, LoadRequest{Source: "xdp-counter"})
 	load(t, e, LoadRequest{Source: "pod-traffic"})
@@ -701,7 +701,7 @@ func TestTakingOverKeepsTheModeThatIsAskedFor(t *testing.T) {
 func TestAttachBesideAMissingProgram(t *testing.T) {
 	e, _, _ := setup(t)
 	if probe.Feature("tcx") != nil {
-		t.Skip("needs TCX (Linux 6.6): filters have no neighbours")
+		t.Skip("this kernel has no TCX: filters have no neighbours")
 	}
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	_, err := e.Attach(ctx, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress, Position: Position{Before: "id:4294967295"}})
@@ -715,7 +715,7 @@ func TestAttachBesideAMissingProgram(t *testing.T) {
 func TestAttachHalfWayKeepsWhatWasThere(t *testing.T) {
 	e, nsA, _ := setup(t)
 	if probe.Feature("tcx") != nil {
-		t.Skip("needs TCX (Linux 6.6): the second half is held by a link")
+		t.Skip("this kernel has no TCX: the second half is held by a link")
 	}
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	load(t, e, LoadRequest{Source: "pod-traffic", Name: "second"})
@@ -768,7 +768,7 @@ func TestDetachByAlternativeName(t *testing.T) {
 		return netlink.LinkAddAltName(l, alternative)
 	})
 	if err != nil {
-		t.Skipf("needs alternative names: %v", err)
+		t.Skipf("this kernel has no alternative names: %v", err)
 	}
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	attach(t, e, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: alternative, Direction: Ingress})
@@ -788,7 +788,7 @@ func TestMovedInterface(t *testing.T) {
 	tc := AttachRequest{Hook: "tc", Name: "pod-traffic", Device: "a", Direction: Ingress}
 	index := int(*attach(t, e, x).Attachments[0].IfIndex)
 	if a := attach(t, e, tc).Attachments[0]; a.Mechanism != mechanismLink {
-		t.Skip("needs TCX (Linux 6.6): filters go when their interface moves")
+		t.Skip("this kernel has no TCX: filters go when their interface moves")
 	}
 	elsewhere, err := os.Open(testkit.NetNS(t))
 	if err != nil {

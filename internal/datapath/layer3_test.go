@@ -33,7 +33,7 @@ func TestDeviceWithoutEthernetHeader(t *testing.T) {
 		return netlink.LinkSetUp(l)
 	})
 	if err != nil {
-		t.Skipf("needs tun devices: %v", err)
+		t.Skipf("this kernel has no tun devices: %v", err)
 	}
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	load(t, e, LoadRequest{Source: "xdp-counter"})
