@@ -11,21 +11,17 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/testkit"
 )
 
 // packetsPerRound makes a round some milliseconds long: the cost of the system
 // call is lost in it, and few rounds are interrupted.
 const packetsPerRound = 100_000
 
-func TestMain(m *testing.M) {
-	// Kernels before 5.11 charge maps to the memlock limit; others need nothing,
-	// and a refusal shows when a map is made.
-	_ = rlimit.RemoveMemlock()
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }
 
 // subject is a loaded case.
 type subject struct {
