@@ -31,6 +31,47 @@ func Info(fd int, info unsafe.Pointer, size uintptr) error {
 	return err
 }
 
+// ErrDeviceGone is the error of Program for a program whose device, which it was
+// offloaded to, is gone: the kernel tells nothing about it any more.
+const ErrDeviceGone = unix.ENODEV
+
+// ProgInfo is struct bpf_prog_info.
+type ProgInfo struct {
+	Type, ID                             uint32
+	Tag                                  [8]byte
+	JITedLen, XlatedLen                  uint32 // bytes
+	_, _                                 uint64 // their code
+	LoadTime                             uint64 // ns since boot
+	UID, MapCount                        uint32
+	mapIDs                               unsafe.Pointer
+	Name                                 [unix.BPF_OBJ_NAME_LEN]byte
+	Ifindex, GPL                         uint32
+	NetNSDev, NetNSIno                   uint64
+	_, _                                 uint32 // jited symbols and function lengths
+	_, _                                 uint64
+	BTFID, FuncInfoSize                  uint32
+	FuncInfo                             unsafe.Pointer
+	FuncInfoCount, _                     uint32
+	_, _                                 uint64 // line info
+	_, _, _, _                           uint32
+	_                                    uint64 // tags of functions
+	RunTime, RunCount, Recursions        uint64 // RunTime in ns
+	Verified, AttachBTFObject, AttachBTF uint32
+	_                                    uint32
+}
+
+// mostMaps is how many maps a program can use (MAX_USED_MAPS).
+const mostMaps = 64
+
+// Program returns what the kernel tells about the program that is open as fd,
+// and the ids of the maps that it uses.
+func Program(fd int) (info ProgInfo, maps []uint32, err error) {
+	maps = make([]uint32, mostMaps)
+	info = ProgInfo{MapCount: mostMaps, mapIDs: unsafe.Pointer(unsafe.SliceData(maps))}
+	err = Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	return info, maps[:min(int(info.MapCount), mostMaps)], err
+}
+
 // Kind is a kind of object that has ids.
 type Kind struct{ next, get int } // commands: the id after an id, the descriptor of an id
 

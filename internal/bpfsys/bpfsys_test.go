@@ -1,12 +1,15 @@
 package bpfsys_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"math"
+	"slices"
 	"testing"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -60,5 +63,37 @@ func TestMissing(t *testing.T) {
 		if fd, err := k.Open(math.MaxUint32); err != unix.ENOENT {
 			t.Errorf("%+v: %d, %v", k, fd, err)
 		}
+	}
+}
+
+func TestProgram(t *testing.T) {
+	testkit.NeedsKernel(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "described", Type: ebpf.SocketFilter, License: "GPL",
+		Instructions: asm.Instructions{asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	want, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := want.ID()
+	ids, _ := want.MapIDs()
+	info, maps, err := bpfsys.Program(p.FD())
+	if err != nil || info.ID != uint32(id) || info.Type != uint32(ebpf.SocketFilter) || info.GPL != 1 ||
+		unix.ByteSliceToString(info.Name[:]) != "described" || hex.EncodeToString(info.Tag[:]) != want.Tag ||
+		!slices.Equal(maps, []uint32{uint32(ids[0])}) {
+		t.Errorf("%+v, maps %d, %v; want %+v", info, maps, err, want)
 	}
 }

@@ -152,7 +152,7 @@ func (known knownLinks) cgroup(c Cgroup, attachType uint32, a attached) CgroupPr
 	if fd, err := progKind.Open(a.progID); err == nil {
 		info, _ := programInfo(fd)
 		unix.Close(fd)
-		p.BTFObject, p.BTFType = info.attachBTFObject, info.attachBTF
+		p.BTFObject, p.BTFType = info.AttachBTFObject, info.AttachBTF
 	}
 	if p.BTFType != 0 {
 		p.BTFName = kernelTypeName(p.BTFType)

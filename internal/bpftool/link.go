@@ -206,7 +206,7 @@ func describeTracing(doc *Object, info *linkInfo, _ int) error {
 	typ := any(uint32(0))
 	err := progKind.with(fmt.Sprintf("id:%d", info.progID), func(fd int) error {
 		prog, err := programInfo(fd)
-		typ = worded(programTypes, prog.typ)
+		typ = worded(programTypes, prog.Type)
 		return err
 	})
 	doc.add("prog_type", typ)

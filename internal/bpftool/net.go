@@ -262,10 +262,10 @@ func programName(id uint32) *string {
 	}
 	defer unix.Close(fd)
 	info, err := programInfo(fd)
-	if err != nil || info.name[0] == 0 {
+	if err != nil || info.Name[0] == 0 {
 		return nil
 	}
-	name := info.fullName(fd)
+	name := fullName(fd, info)
 	return &name
 }
 

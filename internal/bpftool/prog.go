@@ -28,34 +28,8 @@ type Programs interface {
 	Programs(ctx context.Context, ref string, pids bool) ([]Object, error)
 }
 
-// progInfo is struct bpf_prog_info.
-type progInfo struct {
-	typ, id                              uint32
-	tag                                  [8]byte
-	jitedLen, xlatedLen                  uint32
-	_, _                                 uint64 // their code
-	loadTime                             uint64 // ns since boot
-	uid, mapCount                        uint32
-	mapIDs                               unsafe.Pointer
-	name                                 [16]byte
-	ifindex, gpl                         uint32
-	netnsDev, netnsIno                   uint64
-	_, _                                 uint32 // jited symbols and function lengths
-	_, _                                 uint64
-	btfID, funcInfoSize                  uint32
-	funcInfo                             unsafe.Pointer
-	funcInfoCount, _                     uint32
-	_, _                                 uint64 // line info
-	_, _, _, _                           uint32
-	_                                    uint64 // tags of functions
-	runTime, runCount, recursions        uint64
-	verified, attachBTFObject, attachBTF uint32
-	_                                    uint32
-}
-
-func programInfo(fd int) (progInfo, error) {
-	var info progInfo
-	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
+func programInfo(fd int) (bpfsys.ProgInfo, error) {
+	info, _, err := bpfsys.Program(fd)
 	if err != nil {
 		err = fmt.Errorf("read program: %w", err)
 	}
@@ -64,17 +38,17 @@ func programInfo(fd int) (progInfo, error) {
 
 // fullName is the name of a program. The kernel cuts names off at 15 characters;
 // the BTF of a program has the function's in full.
-func (info progInfo) fullName(fd int) string {
-	name := text(info.name[:])
-	if len(name) < len(info.name)-1 || info.btfID == 0 || info.funcInfoCount == 0 {
+func fullName(fd int, info bpfsys.ProgInfo) string {
+	name := text(info.Name[:])
+	if len(name) < len(info.Name)-1 || info.BTFID == 0 || info.FuncInfoCount == 0 {
 		return name
 	}
 	var function struct{ offset, typeID uint32 }
-	ask := progInfo{funcInfo: unsafe.Pointer(&function), funcInfoSize: uint32(unsafe.Sizeof(function)), funcInfoCount: 1}
+	ask := bpfsys.ProgInfo{FuncInfo: unsafe.Pointer(&function), FuncInfoSize: uint32(unsafe.Sizeof(function)), FuncInfoCount: 1}
 	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
 		return name
 	}
-	if full, err := typeName(info.btfID, function.typeID); err == nil {
+	if full, err := typeName(info.BTFID, function.typeID); err == nil {
 		return full
 	}
 	return name
@@ -137,12 +111,12 @@ func (k *Kernel) eachProgram(ref string, fn func(fd int) error) error {
 		return progKind.with(ref, fn)
 	case word == "tag":
 		tag, err := hex.DecodeString(rest)
-		if err != nil || len(tag) != len(progInfo{}.tag) {
+		if err != nil || len(tag) != len(bpfsys.ProgInfo{}.Tag) {
 			return fault.New(fault.ErrUsage, "program tag %q: a tag is 16 hexadecimal digits", rest)
 		}
-		return matching(fn, func(_ int, info progInfo) bool { return string(info.tag[:]) == string(tag) })
+		return matching(fn, func(_ int, info bpfsys.ProgInfo) bool { return string(info.Tag[:]) == string(tag) })
 	case word == "name":
-		return matching(fn, func(fd int, info progInfo) bool { return info.fullName(fd) == rest })
+		return matching(fn, func(fd int, info bpfsys.ProgInfo) bool { return fullName(fd, info) == rest })
 	}
 	return k.eachOfInstance(progKind, pinned.Progs, ref, func(name, function string) bool { return name == function }, fn)
 }
@@ -172,9 +146,12 @@ func (k *Kernel) eachOfInstance(kind kind, dir, ref string, match func(pin, part
 	return nil
 }
 
-func matching(fn func(int) error, match func(int, progInfo) bool) error {
+func matching(fn func(int) error, match func(int, bpfsys.ProgInfo) bool) error {
 	return progKind.each(func(fd int) error {
 		info, err := programInfo(fd)
+		if errors.Is(err, bpfsys.ErrDeviceGone) {
+			return nil // its name and tag aren't told
+		}
 		if err != nil || !match(fd, info) {
 			return err
 		}
@@ -185,82 +162,70 @@ func matching(fn func(int) error, match func(int, progInfo) bool) error {
 // describeProgram is bpftool's document of a program.
 func describeProgram(fd int) (Object, error) {
 	info, err := programInfo(fd)
-	orphaned := errors.Is(err, unix.ENODEV) // the device that it was offloaded to is gone
+	orphaned := errors.Is(err, bpfsys.ErrDeviceGone)
 	if err != nil && !orphaned {
 		return nil, err
 	}
 	doc := programHeader(fd, info)
-	if info.ifindex != 0 {
+	if info.Ifindex != 0 {
 		doc.add("dev", offloadDevice(info))
 	}
-	if info.loadTime != 0 {
-		doc.add("loaded_at", loadedAt(info.loadTime))
-		doc.add("uid", info.uid)
+	if info.LoadTime != 0 {
+		doc.add("loaded_at", loadedAt(info.LoadTime))
+		doc.add("uid", info.UID)
 	}
 	doc.add("orphaned", orphaned)
-	doc.add("bytes_xlated", info.xlatedLen)
-	doc.add("jited", info.jitedLen != 0)
-	if info.jitedLen != 0 {
-		doc.add("bytes_jited", info.jitedLen)
+	doc.add("bytes_xlated", info.XlatedLen)
+	doc.add("jited", info.JITedLen != 0)
+	if info.JITedLen != 0 {
+		doc.add("bytes_jited", info.JITedLen)
 	}
 	return programReferences(doc, fd, info), nil
 }
 
 // programHeader is what a program is, and how it ran while that was counted.
-func programHeader(fd int, info progInfo) Object {
-	doc := Object{{"id", info.id}, {"type", worded(programTypes, info.typ)}}
-	if info.name[0] != 0 {
-		doc.add("name", info.fullName(fd))
+func programHeader(fd int, info bpfsys.ProgInfo) Object {
+	doc := Object{{"id", info.ID}, {"type", worded(programTypes, info.Type)}}
+	if info.Name[0] != 0 {
+		doc.add("name", fullName(fd, info))
 	}
-	doc.add("tag", hex.EncodeToString(info.tag[:]))
-	doc.add("gpl_compatible", info.gpl&1 != 0)
-	if info.runTime != 0 {
-		doc.add("run_time_ns", info.runTime)
-		doc.add("run_cnt", info.runCount)
+	doc.add("tag", hex.EncodeToString(info.Tag[:]))
+	doc.add("gpl_compatible", info.GPL&1 != 0)
+	if info.RunTime != 0 {
+		doc.add("run_time_ns", info.RunTime)
+		doc.add("run_cnt", info.RunCount)
 	}
-	if info.recursions != 0 {
-		doc.add("recursion_misses", info.recursions)
+	if info.Recursions != 0 {
+		doc.add("recursion_misses", info.Recursions)
 	}
 	return doc
 }
 
 // programReferences adds what a program uses.
-func programReferences(doc Object, fd int, info progInfo) Object {
+func programReferences(doc Object, fd int, info bpfsys.ProgInfo) Object {
 	if numbers, err := fdinfo(fd); err == nil {
 		if memlock, ok := numbers["memlock"]; ok {
 			doc.add("bytes_memlock", memlock)
 		}
 	}
-	if ids := mapIDs(fd, info.mapCount); len(ids) > 0 {
+	if _, ids, err := bpfsys.Program(fd); err == nil && len(ids) > 0 {
 		doc.add("map_ids", ids)
 	}
-	if info.btfID != 0 {
-		doc.add("btf_id", info.btfID)
+	if info.BTFID != 0 {
+		doc.add("btf_id", info.BTFID)
 	}
 	return doc
 }
 
-func mapIDs(fd int, count uint32) []uint32 {
-	if count == 0 {
-		return nil
-	}
-	ids := make([]uint32, count)
-	ask := progInfo{mapIDs: unsafe.Pointer(&ids[0]), mapCount: count}
-	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
-		return nil
-	}
-	return ids[:min(count, ask.mapCount)]
-}
-
 // offloadDevice names the device that a program is bound to, if it is in this
 // network namespace.
-func offloadDevice(info progInfo) Object {
+func offloadDevice(info bpfsys.ProgInfo) Object {
 	var doc Object
-	doc.add("ifindex", info.ifindex)
-	doc.add("ns_dev", info.netnsDev)
-	doc.add("ns_inode", info.netnsIno)
-	if here, err := netns.Inode(""); err == nil && here == info.netnsIno {
-		if name, err := deviceName(info.ifindex); err == nil {
+	doc.add("ifindex", info.Ifindex)
+	doc.add("ns_dev", info.NetNSDev)
+	doc.add("ns_inode", info.NetNSIno)
+	if here, err := netns.Inode(""); err == nil && here == info.NetNSIno {
+		if name, err := deviceName(info.Ifindex); err == nil {
 			doc.add("ifname", name)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 )
 
@@ -133,11 +134,11 @@ func useRaw(t *testing.T, m *ebpf.Map, r rawMap) uint32 {
 		t.Fatalf("load a program that uses %s: %v", r.name, errno)
 	}
 	t.Cleanup(func() { unix.Close(int(fd)) })
-	about, _, err := progInfoOf(int(fd))
+	about, _, err := bpfsys.Program(int(fd))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return about.id
+	return about.ID
 }
 
 // TestNames finds maps by names that the kernel cuts.

@@ -47,18 +47,6 @@ type mapInfo struct {
 	_            uint32
 }
 
-// progInfo is the beginning of struct bpf_prog_info.
-type progInfo struct {
-	_      uint32 // type
-	id     uint32
-	_      [44]byte // tag to created_by_uid
-	nrMaps uint32
-	maps   unsafe.Pointer
-	_      [64]byte // name to jited_func_lens
-	btfID  uint32
-	_      uint32
-}
-
 func call(command int, attr unsafe.Pointer, size uintptr) error {
 	_, err := bpfsys.Call(command, attr, size)
 	return err
@@ -108,18 +96,6 @@ func infoOf(fd int) (mapInfo, error) {
 	var info mapInfo
 	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
-}
-
-// mostMaps is how many maps a program can use (MAX_USED_MAPS).
-const mostMaps = 64
-
-// progInfoOf returns what the kernel tells of a program, and the maps that it
-// uses.
-func progInfoOf(fd int) (progInfo, []uint32, error) {
-	maps := make([]uint32, mostMaps)
-	info := progInfo{nrMaps: mostMaps, maps: unsafe.Pointer(unsafe.SliceData(maps))}
-	err := bpfsys.Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
-	return info, maps[:min(int(info.nrMaps), mostMaps)], err
 }
 
 func pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }

@@ -96,14 +96,17 @@ type program struct {
 	maps      []uint32
 }
 
-// programs lists the loaded programs by id; nil without the capability for
-// that, CAP_SYS_ADMIN.
+// programs lists the loaded programs by id, except those of which nothing is
+// told any more; nil without the capability for that, CAP_SYS_ADMIN.
 func programs() ([]program, error) {
 	all := []program{}
 	err := bpfsys.Programs.Each(func(id uint32, fd int) error {
-		info, maps, err := progInfoOf(fd)
+		info, maps, err := bpfsys.Program(fd)
+		if errors.Is(err, bpfsys.ErrDeviceGone) {
+			return nil
+		}
 		if err == nil {
-			all = append(all, program{id, info.btfID, maps})
+			all = append(all, program{id, info.BTFID, maps})
 		}
 		return err
 	})
