@@ -19,6 +19,7 @@ func Run(ctx context.Context, env *Env, argv []string) int {
 	app := newPartOfApp(env, firstCommand(argv))
 	root := grammar(app)
 	l, err := parse(root, argv)
+	l.showByDefault()
 	var ordered []string
 	if err == nil {
 		ordered, err = l.order(root)

@@ -10,7 +10,7 @@ import (
 	"bpfnet/internal/fault"
 )
 
-// node is what reorder needs to know of one command.
+// node is what parse needs to know of one command.
 type node struct {
 	words map[string]*node  // subcommands
 	flags map[string]bool   // own flags, without dashes: does it take a value
@@ -20,7 +20,7 @@ type node struct {
 	about map[string]string // what each flag is for
 }
 
-// grammar describes a command tree to reorder. The root's flags are global.
+// grammar describes a command tree to parse. The root's flags are global.
 func grammar(app *cli.App) *node {
 	return nodeOf(&cli.Command{Subcommands: app.Commands, Flags: app.Flags})
 }
@@ -97,20 +97,8 @@ func (l line) flag(names ...string) (value string, ok bool) {
 	return value, ok
 }
 
-// reorder puts a command line, without the program's name, into the order that
-// urfave/cli parses: global flags, command, its flags, "--", arguments. Flags
-// may stand anywhere before a "--", and a value is always joined to its flag by
-// "=", so that none is taken for a command or the other way round. A flag
-// without its value, an unknown flag and an unknown command are usage errors.
-func reorder(root *node, argv []string) ([]string, error) {
-	l, err := parse(root, argv)
-	if err != nil {
-		return nil, err
-	}
-	return l.order(root)
-}
-
-// parse takes a command line apart. It goes on after an error, so that the
+// parse takes a command line, without the program's name, apart. Flags may stand
+// anywhere before a "--"; one without its value is a usage error. It goes on after an error, so that the
 // caller knows the flags in any case.
 func parse(root *node, argv []string) (line, error) {
 	l := line{node: root}
@@ -145,7 +133,10 @@ func parse(root *node, argv []string) (line, error) {
 	return l, wrong
 }
 
-// order puts the parts of a line together again.
+// order puts a line into the order that urfave/cli parses: global flags,
+// command, its flags, "--", arguments. A value is always joined to its flag by
+// "=", so that none is taken for a command or the other way round. An unknown
+// flag and an unknown command are usage errors.
 func (l line) order(root *node) ([]string, error) {
 	if len(l.node.words) > 0 && len(l.args) > 0 {
 		return nil, unknownCommand(l)
@@ -173,6 +164,15 @@ func (l line) order(root *node) ([]string, error) {
 		ordered = append(append(ordered, "--"), l.args...)
 	}
 	return ordered, nil
+}
+
+// showByDefault adds the command that bpftool runs where none is named.
+func (l *line) showByDefault() {
+	_, asBpftool := l.flag("json", "j", "pretty", "p")
+	_, help := l.flag("help", "h")
+	if show, ok := l.node.words["show"]; ok && asBpftool && !help && len(l.args) == 0 {
+		l.node, l.path = show, append(l.path, "show")
+	}
 }
 
 // contradiction refuses two values for a flag that takes one.

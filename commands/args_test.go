@@ -18,6 +18,16 @@ func testGrammar() *node {
 	return grammar(newApp(newFake().env(&out, &out)))
 }
 
+// reorder is what Run does with a command line before urfave/cli sees it.
+func reorder(root *node, argv []string) ([]string, error) {
+	l, err := parse(root, argv)
+	if err != nil {
+		return nil, err
+	}
+	l.showByDefault()
+	return l.order(root)
+}
+
 func TestReorder(t *testing.T) {
 	root := testGrammar()
 	for _, test := range []struct{ name, in, want string }{
@@ -38,6 +48,10 @@ func TestReorder(t *testing.T) {
 		{"negative number as argument", "map get x/y -1", "map get -- x/y -1"},
 		{"dash is an argument", "map get x/y -", "map get -- x/y -"},
 		{"flags of one letter behind one dash", "-jp map dump x/y", "-j -p map dump -- x/y"},
+		{"bpftool's show goes without saying", "-j map", "-j map show"},
+		{"so it does for its flags", "net --dev lo -p", "-p net show --dev=lo"},
+		{"but not for help", "-j map --help", "map --help"},
+		{"nor in our own dialect", "map", "map"},
 		{"-- ends flags", "map get x/y -- --output", "map get -- x/y --output"},
 		{"-- twice", "map get -- -- x", "map get -- -- x"},
 		{"argument named like a command", "unload load", "unload -- load"},

@@ -65,6 +65,8 @@ func netDevice(c *cli.Context) (string, error) {
 		return device, nil
 	case len(words) == 2 && words[0] == "dev" && words[1] != "" && device == "":
 		return words[1], nil
+	case len(words) == 1 && words[0] == "dev" && device == "":
+		return "", usage(c, "the name of the interface is missing after %q", words[0])
 	default:
 		return "", usage(c, "unexpected argument %q", words[0])
 	}

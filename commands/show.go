@@ -72,14 +72,22 @@ func (e *Env) progList(c *cli.Context) error {
 	if err := noPids(c); err != nil {
 		return err
 	}
-	if err := args(c, "[NAME]"); err != nil {
+	ref, err := ownObject(c, "[NAME]")
+	if err != nil {
 		return err
 	}
-	p, instances, err := e.instances(c, c.Args().First())
+	p, instances, err := e.instances(c, ref.whole())
 	if err != nil {
 		return err
 	}
 	programs := allPrograms(instances)
+	if ref.id != 0 {
+		program, err := onlyProgram(ref, programs)
+		if err != nil {
+			return err
+		}
+		programs = []datapath.Program{program}
+	}
 	docs := make([]progDoc, len(programs))
 	for i, program := range programs {
 		docs[i] = newProgDoc(program)
@@ -102,21 +110,25 @@ func (e *Env) progShow(c *cli.Context) error {
 	if err := noPids(c); err != nil {
 		return err
 	}
-	if err := args(c, "NAME[/FUNCTION]|id:N"); err != nil {
+	ref, err := ownObject(c, "NAME[/FUNCTION]|id:N")
+	if err != nil {
 		return err
 	}
-	ref := parseRef(c.Args().First())
 	p, instances, err := e.instances(c, ref.instance)
 	if err != nil {
 		return err
 	}
-	program, err := only("program", ref, allPrograms(instances), func(p datapath.Program) (string, string, uint32) {
-		return p.Set, p.Name, uint32(p.ID)
-	})
+	program, err := onlyProgram(ref, allPrograms(instances))
 	if err != nil {
 		return err
 	}
 	return p.Object(newProgDoc(program), func() output.Table { return programTable([]datapath.Program{program}) })
+}
+
+func onlyProgram(ref reference, programs []datapath.Program) (datapath.Program, error) {
+	return only("program", "prog", ref, programs, func(p datapath.Program) (string, string, uint32) {
+		return p.Set, p.Name, uint32(p.ID)
+	})
 }
 
 func (e *Env) linkList(c *cli.Context) error {
@@ -126,14 +138,22 @@ func (e *Env) linkList(c *cli.Context) error {
 	if err := noPids(c); err != nil {
 		return err
 	}
-	if err := args(c, "[NAME]"); err != nil {
+	ref, err := ownObject(c, "[NAME]")
+	if err != nil {
 		return err
 	}
-	p, instances, err := e.instances(c, c.Args().First())
+	p, instances, err := e.instances(c, ref.whole())
 	if err != nil {
 		return err
 	}
 	attachments := allAttachments(instances)
+	if ref.id != 0 {
+		attachment, err := onlyAttachment(ref, attachments)
+		if err != nil {
+			return err
+		}
+		attachments = []datapath.Attachment{attachment}
+	}
 	docs := make([]linkDoc, len(attachments))
 	for i, a := range attachments {
 		docs[i] = newLinkDoc(a)
@@ -156,21 +176,25 @@ func (e *Env) linkShow(c *cli.Context) error {
 	if err := noPids(c); err != nil {
 		return err
 	}
-	if err := args(c, "NAME[/HOOK]|id:N"); err != nil {
+	ref, err := ownObject(c, "NAME[/HOOK]|id:N")
+	if err != nil {
 		return err
 	}
-	ref := parseRef(c.Args().First())
 	p, instances, err := e.instances(c, ref.instance)
 	if err != nil {
 		return err
 	}
-	a, err := only("attachment", ref, allAttachments(instances), func(a datapath.Attachment) (string, string, uint32) {
-		return a.Name, a.Hook, pointed(a.LinkID)
-	})
+	a, err := onlyAttachment(ref, allAttachments(instances))
 	if err != nil {
 		return err
 	}
 	return p.Object(newLinkDoc(a), func() output.Table { return attachmentTable([]datapath.Attachment{a}, attached) })
+}
+
+func onlyAttachment(ref reference, attachments []datapath.Attachment) (datapath.Attachment, error) {
+	return only("attachment", "link", ref, attachments, func(a datapath.Attachment) (string, string, uint32) {
+		return a.Name, a.Hook, pointed(a.LinkID)
+	})
 }
 
 // reference is what show commands take: NAME, NAME/PART or id:N.
@@ -189,9 +213,17 @@ func parseRef(text string) reference {
 	return reference{text: text, instance: instance, part: part}
 }
 
-// only returns the one item that a reference means. name tells an item's
-// instance, part and id.
-func only[T any](kind string, ref reference, items []T, name func(T) (instance, part string, id uint32)) (T, error) {
+// whole is the instance for a command that lists all of one; "" for all of them.
+func (r reference) whole() string {
+	if r.id != 0 {
+		return ""
+	}
+	return r.text
+}
+
+// only returns the one item that a reference means. group is the command group
+// for that kind; name tells an item's instance, part and id.
+func only[T any](kind, group string, ref reference, items []T, name func(T) (instance, part string, id uint32)) (T, error) {
 	var found []T
 	hint := "id:N of one of these:"
 	for _, item := range items {
@@ -207,8 +239,11 @@ func only[T any](kind string, ref reference, items []T, name func(T) (instance, 
 		return found[0], nil
 	case 0:
 		var none T
-		return none, fault.New(fault.ErrNotFound, "show %s %q: no such %s", kind, ref.text, kind).
-			Hint("bpfnet status   shows what is loaded and attached")
+		err := fault.New(fault.ErrNotFound, "show %s %q: no such %s", kind, ref.text, kind)
+		if ref.id != 0 {
+			err.Hint("bpfnet -j %s show id %d   shows it if it isn't bpfnet's", group, ref.id)
+		}
+		return none, err.Hint("bpfnet status   shows what is loaded and attached")
 	}
 	return found[0], fault.New(fault.ErrUsage, "show %s %q: %d %ss match", kind, ref.text, len(found), kind).Hint("%s", hint)
 }

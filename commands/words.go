@@ -24,7 +24,7 @@ func objectWords(words []string) (ref string, rest []string, err error) {
 		return "", nil, nil
 	}
 	kind := words[0]
-	if !slices.Contains([]string{"id", "name", "pinned", "tag"}, kind) {
+	if !isObjectWord(kind) {
 		return kind, words[1:], nil
 	}
 	if len(words) == 1 || words[1] == "" {
@@ -36,6 +36,29 @@ func objectWords(words []string) (ref string, rest []string, err error) {
 	}
 	path, err := filepath.Abs(words[1])
 	return path, words[2:], err
+}
+
+func isObjectWord(word string) bool {
+	return slices.Contains([]string{"id", "name", "pinned", "tag"}, word)
+}
+
+// ownObject is the argument of a command that shows what bpfnet loaded or
+// attached, also as "id N". bpftool's other words name what documents of our own
+// don't have.
+func ownObject(c *cli.Context, name string) (reference, error) {
+	words := c.Args().Slice()
+	if len(words) != 2 || !isObjectWord(words[0]) || words[1] == "" {
+		return parseRef(c.Args().First()), args(c, name)
+	}
+	if words[0] != "id" {
+		return reference{}, fault.New(fault.ErrUsage, "unexpected argument %q", words[0]).
+			Hint("with --json it is understood as bpftool does: bpfnet -j %s %s", strings.TrimPrefix(commandName(c), "bpfnet "), strings.Join(words, " "))
+	}
+	ref := parseRef("id:" + words[1])
+	if ref.id == 0 {
+		return ref, usage(c, "id %q: not the number of an object", words[1])
+	}
+	return ref, nil
 }
 
 // mapWords are the arguments of a command on a map, whichever way they are
