@@ -91,26 +91,36 @@ func (k Kind) Open(id uint32) (int, error) {
 	return Call(k.get, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 }
 
+// Next returns the lowest id of an object above id; ENOENT says that there is
+// none. Unlike Open it takes no hold of anything.
+func (k Kind) Next(id uint32) (uint32, error) {
+	attr := idAttr{id: id}
+	_, err := Call(k.next, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	return attr.next, err
+}
+
 // Each visits all objects in the order of their ids, each with a descriptor that
 // is closed afterwards, until visit returns an error. Objects that vanish
 // meanwhile are left out.
 func (k Kind) Each(visit func(id uint32, fd int) error) error {
-	attr := idAttr{}
+	var id uint32
 	for {
-		if _, err := Call(k.next, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err == unix.ENOENT {
+		next, err := k.Next(id)
+		if err == unix.ENOENT {
 			return nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return err
 		}
-		attr.id = attr.next
-		fd, err := k.Open(attr.id)
+		id = next
+		fd, err := k.Open(id)
 		if err == unix.ENOENT {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		err = visit(attr.id, fd)
+		err = visit(id, fd)
 		unix.Close(fd)
 		if err != nil {
 			return err

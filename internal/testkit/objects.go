@@ -3,7 +3,6 @@ package testkit
 import (
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -32,12 +31,11 @@ func (o object) compare(other object) int {
 
 var kinds = map[string]bpfsys.Kind{"map": bpfsys.Maps, "prog": bpfsys.Programs, "link": bpfsys.Links}
 
+// exists doesn't open the object: a program array that is opened and closed while
+// the kernel clears it, after its last user is gone, stays forever.
 func (o object) exists() bool {
-	fd, err := kinds[o.kind].Open(o.id)
-	if err == nil {
-		unix.Close(fd)
-	}
-	return !errors.Is(err, unix.ENOENT)
+	next, err := kinds[o.kind].Next(o.id - 1)
+	return err == nil && next == o.id
 }
 
 // describe returns the objects that a descriptor of this process is, or holds:
