@@ -91,8 +91,9 @@ func interfaceNames() ([]string, error) {
 // system is the Backend of a real kernel.
 type system struct {
 	*datapath.Engine
-	root  string
-	netns string
+	root        string
+	netns       string
+	lockTimeout time.Duration
 }
 
 func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
@@ -103,14 +104,19 @@ func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &system{Engine: engine, root: options.Root, netns: options.NetNS}, nil
+	return &system{Engine: engine, root: options.Root, netns: options.NetNS, lockTimeout: options.LockTimeout}, nil
 }
 
-func (s *system) Maps() maps.API                            { return maps.New(s.root) }
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
 func (s *system) Close() error                              { return nil }
+
+func (s *system) Maps() maps.API {
+	store := maps.New(s.root)
+	store.LockTimeout = s.lockTimeout
+	return store
+}
 
 func (s *system) PodTraffic(instance string) (traffic.Sampler, error) {
 	return traffic.NewReader(s.Engine, instance), nil

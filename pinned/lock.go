@@ -18,6 +18,15 @@ import (
 
 const lockPoll = 5 * time.Millisecond
 
+// DefaultLockTimeout is how long a command waits for another one.
+const DefaultLockTimeout = 10 * time.Second
+
+// LockMount takes the exclusive lock of the bpffs at MountPoint itself. Without
+// fault.ErrLocked an error says that there is no such lock here.
+func LockMount(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
+	return Root(MountPoint).lock(ctx, unix.LOCK_EX, timeout)
+}
+
 // LockShared takes the lock for reading. A root that doesn't exist needs none:
 // there is nothing to read.
 func (r Root) LockShared(ctx context.Context, timeout time.Duration) (unlock func(), err error) {

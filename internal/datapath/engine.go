@@ -19,7 +19,7 @@ import (
 )
 
 // DefaultLockTimeout is how long a command waits for another one.
-const DefaultLockTimeout = 10 * time.Second
+const DefaultLockTimeout = pinned.DefaultLockTimeout
 
 // Engine implements API against the kernel.
 type Engine struct {

@@ -14,7 +14,8 @@ import (
 // through ring buffers and perf event arrays.
 type Eventer interface {
 	// Events opens the records of a map. A map has one reader: ErrConflict says
-	// which process has it open, unless the request steals. ErrUsage is for a
+	// which process has it open, unless the request steals. ErrLocked says which
+	// process kept others from opening theirs for too long. ErrUsage is for a
 	// type that isn't there, ErrUnsupported for a map that has no records.
 	Events(ctx context.Context, request EventsRequest) (EventStream, error)
 }
@@ -111,7 +112,10 @@ type eventStream struct {
 
 // Events implements API.
 func (s *Store) Events(ctx context.Context, r EventsRequest) (EventStream, error) {
-	unlock := lockClaims(ctx)
+	unlock, err := s.lockClaims(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read events of map %s: %w", r.Map, err)
+	}
 	defer unlock()
 	h, err := s.open(r.Map, false)
 	if err != nil {

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
@@ -78,18 +76,14 @@ func list(processes []holders.Process) string {
 
 // lockClaims lets one bpfnet at a time open a map and look who else has it
 // open, so that of two that start at once one comes first. Where bpffs can't be
-// opened there is no lock.
-func lockClaims(ctx context.Context) (unlock func()) {
-	dir, err := os.Open(pinned.MountPoint)
-	if err != nil {
-		return func() {}
+// locked they aren't kept apart. fault.ErrLocked says who held the lock too long.
+func (s *Store) lockClaims(ctx context.Context) (unlock func(), err error) {
+	unlock, err = pinned.LockMount(ctx, s.LockTimeout)
+	switch {
+	case errors.Is(err, fault.ErrLocked):
+		return nil, err
+	case err != nil:
+		return func() {}, nil
 	}
-	for ctx.Err() == nil {
-		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-		time.Sleep(claimRetry)
-	}
-	return func() { dir.Close() }
+	return unlock, nil
 }

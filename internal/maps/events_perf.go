@@ -20,7 +20,11 @@ import (
 // perfPages is the size of each CPU's buffer, in pages; a power of two.
 const perfPages = 32
 
-const perfHeader = 8 // bytes of struct perf_event_header
+// What comes before data, in bytes.
+const (
+	perfHeader   = 8  // struct perf_event_header
+	sampleHeader = 12 // of a sample: u64 time, u32 size
+)
 
 // preserveElements is BPF_F_PRESERVE_ELEMS: slots stay taken when the process
 // that took them is gone.
@@ -137,31 +141,50 @@ func (p *perf) next() (record, bool, error) {
 
 // next takes the next record out of the buffer.
 func (b *perfBuffer) next() (record, bool, error) {
-	meta := (*unix.PerfEventMmapPage)(unsafe.Pointer(unsafe.SliceData(b.memory)))
 	for {
-		written := atomic.LoadUint64(&meta.Data_head) - b.at
-		if written == 0 {
-			return record{}, false, nil
+		kind, body, err := b.take()
+		if body == nil || err != nil {
+			return record{}, false, err
 		}
-		header := b.bytes(b.at, perfHeader) // 8 bytes aligned by 8 are never in two pieces
-		kind, length := binary.NativeEndian.Uint32(header), uint64(binary.NativeEndian.Uint16(header[6:]))
-		if length < perfHeader || length > written || written > uint64(len(b.data)) {
-			return record{}, false, fmt.Errorf("the buffer of CPU %d is damaged", b.cpu)
-		}
-		body := b.bytes(b.at, length)[perfHeader:]
-		b.at += length
-		switch kind {
-		case unix.PERF_RECORD_LOST: // u64 id, u64 lost
+		switch {
+		case kind == unix.PERF_RECORD_LOST && len(body) >= 16: // u64 id, u64 lost
 			b.pending += binary.NativeEndian.Uint64(body[8:])
-		case unix.PERF_RECORD_SAMPLE: // u64 time, u32 size, the data
+		case kind == unix.PERF_RECORD_SAMPLE && holdsSample(body):
 			return b.record(body), true, nil
+		case kind == unix.PERF_RECORD_LOST, kind == unix.PERF_RECORD_SAMPLE:
+			return record{}, false, b.damaged()
 		}
 	}
 }
 
+// take takes what comes next out of the buffer, of whatever kind it is; body is
+// nil when nothing comes.
+func (b *perfBuffer) take() (kind uint32, body []byte, err error) {
+	meta := (*unix.PerfEventMmapPage)(unsafe.Pointer(unsafe.SliceData(b.memory)))
+	written := atomic.LoadUint64(&meta.Data_head) - b.at
+	if written == 0 {
+		return 0, nil, nil
+	}
+	header := b.bytes(b.at, perfHeader) // 8 bytes aligned by 8 are never in two pieces
+	kind, length := binary.NativeEndian.Uint32(header), uint64(binary.NativeEndian.Uint16(header[6:]))
+	if length < perfHeader || length > written || written > uint64(len(b.data)) {
+		return 0, nil, b.damaged()
+	}
+	body = b.bytes(b.at, length)[perfHeader:]
+	b.at += length
+	return kind, body, nil
+}
+
+// holdsSample says whether a body has all the data that it says it has.
+func holdsSample(body []byte) bool {
+	return len(body) >= sampleHeader && uint64(binary.NativeEndian.Uint32(body[8:])) <= uint64(len(body)-sampleHeader)
+}
+
+func (b *perfBuffer) damaged() error { return fmt.Errorf("the buffer of CPU %d is damaged", b.cpu) }
+
 func (b *perfBuffer) record(body []byte) record {
 	r := record{
-		data: body[12:][:binary.NativeEndian.Uint32(body[8:])],
+		data: body[sampleHeader:][:binary.NativeEndian.Uint32(body[8:])],
 		time: time.Unix(0, int64(binary.NativeEndian.Uint64(body))),
 		cpu:  b.cpu, lost: b.pending,
 	}

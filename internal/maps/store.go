@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -21,7 +22,10 @@ import (
 )
 
 // Store is the kernel's maps.
-type Store struct{ root pinned.Root }
+type Store struct {
+	LockTimeout time.Duration // how long Events waits for others that begin to read
+	root        pinned.Root
+}
 
 var _ API = (*Store)(nil)
 
@@ -32,7 +36,7 @@ func New(root string) *Store {
 	if root == "" {
 		root = pinned.DefaultRoot
 	}
-	return &Store{root: pinned.Root(root)}
+	return &Store{LockTimeout: pinned.DefaultLockTimeout, root: pinned.Root(root)}
 }
 
 // open resolves a reference. For reading it asks for no more than that.
