@@ -199,16 +199,11 @@ func (im *importer) entry(at place) {
 		}
 		return
 	}
-	if im.bounded() && im.table.count == int(im.MaxEntries()) {
+	if im.table.count == int(im.MaxEntries()) {
 		im.tooMany = true
 		return
 	}
 	im.table.add(im.key, im.value, at)
-}
-
-// bounded says that the map refuses keys when it is full, not drops others.
-func (h *handle) bounded() bool {
-	return h.Type() != ebpf.LRUHash && h.Type() != ebpf.LRUCPUHash
 }
 
 // checkKey refuses keys that no map of this size or type has, and writes those

@@ -557,6 +557,25 @@ func TestImportFull(t *testing.T) {
 	}
 }
 
+// TestImportTooLongForLRU refuses an input of which an LRU map would drop keys
+// as soon as it has them.
+func TestImportTooLongForLRU(t *testing.T) {
+	w := newWorld(t)
+	for _, typ := range []ebpf.MapType{ebpf.LRUHash, ebpf.LRUCPUHash} {
+		name := TypeName(typ)
+		m := w.make(t, &ebpf.MapSpec{Name: name, Type: typ, Key: u32, Value: u32, KeySize: 4, ValueSize: 4, MaxEntries: 16})
+		var input strings.Builder
+		for n := range m.MaxEntries() + 1 {
+			fmt.Fprintf(&input, "%d 1\n", n)
+		}
+		_, err := w.imports(name, "f", input.String(), false)
+		fails(t, err, fault.ErrConflict, fmt.Sprintf("more keys than the %d that fit", m.MaxEntries()))
+		if rows := w.rowsOf(name); rows != "" {
+			t.Errorf("%s: %s", name, rows)
+		}
+	}
+}
+
 // TestImportDryRun compares what a dry run says with what is done then.
 func TestImportDryRun(t *testing.T) {
 	w := newWorld(t)
