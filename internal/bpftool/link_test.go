@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -65,7 +66,7 @@ func TestLinksOfDevices(t *testing.T) {
 		byTCX, err = link.AttachTCX(link.TCXOptions{Program: tc, Interface: int(index), Attach: ebpf.AttachTCXEgress})
 		return err
 	}); err != nil {
-		t.Fatal(err)
+		testkit.Needs(t, "TCX", err)
 	}
 	id := linkID(t, byXDP)
 	if doc := sameLink(t, ns, id, "devname", "ifindex"); doc.Get("devname") != "a" || doc.Get("ifindex") != index {
@@ -141,6 +142,7 @@ func attachNetNS(t testing.TB, ns string, p *ebpf.Program, attach ebpf.AttachTyp
 }
 
 func TestLinksOfNetfilter(t *testing.T) {
+	testkit.Needs(t, "netfilter programs", features.HaveProgramType(ebpf.Netfilter))
 	ns := testkit.NetNS(t)
 	p := mustProgram(t, ebpf.ProgramSpec{Name: "f", Type: ebpf.Netfilter, AttachType: ebpf.AttachNetfilter})
 	l := attachNetfilter(t, ns, p)
@@ -177,6 +179,9 @@ func TestLinksOfTracing(t *testing.T) {
 	typed := mustProgram(t, ebpf.ProgramSpec{Name: "t", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "sched_switch", Instructions: asm.Instructions{
 		asm.Mov.Imm(asm.R0, 0), asm.Return(),
 	}})
+	if !testkit.HasMember("bpf_link_info", "raw_tracepoint.cookie") {
+		t.Skip("this kernel has no cookies in the description of tracepoint links")
+	}
 	if l, err = link.AttachTracing(link.TracingOptions{Program: typed, AttachType: ebpf.AttachTraceRawTp, Cookie: 7}); err != nil {
 		t.Fatal(err)
 	}
@@ -207,6 +212,7 @@ func TestLinksOfFunctions(t *testing.T) {
 // TestLinksOfPerfEvents checks what newer bpftools print; 7.1 prints nothing
 // about such links.
 func TestLinksOfPerfEvents(t *testing.T) {
+	needsProbeDetails(t)
 	event := mustProgram(t, ebpf.ProgramSpec{Name: "pe", Type: ebpf.PerfEvent})
 	l := attachEvent(t, event, unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS, Sample: 1e9})
 	doc := sameLink(t, "", linkID(t, l), "event_type", "event_config", "cookie")
@@ -221,6 +227,15 @@ func TestLinksOfPerfEvents(t *testing.T) {
 	l = attachEvent(t, p, unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Config: id, Sample: 1})
 	if doc := sameLink(t, "", linkID(t, l), "tracepoint", "cookie"); doc.Get("tracepoint") != "sched_switch" {
 		t.Errorf("tracepoint %s", written(t, doc))
+	}
+}
+
+// needsProbeDetails skips a test on kernels that say of links on perf events only
+// that there are some.
+func needsProbeDetails(t *testing.T) {
+	t.Helper()
+	if !testkit.HasMember("bpf_link_info", "perf_event") {
+		t.Skip("this kernel has no details of links on perf events")
 	}
 }
 
@@ -263,6 +278,7 @@ func TestUprobesUntold(t *testing.T) {
 
 // TestLinksOfProbes tries kprobes and uprobes, which not every kernel has.
 func TestLinksOfProbes(t *testing.T) {
+	needsProbeDetails(t)
 	self, err := link.OpenExecutable("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)

@@ -277,6 +277,7 @@ func TestMapKinds(t *testing.T) {
 		spec := test.spec
 		spec.Name = fmt.Sprintf("type%d", spec.Type)
 		t.Run(spec.Type.String(), func(t *testing.T) {
+			testkit.NeedsMap(t, spec.Type)
 			l := &lab{l.Kernel, t, l.root}
 			m, path := l.mustMake(sized(&spec))
 			l.sameShow(path)

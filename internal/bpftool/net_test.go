@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
@@ -193,7 +194,7 @@ func TestNetworkLinks(t *testing.T) {
 		byXDP, err = link.AttachXDP(link.XDPOptions{Program: xdp, Interface: int(index), Flags: link.XDPGenericMode})
 		return err
 	}); err != nil {
-		t.Fatal(err)
+		testkit.Needs(t, "TCX", err)
 	}
 	pinnedAt := filepath.Join(links, "tcx")
 	if err := byTCX.Pin(pinnedAt); err != nil {
@@ -277,5 +278,26 @@ func TestActions(t *testing.T) {
 	want := `{"devname":"a","ifindex":2,"kind":"htb","name":"f","id":5,"act":[{"name":"act","id":77}]}`
 	if got := string(written(t, tc.fields())); got != want {
 		t.Errorf("filter is %s", got)
+	}
+}
+
+// TestMprogsUnread tells a query that fails from one that finds nothing.
+func TestMprogsUnread(t *testing.T) {
+	for answer, unread := range map[unix.Errno]bool{
+		unix.EINVAL: false, unix.ENXIO: false, unix.EACCES: false, unix.ENOENT: false, unix.ENODEV: false,
+		unix.EPERM: true, unix.ENOMEM: true,
+	} {
+		programs, err := readMprogs(Device{"dev0", 7}, func(target, attachType, _ uint32) ([]attached, error) {
+			if attachType == attachTCXEgress && target == 7 {
+				return []attached{{progID: 5, linkID: 6}}, nil
+			}
+			return nil, answer
+		})
+		if len(programs) != 1 || programs[0].Kind != "tcx/egress" || *programs[0].LinkID != 6 {
+			t.Errorf("%v: %+v", answer, programs)
+		}
+		if (err != nil) != unread || unread && !errors.Is(err, answer) {
+			t.Errorf("%v: %v", answer, err)
+		}
 	}
 }

@@ -454,6 +454,7 @@ func TestEventTypes(t *testing.T) {
 			t.Errorf("%+v: %v %q", test.request, source.Type, source.Notes)
 		}
 	}
+	testkit.NeedsMap(t, ebpf.UserRingbuf)
 	s.make(t, &ebpf.MapSpec{Name: "inputs", Type: ebpf.UserRingbuf, MaxEntries: 4096})
 	s.make(t, &ebpf.MapSpec{Name: "tasks", Type: ebpf.Queue, ValueSize: 4, MaxEntries: 1})
 	for _, test := range []struct {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
 	"bpfnet/pinned"
 )
 
@@ -38,9 +39,9 @@ var (
 		{Name: "a", Type: u32, BitfieldSize: 3},
 		{Name: "b", Type: i32, Offset: 3, BitfieldSize: 29},
 		{Type: inner, Offset: 32},
-		{Name: "f", Type: &btf.Float{Name: "float", Size: 4}, Offset: 64},
+		{Name: "f", Type: float("float", i32), Offset: 64},
 		{Name: "i", Type: i32, Offset: 96},
-		{Name: "d", Type: &btf.Float{Name: "double", Size: 8}, Offset: 128},
+		{Name: "d", Type: float("double", u64), Offset: 128},
 		{Name: "huge", Type: u128, Offset: 256},
 		{Name: "text", Type: &btf.Array{Index: u32, Type: char, Nelems: 8}, Offset: 384},
 		{Name: "level", Type: level, Offset: 448},
@@ -53,6 +54,15 @@ var (
 	}}
 	pair = &btf.Struct{Name: "pair", Size: 8, Members: []btf.Member{{Name: "port", Type: be16}, {Name: "pad", Type: be16, Offset: 16}, {Name: "addr", Type: be32, Offset: 32}}}
 )
+
+// float is a floating point type, on kernels that take none in BTF an integer of
+// that size.
+func float(name string, instead *btf.Int) btf.Type {
+	if testkit.HasFloats() {
+		return &btf.Float{Name: name, Size: instead.Size}
+	}
+	return instead
+}
 
 func (w *world) imports(name, source, input string, replace bool) (Imported, error) {
 	return w.Import(context.Background(), ImportRequest{Map: "mine/" + name, Source: source, Input: strings.NewReader(input), Replace: replace})

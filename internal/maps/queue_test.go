@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
 )
 
 func (w *world) push(ref, value string) (Change, error) {
@@ -57,6 +58,7 @@ func TestQueueAndStack(t *testing.T) {
 func TestBloomFilter(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
+	testkit.NeedsMap(t, ebpf.BloomFilter)
 	w.make(t, &ebpf.MapSpec{Name: "seen", Type: ebpf.BloomFilter, ValueSize: 4, MaxEntries: 2, Key: &btf.Void{}, Value: u32})
 	_, err := w.Peek(ctx, "mine/seen", "7")
 	fails(t, err, fault.ErrNotFound, "find value 7 in map mine/seen")
