@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/ports"
@@ -47,13 +49,30 @@ func SystemEnv() *Env {
 		Resolve:    netns.Resolve,
 		Now:        time.Now,
 		Getenv:     os.Getenv,
-		ReadFile:   os.ReadFile,
+		ReadFile:   readFile,
 		OpenFile:   openFile,
 		Terminal:   stdoutTerminal,
 		ReaderGone: stdoutReaderGone,
 		Interfaces: interfaceNames,
 		State:      func(root string) State { return pinned.Root(root) },
 	}
+}
+
+// mostFile bounds files that are read as a whole, in bytes: objects are smaller.
+const mostFile = 64 << 20
+
+// readFile reads a file, which may be a pipe, or something without an end.
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, mostFile+1))
+	if err == nil && len(content) > mostFile {
+		return nil, fault.New(fault.ErrUsage, "larger than %d MiB", mostFile>>20)
+	}
+	return content, err
 }
 
 func stdoutTerminal() (columns int, ok bool) {

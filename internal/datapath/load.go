@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,7 +63,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	if err := pinned.CheckName(p.name); err != nil {
 		return nil, err
 	}
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	spec, err := bpf.ReadObject(object)
 	if err != nil {
 		return nil, fault.New(fault.ErrUsage, "not a usable BPF object: %w", err)
 	}

@@ -1,7 +1,6 @@
 package maps
 
 import (
-	"bytes"
 	"os"
 	"slices"
 
@@ -96,7 +95,7 @@ func readObject(from pinned.Spec) *ebpf.CollectionSpec {
 	if err != nil || pinned.Digest(object, from.Parameters) != from.Digest {
 		return nil
 	}
-	spec, _ := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	spec, _ := bpf.ReadObject(object)
 	return spec
 }
 

@@ -1,7 +1,6 @@
 package maps
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +11,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/codec"
 	"bpfnet/internal/fault"
 )
@@ -74,7 +74,7 @@ func (s *Store) pinnedAs(h *handle) (name string, instances []string, err error)
 // those of programs may not be read.
 func (s *Store) eventBTF(h *handle, object []byte, instances []string) (specs []*btf.Spec, denied bool, err error) {
 	if object != nil {
-		spec, err := btf.LoadSpecFromReader(bytes.NewReader(object))
+		spec, err := bpf.ReadTypes(object)
 		if err != nil {
 			return nil, false, fault.New(fault.ErrUsage, "read the types of the object file: %w", err).Hint("compile it with clang -g")
 		}
