@@ -75,13 +75,14 @@ func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup,
 	if err != nil {
 		c.Notes = append(c.Notes, fmt.Sprintf("what holds programs of others isn't shown: %v", err))
 	}
+	holding := c.andAbove()
 	for _, attachType := range cgroupAttachTypes {
 		list, err := queryCgroup(dir, attachType, effective)
 		if err != nil {
 			return c, err
 		}
 		for _, a := range list {
-			c.Programs = append(c.Programs, known.cgroup(c, attachType, a))
+			c.Programs = append(c.Programs, known.cgroup(c, holding, attachType, a))
 		}
 	}
 	return c, nil
@@ -136,13 +137,20 @@ func queryCgroup(dir *os.File, attachType uint32, effective bool) ([]attached, e
 	return list, nil
 }
 
-// cgroup describes a program on a hook of c.
-func (known knownLinks) cgroup(c Cgroup, attachType uint32, a attached) CgroupProgram {
+// andAbove returns the ids of the cgroups whose links may hold what c shows: its
+// own, and for what is effective those of the cgroups above.
+func (c Cgroup) andAbove() []uint64 {
 	ids := []uint64{c.ID}
 	for dir := c.Path; c.Effective && filepath.Dir(dir) != dir; {
 		dir = filepath.Dir(dir)
 		ids = append(ids, inode(dir))
 	}
+	return ids
+}
+
+// cgroup describes a program on a hook of c, which links of the cgroups with
+// these ids may hold.
+func (known knownLinks) cgroup(c Cgroup, ids []uint64, attachType uint32, a attached) CgroupProgram {
 	p := CgroupProgram{AttachType: attachType, Running: known.running(a.progID, func(info *linkInfo) bool {
 		return info.typ == linkCgroup && info.u32(8) == attachType && slices.Contains(ids, info.u64(0))
 	})}

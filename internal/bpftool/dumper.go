@@ -209,21 +209,19 @@ func (n bits) append(dst, b []byte) []byte {
 
 func (n bits) load(b []byte) (high, low uint64) {
 	skip := n.shift
-	if hostIsBigEndian {
+	if codec.HostIsBigEndian {
 		skip = 8*len(b) - n.shift - n.width
 	}
 	for i := n.width - 1; i >= 0; i-- { // from the most significant bit
 		place := skip + i
 		index := place / 8
-		if hostIsBigEndian {
+		if codec.HostIsBigEndian {
 			index = len(b) - 1 - index
 		}
 		high, low = high<<1|low>>63, low<<1|uint64(b[index]>>(place%8)&1)
 	}
 	return high, low
 }
-
-var hostIsBigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
 
 // array is an array; of characters, it is a string when it is one.
 type array struct {
@@ -263,7 +261,7 @@ func isChar(t btf.Type) bool {
 		case *btf.TypeTag:
 			t = q.Type
 		case *btf.Int:
-			return q.Size == 1 && (q.Encoding == btf.Char || q.Name == "char")
+			return codec.IsChar(q)
 		default:
 			return false
 		}

@@ -211,7 +211,7 @@ func addOwner(o *Object, fdinfo map[string]uint64) {
 func fdinfo(fd int) (map[string]uint64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {
-		return nil, fmt.Errorf("read about a map: %w", err)
+		return nil, fmt.Errorf("read about descriptor %d: %w", fd, err)
 	}
 	numbers := map[string]uint64{}
 	for line := range strings.Lines(string(text)) {
@@ -243,15 +243,11 @@ func (k *Kernel) MapHeaders(ctx context.Context, ref string) ([]Object, error) {
 
 // MapDump implements Maps.
 func (k *Kernel) MapDump(ctx context.Context, request maps.DumpRequest, emit func(entry []byte) error) error {
-	r, err := k.maps().OpenRaw(request.Map)
+	r, p, err := printable(k.maps().OpenRaw(request.Map))
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	p, err := newEntryPrinter(r)
-	if err != nil {
-		return err
-	}
 	return r.Walk(ctx, request, func(key, value []byte, refused error) error {
 		entry := p.entry(key, value, refused)
 		if entry == nil {
@@ -263,15 +259,11 @@ func (k *Kernel) MapDump(ctx context.Context, request maps.DumpRequest, emit fun
 
 // MapLookup implements Maps.
 func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage, error) {
-	r, err := k.maps().OpenRaw(ref)
+	r, p, err := printable(k.maps().OpenRaw(ref))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	p, err := newEntryPrinter(r)
-	if err != nil {
-		return nil, err
-	}
 	bytes, err := r.ParseKey(key)
 	if err != nil {
 		return nil, err
@@ -288,15 +280,11 @@ func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage,
 
 // MapNext implements Maps.
 func (k *Kernel) MapNext(_ context.Context, ref string, take bool) (json.RawMessage, error) {
-	r, err := k.maps().OpenRawQueue(ref, take)
+	r, p, err := printable(k.maps().OpenRawQueue(ref, take))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	p, err := newEntryPrinter(r)
-	if err != nil {
-		return nil, err
-	}
 	value, err := r.Next(take)
 	switch {
 	case errors.Is(err, fault.ErrNotFound):

@@ -17,6 +17,20 @@ type entryPrinter struct {
 	buffer     []byte
 }
 
+// printable returns an open map with the printer of its entries, or what opening
+// it failed with.
+func printable(r *maps.Raw, err error) (*maps.Raw, *entryPrinter, error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := newEntryPrinter(r)
+	if err != nil {
+		r.Close()
+		return nil, nil, err
+	}
+	return r, p, nil
+}
+
 func newEntryPrinter(r *maps.Raw) (*entryPrinter, error) {
 	p := &entryPrinter{info: r.Info}
 	key, value, err := r.Types()

@@ -132,6 +132,19 @@ func (k *Kernel) readNetwork(n *Network, only uint32) error {
 	if err != nil {
 		n.Notes = append(n.Notes, fmt.Sprintf("what holds programs of others, and netfilter, are not shown: %v", err))
 	}
+	if err := known.readDevices(n, only); err != nil {
+		return err
+	}
+	n.Netfilter = known.netfilter()
+	if n.Stack, err = known.stack(n.NetNS); err != nil {
+		n.Notes = append(n.Notes, fmt.Sprintf("programs of the stack are not shown: %v", err))
+	}
+	return nil
+}
+
+// readDevices describes the programs of all devices, or of the one of an index
+// that isn't 0.
+func (known knownLinks) readDevices(n *Network, only uint32) error {
 	devices, err := readDevices(only)
 	if err != nil {
 		return err
@@ -140,19 +153,21 @@ func (k *Kernel) readNetwork(n *Network, only uint32) error {
 	if err != nil {
 		return err
 	}
+	var unread error
 	for _, d := range devices {
 		if len(d.xdp) > 0 {
 			n.XDP = append(n.XDP, XDP{d.Device, known.xdp(d)})
 		}
-		programs, err := readTC(d.Device, qdiscs[d.IfIndex])
+		mprogs, err := readMprogs(d.Device, query)
+		unread = cmp.Or(unread, err)
+		filters, err := readTC(d.Device, qdiscs[d.IfIndex])
 		if err != nil {
 			return err
 		}
-		n.TC = append(n.TC, known.tc(programs)...)
+		n.TC = append(append(n.TC, known.tc(mprogs)...), known.tc(filters)...)
 	}
-	n.Netfilter = known.netfilter()
-	if n.Stack, err = known.stack(n.NetNS); err != nil {
-		n.Notes = append(n.Notes, fmt.Sprintf("TCX, netkit and the stack are not shown: %v", err))
+	if unread != nil {
+		n.Notes = append(n.Notes, fmt.Sprintf("programs of TCX and netkit are not shown: %v", unread))
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/probe"
 )
 
 // This file reads by netlink what package netlink leaves out: the XDP programs
@@ -139,11 +141,14 @@ var mprogKinds = []struct {
 	{"netkit/peer", attachNetkitPeer},
 }
 
-// readMprogs lists the TCX and netkit programs of a device.
-func readMprogs(d Device) []TC {
-	var programs []TC
+// readMprogs lists the TCX and netkit programs of a device, as far as ask, which
+// is query, doesn't fail.
+func readMprogs(d Device, ask func(target, attachType, flags uint32) ([]attached, error)) (programs []TC, err error) {
 	for _, m := range mprogKinds {
-		list, _ := query(d.IfIndex, m.attachType, 0) // an error: this kernel or device has none
+		list, asked := ask(d.IfIndex, m.attachType, 0)
+		if asked != nil && !hasNoMprogs(asked) && err == nil {
+			err = fmt.Errorf("query programs of %s on %s: %w", m.kind, d.DevName, probe.Explain(probe.OpQueryHook, asked))
+		}
 		for _, a := range list {
 			t := TC{Device: d, Kind: m.kind, Running: Running{ProgID: a.progID}, ProgFlags: a.progFlags, LinkFlags: a.linkFlags}
 			if a.linkID != 0 {
@@ -152,7 +157,19 @@ func readMprogs(d Device) []TC {
 			programs = append(programs, t)
 		}
 	}
-	return programs
+	return programs, err
+}
+
+// hasNoMprogs says whether an error means that the kernel (EINVAL) or the device
+// has no such programs: it isn't a netkit device (ENXIO), is the peer of one
+// (EACCES), has none attached (ENOENT), or is gone.
+func hasNoMprogs(err error) bool {
+	for _, none := range []error{unix.EINVAL, unix.ENXIO, unix.EACCES, unix.ENOENT, unix.ENODEV} {
+		if errors.Is(err, none) {
+			return true
+		}
+	}
+	return false
 }
 
 // filterParent is what a filter can hang on: a qdisc, a class, or a side of a
@@ -212,9 +229,9 @@ func filterParents(d Device, qdiscs []filterParent) ([]filterParent, error) {
 	return parents, nil
 }
 
-// readTC lists the programs that tc has on a device.
+// readTC lists the filters of a device that are programs.
 func readTC(d Device, qdiscs []filterParent) ([]TC, error) {
-	programs := readMprogs(d)
+	var programs []TC
 	parents, err := filterParents(d, qdiscs)
 	if err != nil {
 		return nil, err

@@ -162,10 +162,13 @@ func compileArray(t *btf.Array, name string, depth int) node {
 	return &array{element: compile(t.Type, name, depth+1), length: int(t.Nelems)}
 }
 
+// IsChar says whether arrays of an integer type are text.
+func IsChar(i *btf.Int) bool { return i.Size == 1 && (i.Name == "char" || i.Encoding == btf.Char) }
+
 // compileBytes finds the arrays of bytes that are written as text.
 func compileBytes(i *btf.Int, name string, size int) node {
 	switch {
-	case i.Name == "char" || i.Encoding == btf.Char:
+	case IsChar(i):
 		return chars(size)
 	case i.Encoding == btf.Signed:
 		return nil

@@ -104,7 +104,7 @@ func (n integer) loadBig(b []byte) *big.Int {
 // bigEndian returns a copy of b with the most significant byte first.
 func bigEndian(b []byte, network bool) []byte {
 	c := append([]byte(nil), b...)
-	if network || hostIsBigEndian {
+	if network || HostIsBigEndian {
 		return c
 	}
 	for i, j := 0, len(c)-1; i < j; i, j = i+1, j-1 {
@@ -113,7 +113,8 @@ func bigEndian(b []byte, network bool) []byte {
 	return c
 }
 
-var hostIsBigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
+// HostIsBigEndian says that this machine has the most significant byte first.
+var HostIsBigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
 
 func (n integer) parse(b []byte, v any, path string) error {
 	if text, ok := scalar(v); ok && n.parseDigits(b, text) {
@@ -160,7 +161,7 @@ func (n integer) put(b []byte, v uint64) {
 	var word [8]byte
 	binary.BigEndian.PutUint64(word[:], v)
 	copy(b, word[8-n.bytes:])
-	if !n.network && !hostIsBigEndian {
+	if !n.network && !HostIsBigEndian {
 		slices.Reverse(b)
 	}
 }
@@ -377,7 +378,7 @@ func (n bits) size() int { return (n.shift + n.width + 7) / 8 }
 
 // at returns the byte and the bit in it that hold bit i of the number.
 func (n bits) at(i int) (index, bit int) {
-	if hostIsBigEndian {
+	if HostIsBigEndian {
 		place := n.shift + n.width - 1 - i
 		return place / 8, 7 - place%8
 	}
