@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/olekukonko/tablewriter"
@@ -57,7 +58,11 @@ func cell(row []string, column int) string {
 	if column >= len(row) || row[column] == "" {
 		return "-"
 	}
-	return Escape(row[column])
+	text := Escape(row[column])
+	if strings.Trim(text, " ") == "" {
+		return strconv.Quote(text) // or nobody sees it
+	}
+	return text
 }
 
 func capitals(header []string) []string {
