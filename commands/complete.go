@@ -164,6 +164,10 @@ func (co *completer) value(flag string) []string {
 		return co.sortFields()
 	case "observe":
 		return []string{string(traffic.TC), string(traffic.Cgroup)}
+	case "type":
+		return typeCandidates(co.line.path)
+	case "inner":
+		return co.maps()
 	case "name", "instance", "before", "after":
 		return co.loaded()
 	case "prog":
@@ -208,7 +212,7 @@ func (co *completer) argument() []string {
 	case "run":
 		return builtinWords()
 	case "map":
-		if slices.Contains(co.line.path, "unpin") {
+		if slices.Contains(co.line.path, "unpin") || slices.Contains(co.line.path, "create") {
 			return []string{completeFiles}
 		}
 		return co.maps()

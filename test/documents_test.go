@@ -153,7 +153,8 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
-		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
+		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
+		"map create $PIN --type hash --key-size 4 --value-size 4 --max-entries 1 --dry-run", "map freeze pod-traffic/pods --dry-run", "map next xdp-counter/packets", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
 		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",
 		"load ../internal/datapath/testdata/events.o --name ev", "send", "map events ev/events --count 1", "unload --all --detach",
 	} {

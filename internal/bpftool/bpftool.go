@@ -14,6 +14,7 @@ import (
 // it; command tests use a fake.
 type API interface {
 	Maps
+	MapWalker
 	Programs
 	Links
 	Networks

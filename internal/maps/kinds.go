@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -89,4 +90,24 @@ func TypeName(t ebpf.MapType) string {
 		return k.word
 	}
 	return strings.ToLower(t.String())
+}
+
+// TypeWords are the words of all map types that TypeName knows, sorted.
+func TypeWords() []string {
+	words := make([]string, 0, len(kinds))
+	for _, k := range kinds {
+		words = append(words, k.word)
+	}
+	slices.Sort(words)
+	return words
+}
+
+// typeOf is the map type of a word.
+func typeOf(word string) (ebpf.MapType, bool) {
+	for t, k := range kinds {
+		if k.word == word {
+			return t, true
+		}
+	}
+	return ebpf.UnspecifiedMap, false
 }

@@ -62,10 +62,7 @@ func (s *Store) Pin(_ context.Context, r PinRequest) (PinChange, error) {
 	defer h.Close()
 	path := settled(r.Path)
 	change := h.pinChange(path)
-	if err := s.pinnable(h, path); err != nil {
-		return change, err
-	}
-	if err := writableDir(h, path); err != nil {
+	if err := s.pinnable(h.pinning(path), path); err != nil {
 		return change, err
 	}
 	there, err := h.isPinnedAt(path)
@@ -92,23 +89,43 @@ func settled(path string) string {
 	return filepath.Join(dir, filepath.Base(path))
 }
 
-// pinnable refuses paths that are none for a pin of the user's.
-func (s *Store) pinnable(h *handle, path string) error {
-	dir, name := filepath.Split(path)
+// pinning is what errors of Pin begin with.
+func (h *handle) pinning(path string) string {
+	return fmt.Sprintf("pin map %s at %s", h.about.Ref, path)
+}
+
+// pinnable refuses paths that no pin of the user's can be made at. act is what
+// the errors begin with.
+func (s *Store) pinnable(act, path string) error {
 	refuse := func(format string, args ...any) *fault.Error {
-		return fault.New(fault.ErrUsage, "pin map %s at %s: %s", h.about.Ref, path, fmt.Sprintf(format, args...))
+		return fault.New(fault.ErrUsage, "%s: %s", act, fmt.Sprintf(format, args...))
 	}
+	there, missing := existing(path)
+	dir := filepath.Dir(path)
 	switch {
+	case strings.Contains(missing, ".") && !errors.Is(pinned.Root(there).Check(), pinned.ErrNotBPFFS):
+		return refuse("bpffs takes no dots in names").Hint("for example %s", filepath.Join(there, strings.ReplaceAll(missing, ".", "_")))
+	case errors.Is(pinned.Root(dir).Check(), pinned.ErrNotBPFFS) && pinned.Root(path).Check() == nil:
+		return refuse("it is a directory").Hint("name the pin: %s/NAME", path)
 	case errors.Is(pinned.Root(dir).Check(), pinned.ErrNotBPFFS):
-		return refuse("%s is not on bpffs", filepath.Clean(dir)).Hint("choose a path below %s", pinned.MountPoint)
-	case len(name) > nameBytes:
+		return refuse("%s is not on bpffs", dir).Hint("choose a path below %s", pinned.MountPoint)
+	case len(filepath.Base(path)) > nameBytes:
 		return refuse("a name has at most %d bytes", nameBytes)
-	case strings.Contains(name, "."):
-		return refuse("bpffs takes no dots in names").Hint("for example %s", dir+strings.ReplaceAll(name, ".", "_"))
 	case s.owns(path):
 		return refuse("what is below %s belongs to bpfnet", s.root).Hint("choose another directory below %s", pinned.MountPoint)
 	}
-	return nil
+	return writableDir(act, path)
+}
+
+// existing splits a path after what is there of it. Of a name with a dot bpffs
+// says that looking it up is forbidden.
+func existing(path string) (there, missing string) {
+	for there = path; there != "/"; there = filepath.Dir(there) {
+		if _, err := os.Lstat(there); err == nil {
+			break
+		}
+	}
+	return there, strings.TrimPrefix(path, there)
 }
 
 // owns says whether a path is below the root, or of an instance of another root.
@@ -144,32 +161,32 @@ func (h *handle) isPinnedAt(path string) (bool, error) {
 	if err == nil {
 		what = "map " + reference(id)
 	}
-	return false, fault.New(fault.ErrConflict, "pin map %s at %s: %s is there already", h.about.Ref, path, what)
+	return false, fault.New(fault.ErrConflict, "%s: %s is there already", h.pinning(path), what)
 }
 
 // writableDir checks that there is a directory for the pin.
-func writableDir(h *handle, path string) error {
+func writableDir(act, path string) error {
 	dir := filepath.Dir(path)
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fault.New(fault.ErrNotFound, "pin map %s at %s: there is no directory %s", h.about.Ref, path, dir).Hint("mkdir -p %s", dir)
+		return fault.New(fault.ErrNotFound, "%s: there is no directory %s", act, dir).Hint("mkdir -p %s", dir)
 	case err == nil && !info.IsDir():
-		return fault.New(fault.ErrUsage, "pin map %s at %s: %s is no directory", h.about.Ref, path, dir)
+		return fault.New(fault.ErrUsage, "%s: %s is no directory", act, dir)
 	case err == nil:
 		err = unix.Access(dir, unix.W_OK|unix.X_OK)
 	}
-	return h.pinError(path, err)
+	return pinError(act, err)
 }
 
-func (h *handle) pinError(path string, err error) error {
+func pinError(act string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		err = probe.Explain(probe.OpPin, err)
 	}
-	return fmt.Errorf("pin map %s at %s: %w", h.about.Ref, path, err)
+	return fmt.Errorf("%s: %w", act, err)
 }
 
 // pinAt adds a pin; a map that the library knows a pin of it would move.
@@ -185,7 +202,7 @@ func (h *handle) pinAt(path string) error {
 			return conflict
 		}
 	}
-	return h.pinError(path, err)
+	return pinError(h.pinning(path), err)
 }
 
 // Unpin implements API.

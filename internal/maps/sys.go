@@ -90,6 +90,26 @@ func writeBatch(fd int, keys, values []byte, count int) (int, error) {
 	return min(int(attr.count), count), err
 }
 
+// newMapAttr is the beginning of union bpf_attr for BPF_MAP_CREATE.
+type newMapAttr struct {
+	kind, keySize, valueSize, maxEntries, flags uint32
+	innerFD, _                                  uint32
+	name                                        [unix.BPF_OBJ_NAME_LEN]byte
+}
+
+// createMap makes a map and returns its descriptor. Kernels before 5.11 count it
+// against RLIMIT_MEMLOCK, which is lifted if that is permitted.
+func createMap(attr *newMapAttr) (int, error) {
+	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+	return bpfsys.Call(unix.BPF_MAP_CREATE, unsafe.Pointer(attr), unsafe.Sizeof(*attr))
+}
+
+// freezeMap keeps processes from changing a map any more.
+func freezeMap(fd int) error {
+	number := uint32(fd)
+	return call(unix.BPF_MAP_FREEZE, unsafe.Pointer(&number), unsafe.Sizeof(number))
+}
+
 // infoOf returns what the kernel tells of a map. The BTF ids are 0 where there
 // is none.
 func infoOf(fd int) (mapInfo, error) {

@@ -39,6 +39,8 @@ type API interface {
 	Eventer
 	Importer
 	Clearer
+	Creator
+	Walker
 }
 
 // Map describes a map, in bpftool's words.
