@@ -3,6 +3,7 @@ package maps
 import (
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -17,11 +18,23 @@ type typeSource struct {
 	store    *Store
 	specs    map[uint32]*btf.Spec            // parsed BTF by its id
 	objects  map[string]*ebpf.CollectionSpec // by loaded instance; nil: unknown
+	pins     func() (map[uint32]pin, error)  // at least those below the root
 	programs func() ([]program, error)
 }
 
 func (s *Store) types() *typeSource {
-	return &typeSource{store: s, specs: map[uint32]*btf.Spec{}, objects: map[string]*ebpf.CollectionSpec{}, programs: programs}
+	return &typeSource{
+		store: s, specs: map[uint32]*btf.Spec{}, objects: map[string]*ebpf.CollectionSpec{},
+		pins: sync.OnceValues(s.ownPins), programs: sync.OnceValues(programs),
+	}
+}
+
+// knownTypes is types for who has read pins and programs already.
+func (s *Store) knownTypes(pins map[uint32]pin, all []program) *typeSource {
+	t := s.types()
+	t.pins = func() (map[uint32]pin, error) { return pins, nil }
+	t.programs = func() ([]program, error) { return all, nil }
+	return t
 }
 
 // load reads BTF from the kernel, which takes CAP_SYS_ADMIN.
@@ -56,7 +69,7 @@ func (t *typeSource) instead(h *handle) (key, value btf.Type, ok bool) {
 
 // loadedFrom finds the types of a loaded instance's map in its object.
 func (t *typeSource) loadedFrom(h *handle) (key, value btf.Type, ok bool) {
-	instance, name, ok := t.store.home(h)
+	instance, name, ok := t.home(h)
 	if !ok {
 		return nil, nil, false
 	}
@@ -69,6 +82,18 @@ func (t *typeSource) loadedFrom(h *handle) (key, value btf.Type, ok bool) {
 		return nil, nil, false
 	}
 	return m.Key, m.Value, true
+}
+
+// home finds out of which loaded instance a map is, and what it is called there.
+func (t *typeSource) home(h *handle) (instance, name string, ok bool) {
+	if instance, name, ok = t.store.split(h.about.Ref); ok {
+		return instance, name, true
+	}
+	pins, err := t.pins()
+	if err != nil || len(pins[h.about.ID].refs) == 0 {
+		return "", "", false
+	}
+	return t.store.split(pins[h.about.ID].refs[0])
 }
 
 // object is what an instance was loaded from, nil when that isn't known.

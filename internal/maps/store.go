@@ -108,18 +108,6 @@ func (s *Store) split(ref string) (instance, name string, ok bool) {
 	return instance, name, ok && instance != "" && name != ""
 }
 
-// home finds out of which loaded instance a map is, and what it is called there.
-func (s *Store) home(h *handle) (instance, name string, ok bool) {
-	if instance, name, ok = s.split(h.about.Ref); ok {
-		return instance, name, true
-	}
-	pins, err := s.ownPins()
-	if err != nil || len(pins[h.about.ID].refs) == 0 {
-		return "", "", false
-	}
-	return s.split(pins[h.about.ID].refs[0])
-}
-
 func (s *Store) path(ref string) (string, error) {
 	if strings.HasPrefix(ref, "/") {
 		return filepath.Clean(ref), nil
@@ -220,8 +208,7 @@ func (s *Store) Show(_ context.Context, ref string) (Map, error) {
 	if err != nil {
 		return Map{}, err
 	}
-	types := s.types()
-	types.programs = func() ([]program, error) { return all, nil }
+	types := s.knownTypes(pins, all)
 	h.complete(pins[h.about.ID], types, all)
 	if path := filepath.Clean(ref); strings.HasPrefix(ref, "/") && !slices.Contains(h.about.Pinned, path) {
 		h.about.Pinned = append(h.about.Pinned, path)
@@ -253,7 +240,7 @@ func (s *Store) List(ctx context.Context) (Listing, error) {
 	if err != nil {
 		return Listing{}, err
 	}
-	refs, notes, err := listed(pins)
+	open, notes, err := s.listed(pins)
 	if err != nil {
 		return Listing{}, err
 	}
@@ -262,14 +249,13 @@ func (s *Store) List(ctx context.Context) (Listing, error) {
 		return Listing{}, err
 	}
 	list := Listing{Maps: []Map{}, Notes: notes}
-	types := s.types()
-	types.programs = func() ([]program, error) { return all, nil }
-	for _, ref := range refs {
+	types := s.knownTypes(pins, all)
+	for _, o := range open {
 		if err := ctx.Err(); err != nil {
 			return Listing{}, err
 		}
-		m, err := s.listOne(ref, pins, types, all)
-		if errors.Is(err, fault.ErrNotFound) {
+		m, err := o.describe(pins, types, all)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fault.ErrNotFound) {
 			continue // gone meanwhile
 		}
 		if err != nil {
@@ -281,37 +267,48 @@ func (s *Store) List(ctx context.Context) (Listing, error) {
 	return list, nil
 }
 
-// listed returns references to every map: those of the kernel, or without the
-// capability to walk them those that are pinned.
-func listed(pins map[uint32]pin) (refs, notes []string, err error) {
+// listedMap is a map that List describes.
+type listedMap struct {
+	ref  string
+	open func() (*ebpf.Map, error)
+}
+
+// listed returns every map: those of the kernel, or without the capability to
+// walk them those that are pinned.
+func (s *Store) listed(pins map[uint32]pin) (all []listedMap, notes []string, err error) {
 	for id := ebpf.MapID(0); ; {
 		id, err = ebpf.MapGetNextID(id)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return refs, nil, nil
+			return all, nil, nil
 		case errors.Is(err, unix.EPERM):
-			for _, p := range pins {
-				refs = append(refs, p.refs[0])
-			}
-			return refs, []string{"only pinned maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
+			return s.listedPins(pins), []string{"only pinned maps are listed: listing all of them takes CAP_SYS_ADMIN"}, nil
 		case err != nil:
 			return nil, nil, fmt.Errorf("list maps: %w", err)
 		}
+		m := listedMap{reference(uint32(id)), func() (*ebpf.Map, error) { return ebpf.NewMapFromID(id) }}
 		if p, ok := pins[uint32(id)]; ok {
-			refs = append(refs, p.refs[0])
-			continue
+			m.ref = p.refs[0]
 		}
-		refs = append(refs, reference(uint32(id)))
+		all = append(all, m)
 	}
 }
 
-func (s *Store) listOne(ref string, pins map[uint32]pin, types *typeSource, all []program) (Map, error) {
-	m, err := s.openMap(ref, true)
+func (s *Store) listedPins(pins map[uint32]pin) (all []listedMap) {
+	for _, p := range pins {
+		ref := p.refs[0]
+		all = append(all, listedMap{ref, func() (*ebpf.Map, error) { return s.openMap(ref, true) }})
+	}
+	return all
+}
+
+func (l listedMap) describe(pins map[uint32]pin, types *typeSource, all []program) (Map, error) {
+	m, err := l.open()
 	if err != nil {
-		return Map{}, err
+		return Map{}, fmt.Errorf("list map %s: %w", l.ref, err)
 	}
 	defer m.Close()
-	h, err := newHandle(m, ref, types)
+	h, err := newHandle(m, l.ref, types)
 	if err != nil {
 		return Map{}, err
 	}
