@@ -81,18 +81,15 @@ func complete(env *Env, words []string) string {
 	var b strings.Builder
 	for _, candidate := range co.candidates(before) {
 		if strings.HasPrefix(candidate, word) || strings.HasPrefix(candidate, ":") {
-			b.WriteString(output.Escape(candidate[:cut(candidate)]) + candidate[cut(candidate):] + "\n")
+			name, about, described := strings.Cut(candidate, "\t")
+			b.WriteString(output.Escape(name))
+			if described {
+				b.WriteString("\t" + output.Escape(about))
+			}
+			b.WriteByte('\n')
 		}
 	}
 	return b.String()
-}
-
-// cut is where the word of a candidate ends.
-func cut(candidate string) int {
-	if i := strings.IndexByte(candidate, '\t'); i >= 0 {
-		return i
-	}
-	return len(candidate)
 }
 
 func (co *completer) candidates(before []string) []string {

@@ -96,7 +96,7 @@ func parseMapWords(words []string, names ...string) (mapWords, error) {
 		return mapWords{}, err
 	}
 	w := mapWords{ref: ref}
-	if len(rest) > len(names)-1 && rest[0] == "key" {
+	if len(names) > 1 && len(rest) > len(names)-1 && rest[0] == "key" {
 		return w, w.data(rest, names)
 	}
 	for i, to := range []*string{&w.key, &w.value}[:len(names)-1] {
