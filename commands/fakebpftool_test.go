@@ -54,6 +54,8 @@ func (f fakeBpftool) MapHeaders(ctx context.Context, ref string) ([]bpftool.Obje
 	return l.Maps, err
 }
 
+func (fakeBpftool) MapNotes() []string { return []string{"a note on types"} }
+
 func (f fakeBpftool) MapDump(ctx context.Context, r maps.DumpRequest, emit func([]byte) error) error {
 	l, err := f.MapShow(ctx, r.Map, false)
 	if err != nil {

@@ -218,8 +218,9 @@ func mapGetCommand(env *Env) *cli.Command {
 			}
 			defer b.Close()
 			if asBpftool(c) {
-				entry, err := b.Bpftool().MapLookup(c.Context, w.ref, w.key)
-				return entryAsBpftool(p, entry, err)
+				api := b.Bpftool()
+				entry, err := api.MapLookup(c.Context, w.ref, w.key)
+				return env.entryAsBpftool(c, p, api, entry, err)
 			}
 			entry, err := b.Maps().Get(c.Context, w.ref, w.key)
 			if err != nil {

@@ -64,7 +64,8 @@ func (e *Env) listMapsAsBpftool(c *cli.Context) error {
 
 // entryAsBpftool prints an entry that was looked for: null and the error when
 // it isn't there.
-func entryAsBpftool(p *output.Printer, entry json.RawMessage, err error) error {
+func (e *Env) entryAsBpftool(c *cli.Context, p *output.Printer, api bpftool.API, entry json.RawMessage, err error) error {
+	e.notes(c, api.MapNotes())
 	if entry == nil {
 		return err
 	}
@@ -81,8 +82,9 @@ func (e *Env) nextAsBpftool(c *cli.Context, ref string, take bool) error {
 		return err
 	}
 	defer b.Close()
-	entry, err := b.Bpftool().MapNext(c.Context, ref, take)
-	return entryAsBpftool(p, entry, err)
+	api := b.Bpftool()
+	entry, err := api.MapNext(c.Context, ref, take)
+	return e.entryAsBpftool(c, p, api, entry, err)
 }
 
 // dumpMapAsBpftool prints [] for a map without entries that could be read, and
@@ -95,6 +97,7 @@ func (e *Env) dumpMapAsBpftool(c *cli.Context, p *output.Printer, api bpftool.AP
 	if len(headers) > 1 {
 		return e.dumpMapsAsBpftool(c, api, headers, request)
 	}
+	defer func() { e.notes(c, api.MapNotes()) }()
 	rows := p.Rows()
 	err = api.MapDump(c.Context, request, func(entry []byte) error { return rows.Add(entry, nil) })
 	if err != nil && !errors.Is(err, fault.ErrUnsupported) {
@@ -119,6 +122,7 @@ func (e *Env) dumpMapsAsBpftool(c *cli.Context, api bpftool.API, headers []bpfto
 		}
 		separator = ","
 	}
+	e.notes(c, api.MapNotes())
 	w.WriteString("]\n")
 	return w.Flush()
 }

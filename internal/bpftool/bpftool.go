@@ -23,8 +23,9 @@ type API interface {
 
 // Kernel is the running kernel, seen from one network namespace.
 type Kernel struct {
-	root  pinned.Root
-	netns string // path; empty: the caller's
+	root     pinned.Root
+	netns    string // path; empty: the caller's
+	mapNotes []string
 }
 
 var _ API = (*Kernel)(nil)

@@ -29,6 +29,9 @@ type Maps interface {
 	// MapHeaders is the beginning of what MapShow tells: what bpftool puts
 	// before the entries when it dumps several maps.
 	MapHeaders(ctx context.Context, ref string) ([]Object, error)
+	// MapNotes says what was missing in the entries that MapDump, MapLookup and
+	// MapNext gave so far: types that may not be read.
+	MapNotes() []string
 	// MapDump calls emit with the JSON of each entry, which is overwritten by
 	// the next. It stops with the first error that emit returns.
 	MapDump(ctx context.Context, request maps.DumpRequest, emit func(entry []byte) error) error
@@ -241,9 +244,12 @@ func (k *Kernel) MapHeaders(ctx context.Context, ref string) ([]Object, error) {
 	return headers, nil
 }
 
+// MapNotes implements Maps.
+func (k *Kernel) MapNotes() []string { return k.mapNotes }
+
 // MapDump implements Maps.
 func (k *Kernel) MapDump(ctx context.Context, request maps.DumpRequest, emit func(entry []byte) error) error {
-	r, p, err := printable(k.maps().OpenRaw(request.Map))
+	r, p, err := k.printable(k.maps().OpenRaw(request.Map))
 	if err != nil {
 		return err
 	}
@@ -259,7 +265,7 @@ func (k *Kernel) MapDump(ctx context.Context, request maps.DumpRequest, emit fun
 
 // MapLookup implements Maps.
 func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage, error) {
-	r, p, err := printable(k.maps().OpenRaw(ref))
+	r, p, err := k.printable(k.maps().OpenRaw(ref))
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +286,7 @@ func (k *Kernel) MapLookup(_ context.Context, ref, key string) (json.RawMessage,
 
 // MapNext implements Maps.
 func (k *Kernel) MapNext(_ context.Context, ref string, take bool) (json.RawMessage, error) {
-	r, p, err := printable(k.maps().OpenRawQueue(ref, take))
+	r, p, err := k.printable(k.maps().OpenRawQueue(ref, take))
 	if err != nil {
 		return nil, err
 	}

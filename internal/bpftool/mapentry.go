@@ -2,10 +2,12 @@ package bpftool
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
 
@@ -18,12 +20,16 @@ type entryPrinter struct {
 }
 
 // printable returns an open map with the printer of its entries, or what opening
-// it failed with.
-func printable(r *maps.Raw, err error) (*maps.Raw, *entryPrinter, error) {
+// it failed with. Types that may not be read are left out, and noted.
+func (k *Kernel) printable(r *maps.Raw, err error) (*maps.Raw, *entryPrinter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
 	p, err := newEntryPrinter(r)
+	if errors.Is(err, fault.ErrPermission) {
+		k.mapNotes = append(k.mapNotes, fmt.Sprintf("%s: keys and values are bytes alone, without formatted", err))
+		err = nil
+	}
 	if err != nil {
 		r.Close()
 		return nil, nil, err
@@ -31,14 +37,13 @@ func printable(r *maps.Raw, err error) (*maps.Raw, *entryPrinter, error) {
 	return r, p, nil
 }
 
+// newEntryPrinter returns with an error from reading the types a printer that
+// does without them.
 func newEntryPrinter(r *maps.Raw) (*entryPrinter, error) {
 	p := &entryPrinter{info: r.Info}
 	key, value, err := r.Types()
-	if err != nil {
-		return nil, err
-	}
-	if value == nil {
-		return p, nil // bpftool doesn't format keys alone
+	if err != nil || value == nil {
+		return p, err // bpftool doesn't format keys alone
 	}
 	p.value = newPrinter(value, int(r.Info.ValueSize))
 	if key != nil {
