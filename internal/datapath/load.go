@@ -283,7 +283,11 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 // the maps of those names.
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	liftMemlock()
-	coll, err := ebpf.NewCollectionWithOptions(p.spec.Copy(), ebpf.CollectionOptions{MapReplacements: reuse})
+	spec := p.spec.Copy()
+	for name := range reuse {
+		spec.Maps[name].Contents = nil // maps of maps would be filled again
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: reuse})
 	if err == nil {
 		return coll, nil
 	}

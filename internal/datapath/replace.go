@@ -109,7 +109,8 @@ func (p *loadPlan) strands(a Attachment) string {
 }
 
 // reusableMaps opens the running maps that the new object declares too. Data
-// sections are not kept: they hold the parameters of the new load.
+// sections are not kept: they hold the parameters of the new load. Nor are
+// arrays that the object fills with its programs: those are new.
 func (e *Engine) reusableMaps(p *loadPlan, wanted bool) (map[string]*ebpf.Map, error) {
 	if !wanted {
 		return nil, nil
@@ -121,7 +122,7 @@ func (e *Engine) reusableMaps(p *loadPlan, wanted bool) (map[string]*ebpf.Map, e
 	reuse := map[string]*ebpf.Map{}
 	for _, name := range names {
 		spec := p.spec.Maps[name]
-		if spec == nil || isDataSection(spec) {
+		if spec == nil || isDataSection(spec) || spec.Type == ebpf.ProgramArray && len(spec.Contents) > 0 {
 			continue
 		}
 		m, err := e.OpenMap(p.name, name, false)
