@@ -53,6 +53,9 @@ func (r Root) Lock(ctx context.Context, timeout time.Duration) (unlock func(), e
 		if err := r.make(); err != nil {
 			return nil, permission("make", string(r), err)
 		}
+		if err := r.writable(); err != nil {
+			return nil, err
+		}
 		release, err := r.lock(ctx, unix.LOCK_EX, timeout)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed by another writer meanwhile
@@ -84,6 +87,24 @@ func (r Root) make() error {
 		return nil // another writer was here, and may have removed it again
 	}
 	return err
+}
+
+// writable refuses a root that can't be changed, before anything is taken off a
+// hook whose pin would stay.
+func (r Root) writable() error {
+	info, err := os.Stat(string(r))
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && isLink(string(r)), err == nil && !info.IsDir():
+		return fault.New(fault.ErrConflict, "%s is in the way: it isn't a directory", r).Hint("choose another directory with --bpffs")
+	case errors.Is(unix.Access(string(r), unix.W_OK), unix.EROFS):
+		return fmt.Errorf("write to %s: %w", r, unix.EROFS)
+	}
+	return nil
+}
+
+func isLink(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode()&fs.ModeSymlink != 0
 }
 
 func (r Root) madeMark() string { return filepath.Join(string(r), madeName) }

@@ -145,21 +145,34 @@ func (e *Engine) detachOne(a Attachment) error {
 	if a.Mechanism == mechanismNetlink {
 		return detachClsact(a)
 	}
+	if err := detachLink(a); err != nil {
+		return err
+	}
+	_ = os.Remove(e.root.Path(a.Name, pinned.Targets, pinName(a))) // or the next writer does
+	return nil
+}
+
+// detachLink removes the pin first: a link whose pin can't go stays attached.
+func detachLink(a Attachment) error {
+	l, err := link.LoadPinnedLink(*a.Pinned, nil)
+	if err != nil {
+		if !replaced(*a.Pinned, err) {
+			return probe.Explain(probe.OpOpenPin, err)
+		}
+		return os.RemoveAll(*a.Pinned)
+	}
+	defer l.Close()
+	if err := l.Unpin(); err != nil {
+		return fmt.Errorf("remove the pin: %w", err)
+	}
 	// Detaching is explicit because the kernel frees a link whose pin goes some
 	// time later; tracing links have no detach, and closing the last descriptor
 	// does it.
-	l, err := link.LoadPinnedLink(*a.Pinned, nil)
-	if err == nil {
-		defer l.Close()
-		if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) && !a.Defunct {
-			return probe.Explain(probe.OpUpdateLink, err)
-		}
+	err = l.Detach()
+	if err == nil || errors.Is(err, link.ErrNotSupported) || a.Defunct {
+		return nil
 	}
-	if err := os.Remove(*a.Pinned); err != nil && !isNotExist(err) {
-		return fmt.Errorf("remove %s: %w", *a.Pinned, err)
-	}
-	_ = os.Remove(e.root.Path(a.Name, pinned.Targets, pinName(a))) // a note without its pin is harmless
-	return nil
+	return errors.Join(probe.Explain(probe.OpUpdateLink, err), l.Pin(*a.Pinned))
 }
 
 // pinName returns the name that an attachment is pinned under.

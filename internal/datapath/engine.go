@@ -95,12 +95,13 @@ func (e *Engine) OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error
 	if err := e.mustExist(instance); err != nil {
 		return nil, err
 	}
-	m, err := ebpf.LoadPinnedMap(e.root.Path(instance, pinned.Maps, name), &ebpf.LoadPinOptions{ReadOnly: readOnly})
+	path := e.root.Path(instance, pinned.Maps, name)
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil, fault.New(fault.ErrNotFound, "open map %s/%s: %q has no such map", instance, name, instance)
 	case err != nil:
-		return nil, fmt.Errorf("open map %s/%s: %w", instance, name, probe.Explain(probe.OpOpenPin, err))
+		return nil, fmt.Errorf("open map %s/%s: %w", instance, name, e.openError(instance, path, "map", err))
 	}
 	return m, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/codec"
@@ -276,7 +277,11 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 	if err := stage.Commit(); err != nil {
 		return Loaded{}, errors.Join(err, stage.Abort())
 	}
-	return e.loadedDocument(p, true)
+	loaded, err := e.loadedDocument(p, true)
+	if err != nil {
+		return Loaded{}, errors.Join(err, stage.Rollback())
+	}
+	return loaded, nil
 }
 
 // newCollection loads maps and programs into the kernel, with reuse in place of
@@ -296,10 +301,16 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 	}
 	explained := probe.Explain(p.operation(), err)
 	var verifier *ebpf.VerifierError
-	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) {
+	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) && !exhausted(err) {
 		return nil, &rejection{program: p.refused(err), cause: err, log: verifier.Log}
 	}
 	return nil, explained
+}
+
+// exhausted says that the machine, not the verifier, was the reason: of memory
+// or descriptors the kernel runs out with a log, too.
+func exhausted(err error) bool {
+	return slices.ContainsFunc([]error{unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.EINTR}, func(errno error) bool { return errors.Is(err, errno) })
 }
 
 // refused is the program that an error of loading is about, "" if it doesn't

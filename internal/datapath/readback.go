@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/probe"
@@ -81,9 +83,10 @@ func (e *Engine) instance(name string) (Instance, error) {
 }
 
 func (e *Engine) openProgram(instance, function string) (*ebpf.Program, error) {
-	prog, err := ebpf.LoadPinnedProgram(e.root.Path(instance, pinned.Progs, function), nil)
+	path := e.root.Path(instance, pinned.Progs, function)
+	prog, err := ebpf.LoadPinnedProgram(path, nil)
 	if err != nil {
-		return nil, fmt.Errorf("open program %s/%s: %w", instance, function, probe.Explain(probe.OpOpenPin, err))
+		return nil, fmt.Errorf("open program %s/%s: %w", instance, function, e.openError(instance, path, "program", err))
 	}
 	return prog, nil
 }
@@ -267,11 +270,10 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 	var t target
 	_ = json.Unmarshal([]byte(e.root.Note(instance, pinned.Targets, pin)), &t)
 	l, err := link.LoadPinnedLink(path, nil)
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+	if err != nil && !replaced(path, err) {
 		return doc, fmt.Errorf("open link %s: %w", path, probe.Explain(probe.OpOpenPin, err))
 	}
 	if err != nil {
-		// Somebody put another object in its place.
 		doc.Defunct = true
 		doc.Notes = append(doc.Notes, fmt.Sprintf("%s is not a link any more", path))
 		describeRemembered(&doc, t)
@@ -286,6 +288,24 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 	describeRemembered(&doc, t)
 	describeLive(&doc, info, here)
 	return doc, nil
+}
+
+// replaced says whether a pin couldn't be opened because it is gone, or because
+// somebody put something else in its place: what isn't an error of the kernel is
+// one of cilium/ebpf about the type.
+func replaced(path string, err error) bool {
+	var errno unix.Errno
+	info, statErr := os.Lstat(path)
+	return isNotExist(err) || !errors.As(err, &errno) || statErr == nil && !info.Mode().IsRegular()
+}
+
+// openError explains why a pinned program or map couldn't be opened.
+func (e *Engine) openError(instance, path, kind string, err error) error {
+	if !isNotExist(err) && replaced(path, err) {
+		return fault.New(fault.ErrConflict, "%s is not a %s: something else was put in its place", path, kind).
+			Hint("bpfnet unload %s --detach, and load it again", instance)
+	}
+	return probe.Explain(probe.OpOpenPin, err)
 }
 
 func describeRemembered(doc *Attachment, t target) {

@@ -87,8 +87,11 @@ func (e *Engine) replace(p *loadPlan, req LoadRequest) (Loaded, error) {
 		return Loaded{}, err
 	}
 	loaded, err := e.loadedDocument(p, true)
+	if err != nil {
+		return Loaded{}, fmt.Errorf("it was replaced, but can't be read back: %w", err)
+	}
 	loaded.Replaced = len(attachments) > 0
-	return loaded, err
+	return loaded, nil
 }
 
 // strands says why an attachment can't be moved to the planned programs, "" when
@@ -173,11 +176,16 @@ func (e *Engine) carryLinks(stage *pinned.Stage, name string) error {
 		return err
 	}
 	for _, pin := range pins {
+		from := e.root.Path(name, pinned.Links, pin)
+		err := copyLinkPin(from, stage.Path(pinned.Links, pin))
+		if err != nil && replaced(from, err) {
+			continue // what isn't a link goes with the old instance
+		}
+		if err != nil {
+			return fmt.Errorf("keep link %s: %w", pin, err)
+		}
 		if err := stage.SetNote(pinned.Targets, pin, e.root.Note(name, pinned.Targets, pin)); err != nil {
 			return err
-		}
-		if err := copyLinkPin(e.root.Path(name, pinned.Links, pin), stage.Path(pinned.Links, pin)); err != nil {
-			return fmt.Errorf("keep link %s: %w", pin, err)
 		}
 	}
 	return nil
