@@ -1,7 +1,9 @@
 package commands
 
 import (
+	"cmp"
 	"context"
+	"io"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -25,10 +27,25 @@ func Run(ctx context.Context, env *Env, argv []string) int {
 		ordered, err = l.order(root)
 	}
 	if err == nil {
-		err = app.RunContext(ctx, append([]string{app.Name}, ordered...))
+		help := &memory{Writer: env.Stdout}
+		app.Writer = help
+		err = cmp.Or(app.RunContext(ctx, append([]string{app.Name}, ordered...)), help.err)
 	}
 	_, debug := l.flag("debug")
 	return report(env.Stderr, err, l.format(env), debug)
+}
+
+// memory is a writer that remembers its first error: who prints help doesn't
+// look at it.
+type memory struct {
+	io.Writer
+	err error
+}
+
+func (m *memory) Write(p []byte) (int, error) {
+	n, err := m.Writer.Write(p)
+	m.err = cmp.Or(m.err, err)
+	return n, err
 }
 
 // format is how errors are written: as results are, and as lines when that
@@ -57,7 +74,6 @@ func newPartOfApp(env *Env, only string) *cli.App {
 	app := &cli.App{
 		Name:      "bpfnet",
 		Usage:     "watch and control the network traffic of containers and Pods with eBPF",
-		Writer:    env.Stdout,
 		ErrWriter: env.Stderr,
 		Reader:    env.Stdin,
 		Flags:     globalFlags(),

@@ -54,6 +54,11 @@ func describe(err error) (int, problem) {
 	if exit == exitInterrupted {
 		p.Message = "interrupted"
 	}
+	for _, step := range nextSteps {
+		if errors.Is(err, step.errno) {
+			p.Hints = unique(append(p.Hints, step.hint))
+		}
+	}
 	var rejected verifierError
 	if errors.As(err, &rejected) {
 		p.VerifierLog = rejected.VerifierLog()

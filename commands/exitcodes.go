@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"bpfnet/internal/fault"
 )
@@ -27,6 +28,18 @@ var outcomes = []struct {
 	{fault.ErrRejected, 7, "rejected"},
 	{fault.ErrPartial, 8, "partial"},
 	{fault.ErrLocked, 9, "locked"},
+	{syscall.EBUSY, 4, "conflict"},
+	{syscall.EROFS, 5, "permission"},
+}
+
+// nextSteps are the hints for refusals that any operation can meet.
+var nextSteps = []struct {
+	errno syscall.Errno
+	hint  string
+}{
+	{syscall.EMFILE, "ulimit -n 1024   raises the limit of open files"},
+	{syscall.ENOMEM, "the kernel found no memory: see the machine's, and the limit of the container or service"},
+	{syscall.EROFS, "mount -o remount,rw /sys/fs/bpf   makes bpffs writable"},
 }
 
 // outcome returns the exit code and code word of an error.

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -116,6 +117,9 @@ type system struct {
 }
 
 func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
+	if err := enoughFiles(); err != nil {
+		return nil, err
+	}
 	if options.Root == "" {
 		options.Root = pinned.DefaultRoot
 	}
@@ -124,6 +128,18 @@ func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
 		return nil, err
 	}
 	return &system{Engine: engine, root: options.Root, netns: options.NetNS, lockTimeout: options.LockTimeout}, nil
+}
+
+// leastFiles is how many open files a command may need that loads nothing. With
+// less, Go's runtime gives up in the middle.
+const leastFiles = 16
+
+func enoughFiles() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= leastFiles {
+		return nil
+	}
+	return fmt.Errorf("the limit of open files is %d, less than %d: %w", limit.Cur, leastFiles, unix.EMFILE)
 }
 
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
