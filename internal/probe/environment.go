@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,10 +92,33 @@ func memlock() *uint64 {
 // enoughMemlock is what the maps of the built-in programs fit in.
 const enoughMemlock = 64 << 20
 
+// lowMemlock says whether the limit of locked memory can be why op was refused.
 func lowMemlock(op Op) bool {
 	limit := memlock()
-	return op == OpCreateMap && limit != nil && *limit < enoughMemlock
+	switch op {
+	case OpCreateMap, OpLoadTC, OpLoadCgroup, OpLoadXDP, OpLoadTracing, OpLoadTrampoline:
+		return limit != nil && *limit < enoughMemlock && chargesMemlock()
+	}
+	return false
 }
+
+// chargesMemlock says whether maps and programs count as locked memory, as they
+// did before Linux 5.11: then none can be made without any.
+var chargesMemlock = sync.OnceValue(func() bool {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return false
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Max: limit.Max}); err != nil {
+		return false
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit)
+	if err == nil {
+		m.Close()
+	}
+	return errors.Is(err, unix.EPERM)
+})
 
 func memlockText() string {
 	limit := memlock()
