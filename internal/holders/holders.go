@@ -157,7 +157,11 @@ func objectID(fdinfo, field string) (id uint32, ok bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
-	for line := range bytes.Lines(text) {
+	return parseID(text, field)
+}
+
+func parseID(fdinfo []byte, field string) (id uint32, ok bool, err error) {
+	for line := range bytes.Lines(fdinfo) {
 		if number, found := bytes.CutPrefix(line, []byte(field)); found {
 			id, err := strconv.ParseUint(strings.TrimSpace(string(number)), 10, 32)
 			return uint32(id), err == nil, err
