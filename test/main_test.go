@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -213,4 +214,16 @@ func expect(ts *testscript.TestScript, neg bool, err error) {
 	if (err == nil) == neg {
 		ts.Fatalf("unexpected result: %v", err)
 	}
+}
+
+// jq applies a filter that makes text of a document.
+func jq(t testing.TB, filter, doc string) string {
+	t.Helper()
+	cmd := exec.Command("jq", "-r", filter)
+	cmd.Stdin = strings.NewReader(doc)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("jq %q: %v of\n%s", filter, err, doc)
+	}
+	return strings.TrimSpace(string(out))
 }
