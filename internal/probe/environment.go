@@ -159,6 +159,7 @@ func Cgroup2Mount() (string, error) {
 func cgroup2Mount(mountinfo io.Reader) (string, error) {
 	best := ""
 	scanner := bufio.NewScanner(mountinfo)
+	scanner.Buffer(nil, 1<<20) // a line lists all layers of an overlay
 	for scanner.Scan() {
 		mount, filesystem, ok := strings.Cut(scanner.Text(), " - ")
 		fields := strings.Fields(mount)
