@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,7 +145,7 @@ func (r Root) Remove(instance string) error {
 
 // recover finishes or undoes what a killed writer left: it puts an instance
 // back that was moved aside for a replacement that never came, and removes
-// everything else that is temporary.
+// everything else that is temporary, and the targets of links that are gone.
 func (r Root) recover() error {
 	entries, err := os.ReadDir(string(r))
 	if err != nil {
@@ -158,6 +159,33 @@ func (r Root) recover() error {
 		}
 		if strings.HasPrefix(e.Name(), tempPrefix) && e.Name() != madeName {
 			if err := removeTree(filepath.Join(string(r), e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return r.dropTargets()
+}
+
+// dropTargets removes what is remembered of the targets of links that aren't
+// pinned: the link's pin comes after it and goes before it.
+func (r Root) dropTargets() error {
+	names, err := r.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if r.Spec(name).Digest == "" {
+			continue // of somebody else
+		}
+		targets, err := r.List(name, Targets)
+		if err != nil {
+			return err
+		}
+		for _, target := range targets {
+			if _, err := os.Lstat(r.Path(name, Links, target)); !errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err := removeTree(r.Path(name, Targets, target)); err != nil {
 				return err
 			}
 		}

@@ -157,6 +157,29 @@ func TestRecoversFromEveryStepOfAReplacement(t *testing.T) {
 	}
 }
 
+// A detach that was killed leaves the target of a link whose pin is gone.
+func TestRecoversFromHalfADetach(t *testing.T) {
+	r := testRoot(t)
+	unlock := mustLock(t, r)
+	stage, err := r.NewStage("x", Spec{Source: "x", Digest: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stage.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []struct{ kind, name string }{{Targets, "gone"}, {Targets, "there"}, {Links, "there"}} {
+		if err := r.SetNote("x", set.kind, set.name, "text"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock()
+	mustLock(t, r)()
+	if targets, err := r.List("x", Targets); err != nil || !slices.Equal(targets, []string{"there"}) {
+		t.Errorf("targets %q, %v", targets, err)
+	}
+}
+
 func TestLockExcludesAndNamesItsHolder(t *testing.T) {
 	r := testRoot(t)
 	unlock := mustLock(t, r)

@@ -118,6 +118,7 @@ func (e *Engine) moveLinkPin(req AttachRequest, s spot, from *Attachment) (Attac
 	if err := os.Rename(*from.Pinned, e.root.Path(req.Name, pinned.Links, pin)); err != nil {
 		return Attachment{}, fmt.Errorf("move link %s: %w", *from.Pinned, err)
 	}
+	_ = os.Remove(e.root.Path(from.Name, pinned.Targets, pinName(*from))) // or the next writer does
 	s.notes = append(s.notes, fmt.Sprintf("took over from %s/%s", from.Name, from.Program))
 	return e.readBack(req.Name, s, Attachment{RefusedWhy: []string{}, Notes: append([]string{}, s.notes...)})
 }
