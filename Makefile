@@ -6,7 +6,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 GO      ?= go
 
-# How long each fuzz target runs, and how often each benchmark.
+# How long each fuzz target runs, and each benchmark of benchstat.
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
 # Further arguments of "go test".
@@ -19,7 +19,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs
 
 .DEFAULT_GOAL := build
-.PHONY: help build test demo bench fuzz generate lint completions install deps
+.PHONY: help build test demo bench benchstat fuzz generate lint completions install deps
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,7 +36,11 @@ demo: build ## count and filter the traffic of two "Pods" on this machine, then 
 	@scripts/deps demo
 	@test/demo.sh ./bpfnet
 
-bench: ## measure programs per packet, and commands on maps beside bpftool; as root
+bench: ## measure packets, TCP and commands, compare with what is kept; as root; UPDATE=1 keeps it, CASES=REGEXP chooses
+	@scripts/deps bench
+	$(GO) test -C bench -count 1 -run '^TestResults$$' -timeout 30m -measure $(if $(UPDATE),-update) $(if $(CASES),-cases '$(CASES)')
+
+benchstat: ## measure for BENCHTIME each, packets, TCP and commands on small maps, in the words of benchstat; as root
 	@scripts/deps bench
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./bench
 

@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"net/netip"
+
 	"github.com/cilium/ebpf"
 
 	"bpfnet/bpf"
@@ -19,6 +21,9 @@ type benchCase struct {
 	goal    float64 // net ns; 0 for yardsticks and what has no goal
 }
 
+// record is the name of what is measured of a case.
+func (c benchCase) record() string { return "packet, " + c.name }
+
 func builtin(name string) func() (*ebpf.CollectionSpec, error) {
 	return func() (*ebpf.CollectionSpec, error) {
 		program, _ := bpf.Lookup(name)
@@ -32,6 +37,7 @@ var (
 	miss4 = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 81, SYN), Payload(10))
 	icmp4 = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), ICMP(), Payload(56))
 	tcp6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), TCP(40000, 80, SYN), Payload(10))
+	miss6 = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), TCP(40000, 81, SYN), Payload(10))
 	ext6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), Extension(HopByHop, 0),
 		Extension(DestinationOptions, 0), TCP(40000, 80, SYN), Payload(10))
 	vlan4 = Build(Ethernet(), VLAN(10), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 80, SYN))
@@ -57,19 +63,52 @@ func cases() []benchCase {
 		{name: "port-filter/tc-v4-untouched", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: icmp4, prepare: allow80, goal: 8},
 		{name: "port-filter/tc-v4-source", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp4, prepare: allow80AndSource, goal: 8},
 		{name: "port-filter/tc-v6-hit", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: tcp6, prepare: allow80, goal: 8},
+		{name: "port-filter/tc-v6-miss", program: "port_filter_ingress", object: filter, empty: "tc_empty", packet: miss6, prepare: allow80, goal: 8},
 		{name: "port-filter/xdp-v4-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp4, prepare: allow80, goal: 8},
+		{name: "port-filter/xdp-v4-miss", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: miss4, prepare: allow80, goal: 8},
 		{name: "port-filter/xdp-v6-hit", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: tcp6, prepare: allow80, goal: 8},
+		{name: "port-filter/xdp-v6-miss", program: "port_filter_xdp", object: filter, empty: "xdp_empty", packet: miss6, prepare: allow80, goal: 8},
 
 		{name: "pod-traffic/tc-v4", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, goal: 40},
 		{name: "pod-traffic/tc-v6", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, goal: 40},
 		{name: "pod-traffic/tc-10k-addresses", program: "pod_traffic_vary", object: loadAddresses, empty: "tc_vary", packet: tcp4, goal: 40},
-		{name: "pod-traffic/tc-prefixes", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, adjust: matchPrefixes},
+		{name: "pod-traffic/tc-v4-map-full", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, adjust: onePod, prepare: meetAnother},
+		{name: "pod-traffic/tc-v4-prefix-hit", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, adjust: matchPrefixes, prepare: putPrefixes},
+		{name: "pod-traffic/tc-v4-prefix-miss", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp4, adjust: matchPrefixes},
+		{name: "pod-traffic/tc-v6-prefix-hit", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, adjust: matchPrefixes, prepare: putPrefixes},
+		{name: "pod-traffic/tc-v6-prefix-miss", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, adjust: matchPrefixes},
 		{name: "pod-traffic/cgroup-v4", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp4},
+		{name: "pod-traffic/cgroup-v6", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp6},
 	}
 }
 
 func matchPrefixes(spec *ebpf.CollectionSpec) error {
 	return spec.Variables["match_prefixes"].Set(uint8(1))
+}
+
+// putPrefixes makes the sources of the packets Pods.
+func putPrefixes(c *ebpf.Collection) error {
+	for _, prefix := range []netip.Prefix{netip.MustParsePrefix("::ffff:10.77.0.0/112"), netip.MustParsePrefix("2001:db8::/48")} {
+		key := struct {
+			Length  uint32
+			Address [16]byte
+		}{uint32(prefix.Bits()), prefix.Addr().As16()}
+		if err := c.Maps["pod_prefixes"].Put(key, uint32(1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func onePod(spec *ebpf.CollectionSpec) error {
+	spec.Maps["pods"].MaxEntries = 1
+	return nil
+}
+
+// meetAnother fills the room of onePod with an address of its own.
+func meetAnother(c *ebpf.Collection) error {
+	_, err := c.Programs["pod_traffic_ingress"].Run(&ebpf.RunOptions{Data: tcp6})
+	return err
 }
 
 // allow80 puts a policy in force that lets new connections to port 80 and

@@ -1,5 +1,5 @@
-// Package bench measures what the built-in programs cost per packet, beside
-// empty programs and beside the least that such a program can do.
+// Package bench measures what packets, TCP connections and commands cost, beside
+// empty programs, connections without programs, and bpftool.
 package bench
 
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types yardsticks yardsticks.bpf.c -- -O2 -Wall -Werror -mcpu=v2 -I../bpf/headers -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu

@@ -4,92 +4,196 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-var update = flag.Bool("update", false, "measure and write RESULTS.md")
-
-const (
-	resultsFile = "RESULTS.md"
-	rounds      = 41
+var (
+	measuring = flag.Bool("measure", false, "measure, and compare with results.ndjson")
+	update    = flag.Bool("update", false, "keep what is measured in results.ndjson and RESULTS.md")
+	only      = flag.String("cases", "", "measure only what has a name that this regular expression matches")
 )
 
-// TestResults checks that the written results are about the cases there are;
-// with -update it measures and writes them.
+const (
+	recordsFile = "results.ndjson"
+	resultsFile = "RESULTS.md"
+)
+
+// TestResults checks that the kept results are about the cases there are, and
+// that the page shows them. With -measure it compares them with what it measures,
+// with -update it keeps that.
 func TestResults(t *testing.T) {
-	if *update {
-		if err := os.WriteFile(resultsFile, []byte(results(t)), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	written, err := os.ReadFile(resultsFile)
+	kept, err := readRecords(recordsFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range cases() {
-		if !strings.Contains(string(written), "| "+c.name+" |") {
-			t.Errorf("%s has no line for %s: run go test ./bench -run TestResults -update", resultsFile, c.name)
+	if *measuring {
+		measured := measureAll(t)
+		fmt.Printf("\n%s\n%s\n", table(measured, kept), verdict(measured, kept))
+		if !*update {
+			return
+		}
+		kept = merge(recordNames(), kept, measured)
+		keep(t, kept)
+	}
+	var missing []string
+	for _, name := range recordNames() {
+		if _, ok := find(kept, name); !ok {
+			missing = append(missing, name)
 		}
 	}
+	if missing != nil {
+		t.Errorf("%s has no line for these: make bench UPDATE=1 measures them\n%s", recordsFile, strings.Join(missing, "\n"))
+	}
+	page, err := os.ReadFile(resultsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != resultsPage(kept) {
+		t.Errorf("%s doesn't show %s: make bench UPDATE=1", resultsFile, recordsFile)
+	}
 }
 
-// results measures all cases in turn, round by round, so that what disturbs the
-// machine disturbs all alike.
-func results(t *testing.T) string {
-	settle(t)
-	yardsticks := loadEmpty(t)
-	var subjects []subject
+// recordNames are the names of all measurements, in the order of the table.
+func recordNames() []string {
+	var names []string
 	for _, c := range cases() {
-		subjects = append(subjects, prepare(t, c, yardsticks))
+		names = append(names, c.record())
 	}
-	samples := make([][]float64, len(subjects))
-	for range rounds {
-		for i, s := range subjects {
-			samples[i] = append(samples[i], s.netCost(t))
+	for _, c := range tcpCases() {
+		names = append(names, c.records()...)
+	}
+	for _, c := range commandCases() {
+		names = append(names, c.records()...)
+	}
+	return append(names, binarySize)
+}
+
+func keep(t *testing.T, records []record) {
+	t.Helper()
+	if err := writeRecords(recordsFile, records); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(resultsFile, []byte(resultsPage(records)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func measureAll(t *testing.T) []record {
+	if os.Geteuid() != 0 {
+		t.Fatal("measuring needs root: it loads BPF programs")
+	}
+	pattern, err := regexp.Compile(*only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []record
+	for _, part := range []struct {
+		name    string
+		measure func(*testing.T, func(string) bool) []record
+	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"binary", measureBinary}} {
+		fmt.Fprintln(os.Stderr, "bench: measuring", part.name)
+		t.Run(part.name, func(t *testing.T) { all = append(all, part.measure(t, pattern.MatchString)...) })
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	where := machine(t)
+	for i := range all {
+		all[i].Machine = where
+	}
+	return all
+}
+
+func anyOf(names []string, wanted func(string) bool) bool { return slices.ContainsFunc(names, wanted) }
+
+const binarySize = "binary size"
+
+func measureBinary(t *testing.T, wanted func(string) bool) []record {
+	if !wanted(binarySize) {
+		return nil
+	}
+	bpfnet, _ := programs(t)
+	info, err := os.Stat(bpfnet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []record{newRecord(binarySize, "MB", []float64{float64(info.Size()) / 1e6}, nil, goal{})}
+}
+
+// verdict says in words what the table shows.
+func verdict(measured, kept []record) string {
+	var moved, missed int
+	for _, r := range measured {
+		if old, ok := find(kept, r.Name); ok {
+			if _, beyond := r.moved(old); beyond {
+				moved++
+			}
+		}
+		if r.missed() {
+			missed++
 		}
 	}
-	var lines strings.Builder
-	for i, s := range subjects {
-		fmt.Fprintf(&lines, "| %s | %.1f | %s |\n", s.name, median(samples[i]), s.goalText())
+	text := fmt.Sprintf("%d measurements, %d moved beyond the noise, %d over their goal", len(measured), moved, missed)
+	if len(measured) > 0 && len(kept) > 0 && measured[0].Machine != kept[0].Machine {
+		text += "; kept results are from another machine: " + kept[0].Machine
 	}
-	return fmt.Sprintf(resultsText, machine(t), rounds, packetsPerRound, lines.String())
+	return text
 }
 
-func (s subject) goalText() string {
-	if s.goal == 0 {
-		return ""
+// resultsPage is the whole of RESULTS.md.
+func resultsPage(records []record) string {
+	var machines []string
+	for _, r := range records {
+		if !slices.Contains(machines, r.Machine) {
+			machines = append(machines, r.Machine)
+		}
 	}
-	return fmt.Sprintf("%g", s.goal)
+	return fmt.Sprintf(resultsText, strings.Join(machines, "; and "), loads, roundsPerLoad, packetsPerRound, table(records, nil))
 }
 
-const resultsText = `# What packets cost
-
-Nanoseconds per packet over an empty program of the same type, by
-BPF_PROG_TEST_RUN: the time of the call, not the kernel's whole nanoseconds.
+const resultsText = `# What packets and commands cost
 
 Machine: %s.
-%d rounds of %d packets on one pinned CPU, each case next to its empty program,
-all cases in turn; medians. Compare lines of one run with each other, not with
-other machines.
 
-| case | net ns | goal |
-|---|---:|---:|
+Compare lines of one run with each other, not with other machines. Value and
+baseline are medians of rounds, a ratio is the median of the rounds' value
+divided by baseline, measured right after each other. Noise is the median
+distance from the median, of the ratio or, without one, of the value.
+
+- packet: ns of a program over an empty program of the same type, by
+  BPF_PROG_TEST_RUN: the CPU time of the call, not the kernel's whole nanoseconds.
+  %d loads with %d rounds each of %d packets on one pinned CPU, each case next to
+  its empty program, all cases in turn.
+- TCP: iperf3 over a veth pair for a second, the program attached to the
+  receiving end; the baseline has nothing attached. CPU is that of both ends and
+  of ksoftirqd. Native XDP takes segmentation offload from the other end of the
+  veth pair, whatever the program does.
+- command: a whole process, from fork to exit, its output discarded; the baseline
+  is bpftool with the same on the same pinned maps. Keys and values of the hash
+  are structs of 16 bytes with BTF, values of the tries a __u32.
+
 %s
-Made by ` + "`go test ./bench -run TestResults -update`" + `; for comparisons between
-commits ` + "`go test ./bench -run '^$' -bench . -count 10`" + ` and benchstat.
+Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without
+UPDATE it compares with what is kept here.
 `
 
+// machine describes what was measured on, without its name.
 func machine(t *testing.T) string {
+	t.Helper()
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("Linux %s, %s, %s, %d CPUs", unix.ByteSliceToString(name.Release[:]),
-		runtime.GOARCH, cpuModel(), runtime.NumCPU())
+	return fmt.Sprintf("Linux %s, %s, %s, %d CPUs, %s", unix.ByteSliceToString(name.Release[:]),
+		runtime.GOARCH, cpuModel(), runtime.NumCPU(), bpftoolVersion(t))
 }
 
 func cpuModel() string {
@@ -100,4 +204,14 @@ func cpuModel() string {
 		}
 	}
 	return "unknown CPU"
+}
+
+func bpftoolVersion(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("bpftool", "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return filepath.Base(first)
 }
