@@ -49,16 +49,15 @@ type CgroupProgram struct {
 
 // cgroupAttachTypes are the hooks of a cgroup in the order of their numbers:
 // bpftool asks for them in that order.
-var cgroupAttachTypes = func() []uint32 {
+func cgroupAttachTypes() []uint32 {
 	var numbers []uint32
 	for number, word := range attachTypes {
 		if strings.HasPrefix(word, "cgroup_") || word == "lsm_cgroup" {
-			numbers = append(numbers, number)
+			numbers = append(numbers, uint32(number))
 		}
 	}
-	slices.Sort(numbers)
 	return numbers
-}()
+}
 
 // Cgroup implements API.
 func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup, error) {
@@ -76,7 +75,7 @@ func (k *Kernel) Cgroup(_ context.Context, path string, effective bool) (Cgroup,
 		c.Notes = append(c.Notes, fmt.Sprintf("what holds programs of others isn't shown: %v", err))
 	}
 	holding := c.andAbove()
-	for _, attachType := range cgroupAttachTypes {
+	for _, attachType := range cgroupAttachTypes() {
 		list, err := queryCgroup(dir, attachType, effective)
 		if err != nil {
 			return c, err

@@ -90,15 +90,15 @@ func describeLink(fd int) (Object, error) {
 	doc.add("id", info.id)
 	doc.add("type", worded(linkTypes, info.typ))
 	doc.add("prog_id", info.progID)
-	if describe, ok := linkDetails[info.typ]; ok {
-		err = describe(&doc, info, fd)
+	if info.typ < uint32(len(linkDetails)) && linkDetails[info.typ] != nil {
+		err = linkDetails[info.typ](&doc, info, fd)
 	}
 	return doc, err
 }
 
 // linkDetails add what bpftool prints of a type of links. The offsets are those
 // of the members of struct bpf_link_info, counted from its union.
-var linkDetails = map[uint32]func(doc *Object, info *linkInfo, fd int) error{
+var linkDetails = [...]func(doc *Object, info *linkInfo, fd int) error{
 	linkRawTracepoint: describeRawTracepoint,
 	linkTracing:       describeTracing,
 	linkCgroup: func(doc *Object, info *linkInfo, _ int) error {

@@ -476,6 +476,14 @@ func TestLinkDetails(t *testing.T) {
 			t.Errorf("link of type %d is %s, %v, want %s", test.info.typ, written(t, doc), err, test.want)
 		}
 	}
+	for config, want := range map[uint64]any{0: "cpu-cycles", 9: "ref-cycles", 10: uint64(10), 1 << 32: uint64(1 << 32)} {
+		if got := perfConfig(0, config); got != want {
+			t.Errorf("event %d is %v, want %v", config, got, want)
+		}
+	}
+	if got := worded(netfilterFamilies, 4); got != uint32(4) {
+		t.Errorf("a number between words is %v", got)
+	}
 	kprobe := probeFields(perfKretprobe, "vfs_read", perfInfo{offset: 4, values: [3]uint64{1 << 63, 2, 3}})
 	if text := string(written(t, kprobe)); text != `{"retprobe":true,"addr":9223372036854775808,"func":"vfs_read","offset":4,"missed":2,"cookie":3}` {
 		t.Errorf("kretprobe is %s", text)

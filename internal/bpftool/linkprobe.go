@@ -74,16 +74,16 @@ func probeFields(typ uint32, name string, info perfInfo) Object {
 // perf's words for its kinds of events (PERF_TYPE_*) and for the events of two
 // of them (PERF_COUNT_HW_*, PERF_COUNT_SW_*).
 var (
-	perfTypes   = numbered("hardware", "software", "tracepoint", "hw-cache", "raw", "breakpoint")
-	perfConfigs = map[uint32]map[uint32]string{
-		0: numbered("cpu-cycles", "instructions", "cache-references", "cache-misses", "branch-instructions",
-			"branch-misses", "bus-cycles", "stalled-cycles-frontend", "stalled-cycles-backend", "ref-cycles"),
-		1: numbered("cpu-clock", "task-clock", "page-faults", "context-switches", "cpu-migrations", "minor-faults",
-			"major-faults", "alignment-faults", "emulation-faults", "dummy", "bpf-output", "cgroup-switches"),
+	perfTypes   = []string{"hardware", "software", "tracepoint", "hw-cache", "raw", "breakpoint"}
+	perfConfigs = [][]string{
+		0: {"cpu-cycles", "instructions", "cache-references", "cache-misses", "branch-instructions",
+			"branch-misses", "bus-cycles", "stalled-cycles-frontend", "stalled-cycles-backend", "ref-cycles"},
+		1: {"cpu-clock", "task-clock", "page-faults", "context-switches", "cpu-migrations", "minor-faults",
+			"major-faults", "alignment-faults", "emulation-faults", "dummy", "bpf-output", "cgroup-switches"},
 	}
-	perfCaches    = numbered("L1-dcache", "L1-icache", "LLC", "dTLB", "iTLB", "branch", "node")
-	perfCacheOps  = numbered("load", "store", "prefetch")
-	perfCacheEnds = numbered("refs", "misses")
+	perfCaches    = []string{"L1-dcache", "L1-icache", "LLC", "dTLB", "iTLB", "branch", "node"}
+	perfCacheOps  = []string{"load", "store", "prefetch"}
+	perfCacheEnds = []string{"refs", "misses"}
 )
 
 const perfHWCache = 3 // PERF_TYPE_HW_CACHE
@@ -101,8 +101,8 @@ func perfConfig(typ uint32, config uint64) any {
 		return fmt.Sprintf("%v-%v-%v", worded(perfCaches, uint32(config&0xff)),
 			worded(perfCacheOps, uint32(config>>8&0xff)), worded(perfCacheEnds, uint32(config>>16)))
 	}
-	if word, ok := perfConfigs[typ][uint32(config)]; ok && config>>32 == 0 {
-		return word
+	if typ < uint32(len(perfConfigs)) && config < uint64(len(perfConfigs[typ])) {
+		return perfConfigs[typ][config]
 	}
 	return config
 }

@@ -206,15 +206,15 @@ func ownMode(mode string) string {
 
 // The words of nft(8) for NFPROTO_* and for the hooks of each.
 var (
-	netfilterFamilies = map[uint32]string{1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-	netfilterHooks    = numbered("prerouting", "input", "forward", "output", "postrouting")
-	arpHooks          = numbered("input", "output", "forward")
+	netfilterFamilies = []string{1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+	netfilterHooks    = []string{"prerouting", "input", "forward", "output", "postrouting"}
+	arpHooks          = []string{"input", "output", "forward"}
 )
 
 // place is where in netfilter a program is: "ip input priority -128".
 func (f Netfilter) place() string {
 	hooks := netfilterHooks
-	if netfilterFamilies[f.Family] == "arp" {
+	if worded(netfilterFamilies, f.Family) == "arp" {
 		hooks = arpHooks
 	}
 	return fmt.Sprintf("%v %v priority %d", worded(netfilterFamilies, f.Family), worded(hooks, f.Hook), f.Priority)

@@ -53,9 +53,9 @@ func (o Object) MarshalJSON() ([]byte, error) {
 
 // worded is the word for a number of an enum, or the number when it has none:
 // bpftool prints what it doesn't know as a number.
-func worded(words map[uint32]string, number uint32) any {
-	if word, ok := words[number]; ok {
-		return word
+func worded(words []string, number uint32) any {
+	if number < uint32(len(words)) && words[number] != "" {
+		return words[number]
 	}
 	return number
 }

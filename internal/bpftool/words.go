@@ -2,28 +2,20 @@ package bpftool
 
 // This file has libbpf's words for the kernel's enums (linux/bpf.h).
 
-func numbered(words ...string) map[uint32]string {
-	m := make(map[uint32]string, len(words))
-	for i, word := range words {
-		m[uint32(i)] = word
-	}
-	return m
-}
-
 // programTypes are the words for enum bpf_prog_type.
-var programTypes = numbered(
+var programTypes = []string{
 	"unspec", "socket_filter", "kprobe", "sched_cls", "sched_act", "tracepoint", "xdp", "perf_event",
 	"cgroup_skb", "cgroup_sock", "lwt_in", "lwt_out", "lwt_xmit", "sock_ops", "sk_skb", "cgroup_device",
 	"sk_msg", "raw_tracepoint", "cgroup_sock_addr", "lwt_seg6local", "lirc_mode2", "sk_reuseport",
 	"flow_dissector", "cgroup_sysctl", "raw_tracepoint_writable", "cgroup_sockopt", "tracing", "struct_ops",
 	"ext", "lsm", "sk_lookup", "syscall", "netfilter",
-)
+}
 
 // linkTypes are the words for enum bpf_link_type.
-var linkTypes = numbered(
+var linkTypes = []string{
 	"unspec", "raw_tracepoint", "tracing", "cgroup", "iter", "netns", "xdp", "perf_event", "kprobe_multi",
 	"struct_ops", "netfilter", "tcx", "uprobe_multi", "netkit", "sockmap",
-)
+}
 
 // The numbers of enum bpf_link_type that this package tells apart.
 const (
@@ -44,7 +36,7 @@ const (
 )
 
 // attachTypes are the words for enum bpf_attach_type.
-var attachTypes = numbered(
+var attachTypes = []string{
 	"cgroup_inet_ingress", "cgroup_inet_egress", "cgroup_inet_sock_create", "cgroup_sock_ops",
 	"sk_skb_stream_parser", "sk_skb_stream_verdict", "cgroup_device", "sk_msg_verdict",
 	"cgroup_inet4_bind", "cgroup_inet6_bind", "cgroup_inet4_connect", "cgroup_inet6_connect",
@@ -58,7 +50,7 @@ var attachTypes = numbered(
 	"netfilter", "tcx_ingress", "tcx_egress", "trace_uprobe_multi", "cgroup_unix_connect",
 	"cgroup_unix_sendmsg", "cgroup_unix_recvmsg", "cgroup_unix_getpeername", "cgroup_unix_getsockname",
 	"netkit_primary", "netkit_peer", "trace_kprobe_session", "trace_uprobe_session", "trace_fsession",
-)
+}
 
 // The numbers of enum bpf_attach_type that this package asks about.
 const (
