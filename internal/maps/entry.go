@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,8 @@ import (
 
 	"bpfnet/internal/codec"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+	"bpfnet/pinned"
 )
 
 // Get implements API. For an address without a length an LPM trie answers with
@@ -96,6 +99,9 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
+	if h.Type() == ebpf.LPMTrie {
+		key = masked(key) // the kernel keeps the bits beyond the length, and ignores them
+	}
 	value, release, err := s.parseValue(h, r.Value)
 	if err != nil {
 		return Change{}, err
@@ -157,13 +163,13 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 	}
 	v.write = v.read
 	if h.endsWithProgram() {
-		return h.withProgram(v)
+		return s.withProgram(h, v)
 	}
 	return v, release, nil
 }
 
 // parseObject opens the map or program that a value names: its id as Get shows
-// it, id:N, or the path of its pin; a map also as NAME/MAP.
+// it, id:N, the path of its pin, NAME/MAP or NAME/FUNCTION.
 func (s *Store) parseObject(h *handle, text string) (newValue, func(), error) {
 	if _, err := strconv.ParseUint(text, 10, 32); err == nil {
 		text = idPrefix + text
@@ -183,7 +189,7 @@ type object interface {
 
 func (s *Store) openObject(holds, text string) (object, uint32, error) {
 	if holds == "program" {
-		return openProgram(text)
+		return s.openProgram(text)
 	}
 	ref, err := s.resolve(text)
 	if err != nil {
@@ -202,11 +208,10 @@ func (s *Store) openObject(holds, text string) (object, uint32, error) {
 	return m, uint32(id), nil
 }
 
-func openProgram(text string) (object, uint32, error) {
-	p, err := loadProgram(text)
+func (s *Store) openProgram(text string) (object, uint32, error) {
+	p, err := s.loadProgram(text)
 	if err != nil {
-		return nil, 0, fault.New(fault.ErrNotFound, "open program %s: %w", text, err).
-			Hint("a program is named by its id, id:N, or the path of its pin")
+		return nil, 0, err
 	}
 	info, err := p.Info()
 	if err != nil {
@@ -217,16 +222,42 @@ func openProgram(text string) (object, uint32, error) {
 	return p, uint32(id), nil
 }
 
-func loadProgram(text string) (*ebpf.Program, error) {
-	number, ok := strings.CutPrefix(text, idPrefix)
-	if !ok {
-		return ebpf.LoadPinnedProgram(text, nil)
+func (s *Store) loadProgram(text string) (*ebpf.Program, error) {
+	if number, ok := strings.CutPrefix(text, idPrefix); ok {
+		return programByID(text, number)
 	}
+	path := text
+	if instance, name, ok := s.split(text); ok {
+		path = s.root.Path(instance, pinned.Progs, name)
+	} else if !strings.HasPrefix(text, "/") {
+		return nil, fault.New(fault.ErrUsage, "program %q: it must be NAME/FUNCTION, id:N or the path of a pin", text)
+	}
+	p, err := ebpf.LoadPinnedProgram(path, nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.New(fault.ErrNotFound, "open program %s: no such program", text).
+			Hint("a program is named NAME/FUNCTION, by its id, id:N, or by the path of its pin")
+	case err != nil && strings.Contains(err.Error(), "is not a Program"):
+		return nil, fault.New(fault.ErrUsage, "open program %s: %s is not a program", text, path)
+	case err != nil:
+		return nil, fmt.Errorf("open program %s: %w", text, probe.Explain(probe.OpOpenPin, err))
+	}
+	return p, nil
+}
+
+func programByID(text, number string) (*ebpf.Program, error) {
 	id, err := strconv.ParseUint(number, 10, 32)
 	if err != nil {
-		return nil, err
+		return nil, fault.New(fault.ErrUsage, "open program %q: the id is not a number", text)
 	}
-	return ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.New(fault.ErrNotFound, "open program %s: no program has that id", text).Hint("bpfnet -j prog list shows all programs")
+	case err != nil:
+		return nil, fmt.Errorf("open program %s: %w", text, probe.Explain(probe.OpListByID, err))
+	}
+	return p, nil
 }
 
 func word(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

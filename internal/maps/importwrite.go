@@ -153,7 +153,7 @@ func (im *importer) putObject(key, value []byte) error {
 
 func (im *importer) openValue(value []byte) (newValue, func(), error) {
 	if im.endsWithProgram() {
-		return im.withProgram(newValue{read: value, write: value})
+		return im.store.withProgram(im.handle, newValue{read: value, write: value})
 	}
 	return im.store.parseObject(im.handle, strconv.FormatUint(uint64(prefixLength(value)), 10))
 }

@@ -321,6 +321,18 @@ func TestLPM(t *testing.T) {
 			t.Errorf("get %s: %s, %v", address, got, err)
 		}
 	}
+	if c := w.set("trie", "10.9.8.7/16", "5"); string(c.Key) != `"10.9.0.0/16"` {
+		t.Errorf("set with host bits: %+v", c)
+	}
+	if rows := w.dump(DumpRequest{Map: "mine/trie", Match: "10.9"}); !slices.Equal(rows, []string{`"10.9.0.0/16"=5`}) {
+		t.Errorf("dump of a prefix that was set with host bits: %q", rows)
+	}
+	if c := w.set("trie", "10.9.1.1/16", "5"); c.Changed {
+		t.Errorf("set with other host bits: %+v", c)
+	}
+	if c, err := w.Delete(ctx, DeleteRequest{Map: "mine/trie", Key: "10.9.3.3/16"}); err != nil || !c.Changed {
+		t.Errorf("delete with host bits: %+v, %v", c, err)
+	}
 	if c, err := w.Delete(ctx, DeleteRequest{Map: "mine/trie", Key: "10.1.0.0/24"}); err != nil || c.Changed {
 		t.Errorf("delete of a longer prefix: %+v, %v", c, err)
 	}

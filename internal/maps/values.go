@@ -54,12 +54,12 @@ func redirection(t ebpf.MapType, target string) *btf.Struct {
 func (h *handle) endsWithProgram() bool { return h.kind.target != "" && h.ValueSize() == 8 }
 
 // withProgram opens the program whose id a value ends with; 0 stands for none.
-func (h *handle) withProgram(v newValue) (newValue, func(), error) {
+func (s *Store) withProgram(h *handle, v newValue) (newValue, func(), error) {
 	id := binary.NativeEndian.Uint32(v.read[4:])
 	if id == 0 {
 		return v, func() {}, nil
 	}
-	p, _, err := openProgram(reference(id))
+	p, _, err := s.openProgram(reference(id))
 	if err != nil {
 		return v, func() {}, fmt.Errorf("value of map %s: %w", h.about.Ref, err)
 	}

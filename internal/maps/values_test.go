@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/pinned"
 )
 
 // TestWithoutEntries checks that a map without entries names what to do instead.
@@ -125,9 +128,51 @@ func TestRedirects(t *testing.T) {
 		w.deletes(name, "1", false)
 	}
 	_, err = w.Set(context.Background(), SetRequest{Map: "mine/devmap8", Key: "0", Value: `{"ifindex":1,"prog_id":4294967295}`})
-	fails(t, err, fault.ErrNotFound, "open program id:4294967295")
+	fails(t, err, fault.ErrNotFound, "open program id:4294967295: no program has that id")
 	_, err = w.Set(context.Background(), SetRequest{Map: "mine/devmap4", Key: "0", Value: "2147483647"})
 	fails(t, err, fault.ErrUsage, "no interface has that ifindex")
+}
+
+// TestPrograms puts programs into a map by each of their names.
+func TestPrograms(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "calls", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 9})
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	path := w.root.Path("mine", pinned.Progs, "count")
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pin(path); err != nil {
+		t.Fatal(err)
+	}
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	for i, value := range []string{"mine/count", path, fmt.Sprint(id), fmt.Sprintf("id:%d", id)} {
+		if c := w.set("calls", fmt.Sprint(i), value); string(c.Value) != fmt.Sprint(id) {
+			t.Errorf("set %s: %+v", value, c)
+		}
+	}
+	for _, test := range []struct {
+		value string
+		kind  error
+		text  string
+	}{
+		{"4294967295", fault.ErrNotFound, "open program id:4294967295: no program has that id"},
+		{"id:x", fault.ErrUsage, "the id is not a number"},
+		{"mine/nothing", fault.ErrNotFound, "NAME/FUNCTION"},
+		{"count", fault.ErrUsage, "it must be NAME/FUNCTION"},
+		{w.root.Path("mine", pinned.Maps, "calls"), fault.ErrUsage, "is not a program"},
+	} {
+		_, err := w.Set(context.Background(), SetRequest{Map: "mine/calls", Key: "8", Value: test.value})
+		fails(t, err, test.kind, test.text)
+	}
 }
 
 // TestSockets reads the cookie of a socket; nobody else can put it there.
