@@ -52,6 +52,10 @@ func (p Process) String() string { return fmt.Sprintf("%d (%s)", p.PID, p.Comman
 // What it found is valid.
 var ErrIncomplete = errors.New("not every process can be looked into")
 
+// ErrBlind is the ErrIncomplete of a scan that missed most: it couldn't look into
+// half of the processes, or /proc doesn't show those of the whole machine.
+var ErrBlind = fmt.Errorf("%w", ErrIncomplete)
+
 // initPIDNamespace is the inode of the namespace that has all processes
 // (PROC_PID_INIT_INO, the same in every kernel).
 const initPIDNamespace = 0xEFFFFFFC
@@ -73,14 +77,18 @@ func scan(proc string, kind Kind, ids []uint32) (map[uint32][]Process, error) {
 		return nil, fmt.Errorf("find holders of %ss: %w", kind, err)
 	}
 	found := make(map[uint32][]Process)
-	hidden := seesAll(proc)
+	hidden, denied := seesAll(proc), 0
 	for _, pid := range pids {
 		open, err := opened(filepath.Join(proc, strconv.Itoa(pid)), kind)
 		by := Process{PID: pid, Command: command(proc, pid)}
-		if err != nil && !vanished(err) && hidden == nil {
-			hidden = fmt.Errorf("%w: %s: %w", ErrIncomplete, by, bare(err))
+		if err != nil && !vanished(err) {
+			denied++
+			hidden = cmp.Or(hidden, fmt.Errorf("%w: %s: %w", ErrIncomplete, by, bare(err)))
 		}
 		add(found, open, ids, by)
+	}
+	if denied > len(pids)/2 && !errors.Is(hidden, ErrBlind) {
+		hidden = fmt.Errorf("%w: %d of %d are closed to this user", ErrBlind, denied, len(pids))
 	}
 	if hidden != nil {
 		hidden = fmt.Errorf("find holders of %ss: %w", kind, hidden)
@@ -112,13 +120,13 @@ func processes(proc string) ([]int, error) {
 	return pids, nil
 }
 
-// seesAll returns ErrIncomplete unless proc shows the processes of the whole
+// seesAll returns ErrBlind unless proc shows the processes of the whole
 // machine.
 func seesAll(proc string) error {
 	var namespace unix.Stat_t
 	err := unix.Stat(filepath.Join(proc, "self/ns/pid"), &namespace)
 	if err != nil || namespace.Ino != initPIDNamespace {
-		return fmt.Errorf("%w: those of other pid namespaces aren't in /proc", ErrIncomplete)
+		return fmt.Errorf("%w: those of other pid namespaces aren't in /proc", ErrBlind)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -64,7 +65,7 @@ func TestScanTree(t *testing.T) {
 		{Link, nil, map[uint32][]Process{71: {other}, 72: {other}}},
 	} {
 		found, err := scan(root, test.kind, test.ids)
-		if !errors.Is(err, ErrIncomplete) { // it isn't the machine's /proc
+		if !errors.Is(err, ErrBlind) || !errors.Is(err, ErrIncomplete) { // it isn't the machine's /proc
 			t.Errorf("%s: error %v", test.kind, err)
 		}
 		if !reflect.DeepEqual(found, test.want) {
@@ -76,6 +77,21 @@ func TestScanTree(t *testing.T) {
 	}
 	if _, err := scan(filepath.Join(root, "nowhere"), Map, nil); err == nil {
 		t.Error("a /proc that isn't there is no error")
+	}
+}
+
+// TestScanDenied tells a scan that missed a process from one that missed most.
+func TestScanDenied(t *testing.T) {
+	if err := seesAll("/proc"); err != nil {
+		t.Skipf("needs the machine's /proc: %v", err)
+	}
+	files := map[string]string{"self/ns/pid": "->/proc/self/ns/pid", "20/fd/0": "->/dev/null", "21/fd/0": "->/dev/null", "22/fd": "closed"}
+	if _, err := scan(tree(t, files), Map, nil); !errors.Is(err, ErrIncomplete) || errors.Is(err, ErrBlind) {
+		t.Errorf("one of three is closed: %v", err)
+	}
+	files["23/fd"], files["24/fd"] = "closed", "closed"
+	if _, err := scan(tree(t, files), Map, nil); !errors.Is(err, ErrBlind) || !strings.Contains(err.Error(), "3 of 5") {
+		t.Errorf("three of five are closed: %v", err)
 	}
 }
 

@@ -33,7 +33,7 @@ func (h *handle) claim(ctx context.Context, steal bool) (notes []string, err err
 		return nil, h.taken(others)
 	case len(others) > 0:
 		notes = append(notes, h.stolen(others))
-	case scanErr != nil && !steal:
+	case errors.Is(scanErr, holders.ErrBlind) && !steal: // a few closed processes are no news
 		notes = append(notes, fmt.Sprintf("another reader of map %s could be overlooked: %s", h.about.Ref, scanErr))
 	}
 	return notes, nil
