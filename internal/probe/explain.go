@@ -44,32 +44,34 @@ const (
 )
 
 // opNeeds says which capabilities the kernel asks for; measured, not read.
-var opNeeds = map[Op][]Capability{
-	OpCreateMap:      {CapBPF},
-	OpOpenPin:        {CapBPF},
-	OpPin:            {CapBPF},
-	OpLoadTC:         {CapBPF, CapNetAdmin},
-	OpLoadCgroup:     {CapBPF, CapNetAdmin},
-	OpLoadXDP:        {CapBPF, CapNetAdmin},
-	OpLoadTracing:    {CapBPF, CapPerfmon},
-	OpLoadTrampoline: {CapBPF, CapPerfmon},
-	OpAttachXDP:      {CapBPF, CapNetAdmin},
-	OpAttachTCX:      {CapBPF, CapNetAdmin},
-	OpAttachClsact:   {CapNetAdmin},
-	OpAttachCgroup:   {CapBPF, CapNetAdmin},
-	OpAttachTracing:  {CapBPF, CapPerfmon},
-	OpAttachPerf:     {CapBPF, CapPerfmon},
-	OpAttachUprobe:   {CapBPF, CapSysAdmin},
-	OpPerfBuffer:     {CapBPF, CapPerfmon},
-	OpUpdateLink:     {CapBPF},
-	OpQueryHook:      {CapBPF, CapNetAdmin},
-	OpTestRun:        {CapBPF, CapNetAdmin},
-	OpListByID:       {CapSysAdmin},
-	OpEnableStats:    {CapSysAdmin},
-	OpEnterNetNS:     {CapSysAdmin},
-	OpCreateNetNS:    {CapSysAdmin},
-	OpMount:          {CapSysAdmin},
-	OpPacketSocket:   {CapNetRaw},
+func opNeeds(op Op) []Capability {
+	return map[Op][]Capability{
+		OpCreateMap:      {CapBPF},
+		OpOpenPin:        {CapBPF},
+		OpPin:            {CapBPF},
+		OpLoadTC:         {CapBPF, CapNetAdmin},
+		OpLoadCgroup:     {CapBPF, CapNetAdmin},
+		OpLoadXDP:        {CapBPF, CapNetAdmin},
+		OpLoadTracing:    {CapBPF, CapPerfmon},
+		OpLoadTrampoline: {CapBPF, CapPerfmon},
+		OpAttachXDP:      {CapBPF, CapNetAdmin},
+		OpAttachTCX:      {CapBPF, CapNetAdmin},
+		OpAttachClsact:   {CapNetAdmin},
+		OpAttachCgroup:   {CapBPF, CapNetAdmin},
+		OpAttachTracing:  {CapBPF, CapPerfmon},
+		OpAttachPerf:     {CapBPF, CapPerfmon},
+		OpAttachUprobe:   {CapBPF, CapSysAdmin},
+		OpPerfBuffer:     {CapBPF, CapPerfmon},
+		OpUpdateLink:     {CapBPF},
+		OpQueryHook:      {CapBPF, CapNetAdmin},
+		OpTestRun:        {CapBPF, CapNetAdmin},
+		OpListByID:       {CapSysAdmin},
+		OpEnableStats:    {CapSysAdmin},
+		OpEnterNetNS:     {CapSysAdmin},
+		OpCreateNetNS:    {CapSysAdmin},
+		OpMount:          {CapSysAdmin},
+		OpPacketSocket:   {CapNetRaw},
+	}[op]
 }
 
 // Needs returns the capabilities that op needs on this machine.
@@ -77,7 +79,7 @@ func Needs(op Op) []Capability {
 	if (op == OpAttachPerf || op == OpPerfBuffer) && perfRestricted() {
 		return []Capability{CapBPF, CapSysAdmin}
 	}
-	return opNeeds[op]
+	return opNeeds(op)
 }
 
 // Explain turns a refusal of op by the kernel into an error that says why:
