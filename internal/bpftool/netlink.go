@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -53,7 +54,7 @@ func dump(command int, request nl.NetlinkRequestData, reply uint16) ([][]byte, e
 
 // attributes takes a message, or a nested attribute, apart.
 func attributes(b []byte) map[uint16][]byte {
-	parsed, err := nl.ParseRouteAttr(b)
+	parsed, err := parseAttributes(b)
 	if err != nil {
 		return nil
 	}
@@ -62,6 +63,13 @@ func attributes(b []byte) map[uint16][]byte {
 		m[a.Attr.Type&nl.NLA_TYPE_MASK] = a.Value
 	}
 	return m
+}
+
+// parseAttributes takes attributes apart of which the last may lack its padding,
+// which package nl doesn't expect.
+func parseAttributes(b []byte) ([]syscall.NetlinkRouteAttr, error) {
+	missing := -len(b) & (unix.RTA_ALIGNTO - 1)
+	return nl.ParseRouteAttr(append(b[:len(b):len(b)], make([]byte, missing)...))
 }
 
 func attrU32(b []byte) uint32 {
@@ -274,7 +282,7 @@ func readActions(b []byte) []Action {
 		return nil
 	}
 	actions := []Action{}
-	parsed, err := nl.ParseRouteAttr(b)
+	parsed, err := parseAttributes(b)
 	if err != nil {
 		return actions
 	}
