@@ -83,8 +83,9 @@ func (r record) figure() float64 {
 	return r.Value
 }
 
-// leastMove is the change below which nothing counts as moved.
-const leastMove = 0.01
+// leastMove is the change below which nothing counts as moved: memory differs by
+// some pages between runs that are alike.
+const leastMove = 0.03
 
 // moved returns by which part a measurement differs from an earlier one, and
 // whether that is more than the noise of the two.

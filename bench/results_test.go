@@ -35,8 +35,9 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if *measuring {
+		busy := busyText()
 		measured := measureAll(t)
-		fmt.Printf("\n%s\n%s\n", table(measured, kept), verdict(measured, kept))
+		fmt.Printf("\n%s\n%s%s\n", table(measured, kept), verdict(measured, kept), busy)
 		if !*update {
 			return
 		}
@@ -146,6 +147,16 @@ func verdict(measured, kept []record) string {
 		text += "; kept results are from another machine: " + kept[0].Machine
 	}
 	return text
+}
+
+// busyText says when others use so much of the machine that wall times mean little.
+func busyText() string {
+	var load float64
+	text, _ := os.ReadFile("/proc/loadavg")
+	if _, err := fmt.Sscan(string(text), &load); err != nil || load < float64(runtime.NumCPU())/2 {
+		return ""
+	}
+	return fmt.Sprintf("; the machine was busy before, load %.1f: trust ns, CPU, RSS and ratios, not ms and Gbit/s", load)
 }
 
 // resultsPage is the whole of RESULTS.md.
