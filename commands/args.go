@@ -8,6 +8,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
+	"bpfnet/output"
 )
 
 // node is what parse needs to know of one command.
@@ -113,6 +115,8 @@ func parse(root *node, argv []string) (line, error) {
 			return l, wrong
 		case !isFlag(word):
 			l.word(word)
+		case isJoinedFormat(word):
+			l.flags = append(l.flags, typedFlag{"o", word[len("-o"):], true})
 		case l.isCluster(root, word):
 			for _, letter := range word[1:] {
 				l.flags = append(l.flags, typedFlag{name: string(letter)})
@@ -241,6 +245,12 @@ func (l *line) isCluster(root *node, word string) bool {
 	return true
 }
 
+// isJoinedFormat says whether a word is -o and its value in one, "-ojson".
+func isJoinedFormat(word string) bool {
+	format, ok := strings.CutPrefix(word, "-o")
+	return ok && slices.Contains(output.Formats(), format)
+}
+
 // knows says whether the command or one below has a flag of that name.
 func (n *node) knows(name string) bool {
 	if _, known := n.flags[name]; known {
@@ -289,7 +299,7 @@ func unknownCommand(l line) error {
 			Hint(`did you mean "bpfnet %s", without the "--"?`, word)
 	}
 	err := fault.New(fault.ErrUsage, "unknown command %q", word)
-	if near := nearest(l.args[0], keys(l.node.words)); near != "" {
+	if near := nearest.Word(l.args[0], keys(l.node.words)); near != "" {
 		return err.Hint("did you mean %q?", near)
 	}
 	return err.Hint("see: %s", helpLine(l.path))
@@ -297,7 +307,7 @@ func unknownCommand(l line) error {
 
 func unknownFlag(root *node, l line, name string) error {
 	err := fault.New(fault.ErrUsage, "unknown flag %s", dashed(name))
-	near := nearest(name, append(keys(l.node.flags), keys(root.flags)...))
+	near := nearest.Word(name, append(keys(l.node.flags), keys(root.flags)...))
 	if near != "" && len(name) > 1 {
 		return err.Hint("did you mean %s?", dashed(near))
 	}
@@ -318,42 +328,4 @@ func keys[V any](m map[string]V) []string {
 	}
 	slices.Sort(words)
 	return words
-}
-
-// nearest returns the word that is most like the given one, or "" when none is
-// close enough to be meant.
-func nearest(word string, words []string) string {
-	best, least := "", len(word)/3+2
-	for _, w := range words {
-		if d := distance(word, w); d < least && d < len(w) {
-			best, least = w, d
-		}
-	}
-	return best
-}
-
-// distance is how many letters have to be added, removed, changed or swapped
-// with their neighbour to turn a into b.
-func distance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range b {
-		rows[0][j+1] = j + 1
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			change := rows[i-1][j-1]
-			if a[i-1] != b[j-1] {
-				change++
-			}
-			rows[i][j] = min(change, rows[i-1][j]+1, rows[i][j-1]+1)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }

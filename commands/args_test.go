@@ -52,6 +52,7 @@ func TestReorder(t *testing.T) {
 		{"so it does for its flags", "net --dev lo -p", "-p net show --dev=lo"},
 		{"but not for help", "-j map --help", "map --help"},
 		{"nor in our own dialect", "map", "map"},
+		{"a format joined to -o", "map -ojson dump x/y", "-o=json map dump -- x/y"},
 		{"-- ends flags", "map get x/y -- --output", "map get -- x/y --output"},
 		{"-- twice", "map get -- -- x", "map get -- -- x"},
 		{"argument named like a command", "unload load", "unload -- load"},
@@ -81,6 +82,7 @@ func TestReorderErrors(t *testing.T) {
 		{"attach xdp x --zzzzzzzz", "unknown flag --zzzzzzzz", "see: bpfnet attach xdp --help"},
 		{"-jz map dump x/y", "unknown flag --jz", "see: bpfnet map dump --help"},
 		{"-jo map dump x/y", "unknown flag --jo", "see: bpfnet map dump --help"},
+		{"map dump x/y -oxml", "unknown flag --oxml", "see: bpfnet map dump --help"},
 		{"attach xdp x -z", "unknown flag -z", "see: bpfnet attach xdp --help"},
 		{"attach xdp x --direction egress", "unknown flag --direction", "see: bpfnet attach xdp --help"},
 		{"atach xdp x", `unknown command "atach"`, `did you mean "attach"?`},
@@ -197,13 +199,4 @@ func FuzzReorder(f *testing.F) {
 			t.Fatalf("run %q of %q: action saw %+v, want %+v", ordered, argv, got, want)
 		}
 	})
-}
-
-func TestNearest(t *testing.T) {
-	words := []string{"attach", "detach", "load", "unload", "map"}
-	for in, want := range map[string]string{"atach": "attach", "detahc": "detach", "laod": "load", "mpa": "map", "x": "", "zebra": ""} {
-		if got := nearest(in, words); got != want {
-			t.Errorf("nearest(%q) = %q, want %q", in, got, want)
-		}
-	}
 }

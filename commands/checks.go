@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 )
 
 // usage returns a usage error that points to the command's help.
@@ -107,7 +108,7 @@ func oneOf(flag, value string, words ...string) (string, error) {
 		return value, nil
 	}
 	err := fault.New(fault.ErrUsage, "%s %q: no such %s", dashed(flag), value, flag)
-	if near := nearest(value, words); near != "" {
+	if near := nearest.Word(value, words); near != "" {
 		return "", err.Hint("did you mean %q?", near)
 	}
 	return "", err.Hint("one of: %s", strings.Join(words, ", "))

@@ -13,6 +13,7 @@ import (
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 	"bpfnet/output"
 )
 
@@ -111,7 +112,7 @@ func (e *Env) object(source string) ([]byte, error) {
 		return nil, fault.New(fault.ErrNotFound, "load %q: no such file", source)
 	}
 	missing := fault.New(fault.ErrNotFound, "load %q: no built-in program and no file of that name", source)
-	if near := nearest(source, builtinNames()); near != "" {
+	if near := nearest.Word(source, builtinNames()); near != "" {
 		missing = missing.Hint("did you mean %q?", near)
 	}
 	return nil, missing.Hint("bpfnet programs   lists the built-in ones")

@@ -74,7 +74,12 @@ func mapArgs(c *cli.Context, names ...string) (mapWords, error) {
 	line := strings.Join(append([]string{"usage:", commandName(c)}, names...), " ")
 	words := c.Args().Slice()
 	if at := slices.Index(words, ""); at >= 0 {
-		return mapWords{}, fault.New(fault.ErrUsage, "argument %s is empty", strings.Trim(names[min(at, len(names)-1)], "[]")).Hint("%s", line)
+		name := strings.Trim(names[min(at, len(names)-1)], "[]")
+		err := fault.New(fault.ErrUsage, "argument %s is empty", name).Hint("%s", line)
+		if name == "KEY" || name == "VALUE" {
+			err.Hint(`an empty text is written '""'`)
+		}
+		return mapWords{}, err
 	}
 	w, err := parseMapWords(words, names...)
 	if err != nil {

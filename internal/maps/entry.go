@@ -147,7 +147,7 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 	case h.kind.holds != "":
 		return s.parseObject(h, text)
 	case h.kind.sockets:
-		return v, release, fault.New(fault.ErrUnsupported, "change map %s: only the process that has a socket open can put it into a %s", h.about.Ref, h.kind.word)
+		return v, release, fault.New(fault.ErrUnsupported, "change map %s: only the process that has a socket open can put it into %s", h.about.Ref, h.kind.a())
 	case h.kind.perCPU:
 		var same bool
 		v.read, same, err = h.value.ParsePerCPU(text, h.stride, h.cpus)

@@ -167,7 +167,7 @@ func (h *handle) readable(verb string) error {
 	if h.kind.refuses == "" {
 		return nil
 	}
-	return fault.New(fault.ErrUnsupported, "%s map %s: a %s has no entries to read: %s", verb, h.about.Ref, h.kind.word, h.kind.refuses).
+	return fault.New(fault.ErrUnsupported, "%s map %s: %s has no entries to read: %s", verb, h.about.Ref, h.kind.a(), h.kind.refuses).
 		Hint("%s", h.instead())
 }
 
@@ -198,9 +198,9 @@ func (h *handle) explain(verb string, err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fault.New(fault.ErrPermission, "%s map %s: %w", verb, h.about.Ref, err).Hint("maps are read and written with CAP_BPF")
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, enotsupp):
-		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for a %s", verb, h.about.Ref, h.kind.word)
+		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel doesn't allow that for %s", verb, h.about.Ref, h.kind.a())
 	case errors.Is(err, unix.ENOSPC):
-		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel shows the values of a %s only if they have 8 bytes", verb, h.about.Ref, h.kind.word)
+		return fault.New(fault.ErrUnsupported, "%s map %s: the kernel shows the values of %s only if they have 8 bytes", verb, h.about.Ref, h.kind.a())
 	case errors.Is(err, unix.EINVAL) && h.kind.target == "ifindex":
 		return fault.New(fault.ErrUsage, "%s map %s: no interface has that ifindex, or the program isn't an XDP program for devmaps", verb, h.about.Ref)
 	case errors.Is(err, unix.EINVAL) && h.kind.holds != "":

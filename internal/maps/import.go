@@ -122,11 +122,11 @@ func (h *handle) importable() error {
 		return err
 	}
 	if h.kind.sockets {
-		return fault.New(fault.ErrUnsupported, "import into map %s: only the process that has a socket open can put it into a %s", h.about.Ref, h.kind.word)
+		return fault.New(fault.ErrUnsupported, "import into map %s: only the process that has a socket open can put it into %s", h.about.Ref, h.kind.a())
 	}
 	switch h.Type() {
 	case ebpf.StackTrace, ebpf.StructOpsMap, ebpf.CGroupStorage, ebpf.PerCPUCGroupStorage:
-		return fault.New(fault.ErrUnsupported, "import into map %s: a %s takes no entries from outside of the kernel", h.about.Ref, h.kind.word)
+		return fault.New(fault.ErrUnsupported, "import into map %s: %s takes no entries from outside of the kernel", h.about.Ref, h.kind.a())
 	}
 	return nil
 }

@@ -92,6 +92,14 @@ func TypeName(t ebpf.MapType) string {
 	return strings.ToLower(t.String())
 }
 
+// a is the word with its article.
+func (k kind) a() string {
+	if strings.ContainsRune("aeio", rune(k.word[0])) || strings.HasPrefix(k.word, "xsk") || strings.HasPrefix(k.word, "l") {
+		return "an " + k.word
+	}
+	return "a " + k.word
+}
+
 // TypeWords are the words of all map types that TypeName knows, sorted.
 func TypeWords() []string {
 	words := make([]string, 0, len(kinds))

@@ -237,3 +237,15 @@ func TestTypesOfUsers(t *testing.T) {
 		t.Errorf("key %x, %v", key, err)
 	}
 }
+
+// TestNearestNames lists what is most like a name that nothing has first.
+func TestNearestNames(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"counters", "limits", "packets"} {
+		w.make(t, &ebpf.MapSpec{Name: name, Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	}
+	for ref, hint := range map[string]string{"limitz": "maps: mine/limits, ", "mine/packet": "maps: mine/packets, "} {
+		_, err := w.Show(context.Background(), ref)
+		fails(t, err, fault.ErrNotFound, hint)
+	}
+}

@@ -51,7 +51,7 @@ func (s *Store) openQueue(verb, ref string, readOnly bool) (*handle, error) {
 	if err := h.readable(verb); err != nil {
 		return nil, err
 	}
-	return nil, fault.New(fault.ErrUnsupported, "%s map %s: a %s has keys", verb, h.about.Ref, h.kind.word).
+	return nil, fault.New(fault.ErrUnsupported, "%s map %s: %s has keys", verb, h.about.Ref, h.kind.a()).
 		Hint("bpfnet map get, set and delete read and write its entries")
 }
 
@@ -112,7 +112,7 @@ func (s *Store) Pop(_ context.Context, r PopRequest) (Change, error) {
 	}
 	defer h.Close()
 	if h.isFilter() {
-		return Change{}, fault.New(fault.ErrUnsupported, "pop from map %s: nothing can be taken out of a %s", h.about.Ref, h.kind.word)
+		return Change{}, fault.New(fault.ErrUnsupported, "pop from map %s: nothing can be taken out of %s", h.about.Ref, h.kind.a())
 	}
 	command := unix.BPF_MAP_LOOKUP_AND_DELETE_ELEM
 	if r.DryRun {
@@ -155,10 +155,10 @@ func (s *Store) Peek(_ context.Context, ref, text string) (Entry, error) {
 func (h *handle) peek(s *Store, text string) ([]byte, error) {
 	switch {
 	case h.isFilter() && text == "":
-		return nil, fault.New(fault.ErrUsage, "peek into map %s: a %s only answers for a value", h.about.Ref, h.kind.word).
+		return nil, fault.New(fault.ErrUsage, "peek into map %s: %s only answers for a value", h.about.Ref, h.kind.a()).
 			Hint("bpfnet map peek %s VALUE", h.about.Ref)
 	case !h.isFilter() && text != "":
-		return nil, fault.New(fault.ErrUsage, "peek into map %s: a %s can't be asked for a value", h.about.Ref, h.kind.word)
+		return nil, fault.New(fault.ErrUsage, "peek into map %s: %s can't be asked for a value", h.about.Ref, h.kind.a())
 	case !h.isFilter():
 		return h.next("peek into", unix.BPF_MAP_LOOKUP_ELEM)
 	}

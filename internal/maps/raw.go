@@ -62,7 +62,7 @@ func (s *Store) OpenRawQueue(ref string, take bool) (*Raw, error) {
 	}
 	if h.isFilter() {
 		h.Close()
-		return nil, fault.New(fault.ErrUnsupported, "read map %s: a %s has no next element", ref, h.kind.word).
+		return nil, fault.New(fault.ErrUnsupported, "read map %s: %s has no next element", ref, h.kind.a()).
 			Hint("bpfnet map peek %s VALUE asks whether a value may be in it", ref)
 	}
 	r, err := s.raw(h.Map, ref)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
 )
@@ -144,13 +146,14 @@ func isFile(path string) bool {
 }
 
 // suggest adds the maps that could have been meant: those of the same name,
-// else those of the same instance, else all.
+// else those of the same instance, else all, the most similar ones first.
 func (s *Store) suggest(err *fault.Error, ref string) error {
 	refs, listErr := s.Pinned()
 	if listErr != nil || len(refs) == 0 {
 		return err
 	}
 	instance, name, _ := strings.Cut(ref, "/")
+	refs = nearest.First(name, refs, path.Base)
 	for _, near := range []func(string) bool{
 		func(r string) bool { return strings.HasSuffix(r, "/"+name) },
 		func(r string) bool { return strings.HasPrefix(r, instance+"/") },

@@ -133,6 +133,30 @@ func TestRedirects(t *testing.T) {
 	fails(t, err, fault.ErrUsage, "no interface has that ifindex")
 }
 
+// TestEmptyText writes the text without characters, which is no missing one.
+func TestEmptyText(t *testing.T) {
+	w := newWorld(t)
+	name := &btf.Array{Index: u32, Type: &btf.Int{Name: "char", Size: 1, Encoding: btf.Char}, Nelems: 8}
+	w.make(t, &ebpf.MapSpec{Name: "names", Type: ebpf.Hash, KeySize: 8, ValueSize: 8, MaxEntries: 2, Key: name, Value: name})
+	if c := w.set("names", `""`, `""`); string(c.Key) != `""` || string(c.Value) != `""` {
+		t.Errorf("set: %+v", c)
+	}
+	if value := w.get("names", `""`); value != `""` {
+		t.Errorf("get: %s", value)
+	}
+	w.make(t, &ebpf.MapSpec{Name: "numbers", Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 2, Key: u32, Value: u32})
+	_, err := w.Get(context.Background(), "mine/numbers", `""`)
+	fails(t, err, fault.ErrUsage, "")
+}
+
+func TestArticle(t *testing.T) {
+	for kind, want := range map[ebpf.MapType]string{ebpf.XSKMap: "an xskmap", ebpf.Queue: "a queue", ebpf.Array: "an array", ebpf.LPMTrie: "an lpm_trie", ebpf.Hash: "a hash"} {
+		if got := kinds[kind].a(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
 // TestPrograms puts programs into a map by each of their names.
 func TestPrograms(t *testing.T) {
 	w := newWorld(t)
