@@ -87,14 +87,18 @@ func (r record) figure() float64 {
 // some pages between runs that are alike.
 const leastMove = 0.03
 
+// deviation is the standard deviation of what has a median distance of 1 from
+// its median, where values are spread normally.
+const deviation = 1.4826
+
 // moved returns by which part a measurement differs from an earlier one, and
-// whether that is more than the noise of the two.
+// whether that is more than the deviations of the two.
 func (r record) moved(kept record) (change float64, beyond bool) {
 	if r.Unit != kept.Unit || (r.Ratio == nil) != (kept.Ratio == nil) || kept.figure() == 0 {
 		return 0, false
 	}
 	change = (r.figure() - kept.figure()) / math.Abs(kept.figure())
-	return change, math.Abs(change) > max(r.Noise+kept.Noise, leastMove)
+	return change, math.Abs(change) > max(deviation*(r.Noise+kept.Noise), leastMove)
 }
 
 // missed says that a goal isn't reached.

@@ -25,9 +25,9 @@ func TestMoved(t *testing.T) {
 		kept, now record
 		beyond    bool
 	}{
-		{"within the noise of both", record{Value: 100, Noise: 0.03}, record{Value: 105, Noise: 0.03}, false},
-		{"beyond it", record{Value: 100, Noise: 0.03}, record{Value: 107, Noise: 0.03}, true},
-		{"downwards", record{Value: 100, Noise: 0.03}, record{Value: 93, Noise: 0.03}, true},
+		{"within the noise of both", record{Value: 100, Noise: 0.03}, record{Value: 108, Noise: 0.03}, false},
+		{"beyond it", record{Value: 100, Noise: 0.03}, record{Value: 110, Noise: 0.03}, true},
+		{"downwards", record{Value: 100, Noise: 0.03}, record{Value: 90, Noise: 0.03}, true},
 		{"without noise, a little", record{Value: 1000}, record{Value: 1020}, false},
 		{"without noise, more", record{Value: 1000}, record{Value: 1040}, true},
 		{"the ratio decides", record{Value: 100, Ratio: &one}, record{Value: 200, Ratio: &one}, false},
