@@ -263,7 +263,7 @@ func mapSetCommand(env *Env) *cli.Command {
 			case c.Bool("if-present"):
 				request.Condition = maps.IfPresent
 			}
-			return env.changeMap(c, "set", "has that value already", func(api maps.API) (maps.Change, error) {
+			return env.changeMap(c, keyChange("set", "has that value already"), func(api maps.API) (maps.Change, error) {
 				return api.Set(c.Context, request)
 			})
 		},
@@ -281,15 +281,15 @@ func mapDeleteCommand(env *Env) *cli.Command {
 				return err
 			}
 			request := maps.DeleteRequest{Map: w.ref, Key: w.key, DryRun: c.Bool("dry-run")}
-			return env.changeMap(c, "deleted", "isn't there", func(api maps.API) (maps.Change, error) {
+			return env.changeMap(c, keyChange("deleted", "isn't there"), func(api maps.API) (maps.Change, error) {
 				return api.Delete(c.Context, request)
 			})
 		},
 	}
 }
 
-// changeMap runs a writer and reports what it did.
-func (e *Env) changeMap(c *cli.Context, did, already string, write func(maps.API) (maps.Change, error)) error {
+// changeMap runs a writer and reports what it did, in words and in a table.
+func (e *Env) changeMap(c *cli.Context, report func(maps.Change) (done, output.Table), write func(maps.API) (maps.Change, error)) error {
 	p, b, err := e.open(c)
 	if err != nil {
 		return err
@@ -303,19 +303,24 @@ func (e *Env) changeMap(c *cli.Context, did, already string, write func(maps.API
 		e.notes(c, change.Notes)
 		return p.Object(nil, nil)
 	}
-	key := text(change.Key)
-	e.done(c, p, done{
-		changed: change.Changed,
-		did:     fmt.Sprintf("%s key %s of %s", did, key, change.Map),
-		already: fmt.Sprintf("key %s of %s %s", key, change.Map, already),
-		notes:   change.Notes,
-	})
+	said, table := report(change)
+	said.changed, said.notes = change.Changed, change.Notes
+	e.done(c, p, said)
 	change.Notes = list(change.Notes)
-	return p.Object(mapChangeDoc{"bpfnet.map_change/v1", change, c.Bool("dry-run")}, func() output.Table {
-		return output.Table{Header: []string{"key", "value", "previous"}, Rows: [][]string{
-			{key, orNone(change.Value), orNone(change.Previous)},
-		}}
-	})
+	return p.Object(mapChangeDoc{"bpfnet.map_change/v1", change, c.Bool("dry-run")}, func() output.Table { return table })
+}
+
+// keyChange reports changes of entries that have keys.
+func keyChange(did, already string) func(maps.Change) (done, output.Table) {
+	return func(change maps.Change) (done, output.Table) {
+		key := text(change.Key)
+		return done{
+				did:     fmt.Sprintf("%s key %s of %s", did, key, change.Map),
+				already: fmt.Sprintf("key %s of %s %s", key, change.Map, already),
+			}, output.Table{Header: []string{"key", "value", "previous"}, Rows: [][]string{
+				{key, orNone(change.Value), orNone(change.Previous)},
+			}}
+	}
 }
 
 func orNone(doc json.RawMessage) string {

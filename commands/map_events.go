@@ -70,7 +70,8 @@ func (e *Env) eventsRequest(c *cli.Context) (maps.EventsRequest, error) {
 	}
 	request.Map = w.ref
 	if c.IsSet("btf") {
-		request.BTF, err = e.typesFile(c.String("btf"))
+		request.From = c.String("btf")
+		request.BTF, err = e.typesFile(request.From)
 	}
 	return request, err
 }

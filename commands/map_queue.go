@@ -21,7 +21,7 @@ func mapPushCommand(env *Env) *cli.Command {
 				return err
 			}
 			request := maps.PushRequest{Map: ref, Value: value, DryRun: c.Bool("dry-run")}
-			return env.changeQueue(c, "pushed %s to %s", "%s may be in %s already", func(api maps.API) (maps.Change, error) {
+			return env.changeMap(c, queueChange("pushed %s to %s", "%s may be in %s already"), func(api maps.API) (maps.Change, error) {
 				return api.Push(c.Context, request)
 			})
 		},
@@ -43,37 +43,21 @@ func mapPopCommand(env *Env) *cli.Command {
 				return env.nextAsBpftool(c, w.ref, true)
 			}
 			request := maps.PopRequest{Map: w.ref, DryRun: c.Bool("dry-run")}
-			return env.changeQueue(c, "popped %s from %s", "", func(api maps.API) (maps.Change, error) {
+			return env.changeMap(c, queueChange("popped %s from %s", "%s is still in %s"), func(api maps.API) (maps.Change, error) {
 				return api.Pop(c.Context, request)
 			})
 		},
 	}
 }
 
-// changeQueue runs a writer of maps without keys and reports what it did.
-func (e *Env) changeQueue(c *cli.Context, did, already string, write func(maps.API) (maps.Change, error)) error {
-	p, b, err := e.open(c)
-	if err != nil {
-		return err
+// queueChange reports changes of maps without keys: formats of the value and the
+// map.
+func queueChange(did, already string) func(maps.Change) (done, output.Table) {
+	return func(change maps.Change) (done, output.Table) {
+		value := text(change.Value)
+		return done{did: fmt.Sprintf(did, value, change.Map), already: fmt.Sprintf(already, value, change.Map)},
+			output.Table{Header: []string{"value"}, Rows: [][]string{{value}}}
 	}
-	defer b.Close()
-	change, err := write(b.Maps())
-	if err != nil {
-		return err
-	}
-	if printsNull(c) {
-		e.notes(c, change.Notes)
-		return p.Object(nil, nil)
-	}
-	said := done{changed: change.Changed, did: fmt.Sprintf(did, text(change.Value), change.Map), notes: change.Notes}
-	if !change.Changed {
-		said.already = fmt.Sprintf(already, text(change.Value), change.Map)
-	}
-	e.done(c, p, said)
-	change.Notes = list(change.Notes)
-	return p.Object(mapChangeDoc{"bpfnet.map_change/v1", change, c.Bool("dry-run")}, func() output.Table {
-		return output.Table{Header: []string{"value"}, Rows: [][]string{{text(change.Value)}}}
-	})
 }
 
 func mapPeekCommand(env *Env) *cli.Command {

@@ -25,6 +25,7 @@ type EventsRequest struct {
 	Map   string
 	Type  string // of the records, in C: "struct event"; "": what the BTF says
 	BTF   []byte // an ELF object that has the type, nil: BTF of the map's programs and its instance
+	From  string // the file that BTF was read from
 	Steal bool   // read even if another process has the map open
 }
 

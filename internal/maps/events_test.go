@@ -465,7 +465,7 @@ func TestEventTypes(t *testing.T) {
 		{EventsRequest{Map: "ev/events", Type: "struct evnt"}, fault.ErrUsage, "--type takes one of: struct event"},
 		{EventsRequest{Map: "ev/events", Type: "union event"}, fault.ErrUsage, "struct event"},
 		{EventsRequest{Map: "ev/events", Type: "xyz"}, fault.ErrUsage, "struct sample"},
-		{EventsRequest{Map: "ev/events", Type: "event", BTF: []byte("x")}, fault.ErrUsage, "object file"},
+		{EventsRequest{Map: "ev/events", Type: "event", BTF: []byte("x"), From: "x.o"}, fault.ErrUsage, `read types from "x.o"`},
 		{EventsRequest{Map: "ev/.bss"}, fault.ErrUnsupported, "map dump ev/.bss"},
 		{EventsRequest{Map: "mine/inputs"}, fault.ErrUnsupported, "it is of type user_ringbuf"},
 		{EventsRequest{Map: "mine/tasks"}, fault.ErrUnsupported, "map pop mine/tasks"},

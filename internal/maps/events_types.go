@@ -29,7 +29,7 @@ func (s *Store) eventType(h *handle, r EventsRequest) (recordType, error) {
 	if err != nil {
 		return recordType{}, err
 	}
-	specs, denied, err := s.eventBTF(h, r.BTF, instances)
+	specs, denied, err := s.eventBTF(h, r, instances)
 	if err != nil {
 		return recordType{}, err
 	}
@@ -72,11 +72,11 @@ func (s *Store) pinnedAs(h *handle) (name string, instances []string, err error)
 // eventBTF collects where the type may be: the object that was given, else the
 // programs that use the map and the objects that it was loaded from. denied:
 // those of programs may not be read.
-func (s *Store) eventBTF(h *handle, object []byte, instances []string) (specs []*btf.Spec, denied bool, err error) {
-	if object != nil {
-		spec, err := bpf.ReadTypes(object)
+func (s *Store) eventBTF(h *handle, r EventsRequest, instances []string) (specs []*btf.Spec, denied bool, err error) {
+	if r.BTF != nil {
+		spec, err := bpf.ReadTypes(r.BTF)
 		if err != nil {
-			return nil, false, fault.New(fault.ErrUsage, "read the types of the object file: %w", err).Hint("compile it with clang -g")
+			return nil, false, fault.New(fault.ErrUsage, "read types from %q: %w", r.From, err).Hint("compile it with clang -g")
 		}
 		return []*btf.Spec{spec}, false, nil
 	}
