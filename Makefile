@@ -11,6 +11,9 @@ FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
 # Further arguments of "go test".
 TESTFLAGS ?=
+# What test-kernels runs, and where.
+KERNELS ?= 5.10 6.1 6.12 6.18
+KERNEL_PACKAGES ?= ./bpf ./pinned ./test $(addprefix ./internal/,bpftool counter datapath holders maps ports probe traffic)
 
 # The version is what Go reads from git, so a repository that git refuses to
 # read (it belongs to another user) must not stop the build.
@@ -19,10 +22,10 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs
 
 .DEFAULT_GOAL := build
-.PHONY: help build test demo bench benchstat fuzz generate lint completions install deps
+.PHONY: help build test test-kernels test-all demo bench benchstat fuzz generate lint completions install deps
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: ## build ./bpfnet; needs Go alone
 	CGO_ENABLED=0 $(GO) build -trimpath -o bpfnet .
@@ -31,6 +34,13 @@ test: ## run all tests, with the race detector; as root, or those on the kernel 
 	@scripts/deps test
 	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
 	$(GO) test -race $(TESTFLAGS) ./...
+
+test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
+	@scripts/deps kernels
+	@for kernel in $(KERNELS); do test/vm/tests -t 2400 $$kernel $(KERNEL_PACKAGES) -- -test.short || exit 1; done
+
+test-all: test test-kernels ## run every test there is, and all commands under all kernels
+	@test/vm/kernels
 
 demo: build ## count and filter the traffic of two "Pods" on this machine, then clean up
 	@scripts/deps demo
@@ -71,4 +81,4 @@ install: bpfnet ## install bpfnet and its completions below PREFIX
 	install -Dm644 completions/bpfnet.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/bpfnet.fish
 
 deps: ## install what any target needs
-	@scripts/deps test demo generate lint
+	@scripts/deps test kernels demo generate lint
