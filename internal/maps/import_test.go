@@ -123,7 +123,11 @@ func testedKinds() []*ebpf.MapSpec {
 	spec := func(name string, typ ebpf.MapType, key, value btf.Type, flags uint32) *ebpf.MapSpec {
 		keySize, _ := btf.Sizeof(key)
 		valueSize, _ := btf.Sizeof(value)
-		return &ebpf.MapSpec{Name: name, Type: typ, Key: key, Value: value, KeySize: uint32(keySize), ValueSize: uint32(valueSize), MaxEntries: 64, Flags: flags}
+		entries := uint32(64)
+		if typ == ebpf.LRUHash || typ == ebpf.LRUCPUHash {
+			entries = 8192 // of fewer, older kernels keep less than is written: each CPU sets 128 aside
+		}
+		return &ebpf.MapSpec{Name: name, Type: typ, Key: key, Value: value, KeySize: uint32(keySize), ValueSize: uint32(valueSize), MaxEntries: entries, Flags: flags}
 	}
 	plain := func(name string, typ ebpf.MapType, key, value uint32, flags uint32) *ebpf.MapSpec {
 		return &ebpf.MapSpec{Name: name, Type: typ, KeySize: key, ValueSize: value, MaxEntries: 64, Flags: flags}
