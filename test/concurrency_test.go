@@ -1,0 +1,287 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bpfnet/internal/testkit"
+)
+
+// crowdVariable is how long TestCrowd goes on, "60s"; shortCrowd if it isn't set.
+const (
+	crowdVariable = "BPFNET_TEST_CROWD"
+	shortCrowd    = 8 * time.Second
+)
+
+// raceExit is what a bpfnet that was built with -race ends with after a data
+// race.
+const raceExit = 66
+
+// Exit codes of commands while others change the same things.
+var (
+	works     = []int{0}
+	contended = []int{0, 3, 4, 9} // not found, conflict, locked
+)
+
+// crowd is 20 users of one node who work at the same time.
+type crowd struct {
+	node
+	*testing.T
+	binary, cgroup string
+
+	mu      sync.Mutex
+	runs    map[string]int // by command and exit code
+	slowest time.Duration
+}
+
+// TestCrowd lets 20 writers and readers run every command at the same time. No
+// update is lost, no read is torn, no command waits longer than it may or ends
+// in a state that isn't defined, and in the end nothing is left.
+func TestCrowd(t *testing.T) {
+	length := shortCrowd
+	if text := os.Getenv(crowdVariable); text != "" {
+		var err error
+		if length, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &crowd{node: newNode(t), T: t, binary: crowdBinary(t), cgroup: testkit.Cgroup(t), runs: map[string]int{}}
+	for _, line := range []string{
+		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt",
+		"attach tc port-filter --dev veth-b --direction egress",
+	} {
+		c.do(works, strings.Fields(line)...)
+	}
+	c.work(length)
+	c.do(works, "unload", "--all", "--detach")
+	testkit.Unhooked(t, "/run/netns/"+c.host)
+	if _, err := os.Stat(c.root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", c.root, err)
+	}
+	t.Logf("the slowest of the commands took %s; by exit code: %v", c.slowest.Round(time.Millisecond), c.runs)
+}
+
+// crowdBinary is a bpfnet that looks for data races if the tests do.
+func crowdBinary(t *testing.T) string {
+	t.Helper()
+	if !raceDetector || os.Getenv("BPFNET_BINARY") != "" {
+		return binary
+	}
+	path := filepath.Join(t.TempDir(), "bpfnet")
+	if out, err := exec.Command("go", "build", "-race", "-o", path, "bpfnet").CombinedOutput(); err != nil {
+		t.Fatalf("build bpfnet: %v\n%s", err, out)
+	}
+	return path
+}
+
+// work lets everybody take turns until the time is over.
+func (c *crowd) work(length time.Duration) {
+	var turns []func(i int)
+	for k := range 4 {
+		turns = append(turns, func(i int) { c.ownsKeys(k, i) })
+	}
+	for k := range 3 {
+		turns = append(turns, func(i int) { c.changesPolicy(k, i) }, func(i int) { c.managesInstance(k, i) })
+	}
+	turns = append(turns, c.racesForKeys, c.imports, c.clears, c.attachesToDevice, c.attachesToCgroup, c.setsDefault)
+	for len(turns) < 20 {
+		k := len(turns)
+		turns = append(turns, func(i int) { c.reads(k + 3*i) })
+	}
+	end := time.Now().Add(length)
+	var all sync.WaitGroup
+	for _, turn := range turns {
+		all.Go(func() {
+			for i := 0; time.Now().Before(end) && !c.Failed(); i++ {
+				turn(i)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// do runs a command, which has to end in one of the exit codes and in time.
+func (c *crowd) do(exits []int, args ...string) (stdout string, exit int) {
+	// What a command may wait for, and what this machine takes for 20 of them.
+	const limit = 10*time.Second + 50*time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.binary, append([]string{"--netns", c.host}, args...)...)
+	cmd.Env = append(append(os.Environ(), c.env()...), fmt.Sprintf("GORACE=exitcode=%d", raceExit))
+	var out, messages bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &messages
+	began := time.Now()
+	err := cmd.Run()
+	took := time.Since(began)
+	exit = cmd.ProcessState.ExitCode()
+	if ctx.Err() != nil {
+		c.Errorf("%q hangs", args)
+	} else if !slices.Contains(exits, exit) {
+		c.Errorf("%q: %v\n%s", args, err, messages.String())
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slowest = max(c.slowest, took)
+	c.runs[fmt.Sprintf("%s %d", args[0], exit)]++
+	return out.String(), exit
+}
+
+// decode runs a command and reads what it prints.
+func (c *crowd) decode(doc any, args ...string) {
+	out, exit := c.do(works, append(args, "-o", "json")...)
+	if err := json.Unmarshal([]byte(out), doc); err != nil && exit == 0 {
+		c.Errorf("%q prints %q: %v", args, out, err)
+	}
+}
+
+// value is what a key of the map store/allow has.
+func (c *crowd) value(key string) int {
+	var entry struct{ Value int }
+	c.decode(&entry, "map", "get", "store/allow", key)
+	return entry.Value
+}
+
+// ownsKeys writes keys that nobody else does, and finds what it wrote.
+func (c *crowd) ownsKeys(k, i int) {
+	key := fmt.Sprintf("10.%d.0.%d", k, i%100)
+	for value := 1; value <= 2; value++ {
+		c.do(works, "map", "set", "store/allow", key, fmt.Sprint(value))
+		if got := c.value(key); got != value {
+			c.Errorf("%s is %d, was set to %d", key, got, value)
+		}
+	}
+	if i%2 == 0 {
+		c.do(works, "map", "delete", "store/allow", key)
+		c.do([]int{3}, "map", "get", "store/allow", key)
+		c.do([]int{3}, "map", "set", "store/allow", key, "3", "--if-present")
+	}
+}
+
+// racesForKeys lets three add the same key, each with a value of its own: one
+// does, the others are told.
+func (c *crowd) racesForKeys(i int) {
+	key := fmt.Sprintf("10.200.%d.%d", i/250, i%250)
+	var exits [3]int
+	var all sync.WaitGroup
+	for k := range exits {
+		all.Go(func() {
+			_, exits[k] = c.do([]int{0, 4}, "map", "set", "store/allow", key, fmt.Sprint(k+1), "--if-absent")
+		})
+	}
+	all.Wait()
+	winner := slices.Index(exits[:], 0)
+	if won := 3 - len(slices.DeleteFunc(slices.Clone(exits[:]), func(exit int) bool { return exit == 0 })); won != 1 {
+		c.Errorf("%s was added by %d of 3", key, won)
+	}
+	if got := c.value(key); got != winner+1 {
+		c.Errorf("%s is %d, added as %d", key, got, winner+1)
+	}
+}
+
+// imports many keys that nobody else writes, and finds the last one.
+func (c *crowd) imports(i int) {
+	var lines strings.Builder
+	lines.WriteString("key,value\n")
+	for n := range 100 {
+		fmt.Fprintf(&lines, "10.100.0.%d,%d\n", n, i%200)
+	}
+	file := filepath.Join(c.TempDir(), fmt.Sprint(i, ".csv"))
+	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
+		c.Error(err)
+	}
+	c.do(works, "map", "import", "store/allow", file)
+	if got := c.value("10.100.0.99"); got != i%200 {
+		c.Errorf("10.100.0.99 is %d, was imported as %d", got, i%200)
+	}
+	var entries []struct {
+		Key   string
+		Value int
+	}
+	c.decode(&entries, "map", "dump", "store/allow")
+	for _, e := range entries {
+		if strings.HasPrefix(e.Key, "10.100.") && e.Value != i%200 {
+			c.Errorf("%s is %d, was imported as %d", e.Key, e.Value, i%200)
+		}
+	}
+}
+
+// clears a map that the others only read.
+func (c *crowd) clears(i int) {
+	c.do(works, "map", "set", "store/packets_by_source_address", fmt.Sprintf("10.0.0.%d", i%250), "1")
+	c.do(works, "map", "clear", "store/packets_by_source_address")
+	c.do(works, "map", "set", "store/limits", fmt.Sprintf("10.%d.0.0/16", i%250), `{"pps":1,"action":"drop"}`)
+	c.do(works, "map", "delete", "store/limits", fmt.Sprintf("10.%d.0.0/16", i%250))
+}
+
+// changesPolicy allows two ports at a time, and forbids them again. A policy has
+// both of anybody's or none.
+func (c *crowd) changesPolicy(k, i int) {
+	pair := []string{fmt.Sprintf("%d/tcp", 1000+k), fmt.Sprintf("%d/udp", 1000+k)}
+	verb, want := "allow", true
+	if i%2 == 1 {
+		verb, want = "remove", false
+	}
+	c.do(works, append([]string{"ports", verb, "-q"}, pair...)...)
+	var policy struct{ Rules []struct{ Ports string } }
+	c.decode(&policy, "ports", "list")
+	has := map[string]bool{}
+	for _, rule := range policy.Rules {
+		has[rule.Ports] = true
+	}
+	if has[pair[0]] != want {
+		c.Errorf("after %s of %s: %v", verb, pair, policy.Rules)
+	}
+	for other := range 3 {
+		if has[fmt.Sprintf("%d/tcp", 1000+other)] != has[fmt.Sprintf("%d/udp", 1000+other)] {
+			c.Errorf("half of a change is in the policy: %v", policy.Rules)
+		}
+	}
+}
+
+func (c *crowd) setsDefault(i int) {
+	c.do(works, "ports", "default", []string{"drop", "pass"}[i%2], "-q")
+	c.do(works, "ports", "deny", "22/tcp", "-q", "--dry-run")
+}
+
+// managesInstance does to one instance what others do to it as well.
+func (c *crowd) managesInstance(k, i int) {
+	lines := []string{
+		"load xdp-counter --name shared", "attach xdp shared --dev veth-a --mode generic", "load xdp-counter --name shared --replace --reuse-maps --prog xdp_counter",
+		"status shared", "load xdp-counter --name shared --replace", "detach xdp shared", "attach xdp shared --dev veth-a --mode generic --dry-run", "unload shared --detach",
+		"watch counters --instance shared --once", "run xdp-counter --dev veth-b --mode generic --count 1 --interval 100ms",
+	}
+	c.do(contended, strings.Fields(lines[(i+3*k)%len(lines)])...)
+}
+
+func (c *crowd) attachesToDevice(int) {
+	c.do(works, "attach", "tc", "pt", "--dev", "veth-a", "--direction", "both")
+	c.do(works, "watch", "pods", "--instance", "pt", "--once")
+	c.do(works, "detach", "tc", "pt", "--dev", "veth-a")
+}
+
+func (c *crowd) attachesToCgroup(int) {
+	c.do(works, "attach", "cgroup", "pt", "--cgroup", c.cgroup)
+	c.do(works, "cgroup", "show", c.cgroup)
+	c.do(works, "detach", "cgroup", "pt", "--cgroup", c.cgroup)
+}
+
+// reads runs one of the commands that change nothing.
+func (c *crowd) reads(i int) {
+	lines := []string{
+		"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
+		"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
+		"map list --fill", "prog show port-filter/port_filter_egress",
+	}
+	c.do(works, strings.Fields(lines[i%len(lines)])...)
+}
