@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bpfnet/internal/testkit"
 )
 
@@ -22,6 +24,7 @@ import (
 type crash struct {
 	name    string
 	prepare [][]string
+	halfway []string // a call, and a command of the preparation that is killed after it
 	command []string
 	input   string   // content of $INPUT
 	compare []string // a further command whose output is part of the state
@@ -29,10 +32,14 @@ type crash struct {
 }
 
 // shortPoints is how many kills of a command the short form tries.
-const shortPoints = 5
+const shortPoints = 4
 
 // everyPoint asks for the long form.
 var everyPoint = os.Getenv("BPFNET_TEST_ALL") != ""
+
+// newQdisc is the call after which a kill leaves a qdisc (docs/known-limits.md):
+// it can't be told from one that somebody else made.
+var newQdisc = fmt.Sprintf("netlink %d", unix.RTM_NEWQDISC)
 
 // points chooses after which calls to kill, counted from 1: all, or in the short
 // form some of those whose effect stays, the last one among them.
@@ -63,7 +70,7 @@ func (c crash) run(t *testing.T) {
 	h := newHarness(t, c)
 	h.prepare(t)
 	h.before = h.traffic.verdicts(t)
-	whole := trace(t, h.command(), 0)
+	whole := trace(t, h.command(), never)
 	if whole.code != 0 {
 		t.Fatalf("%q: exit %d: %s", c.command, whole.code, whole.output)
 	}
@@ -78,12 +85,14 @@ func (c crash) run(t *testing.T) {
 		t.Fatalf("%q changes nothing", c.command)
 	}
 	for i, point := range chosen {
-		t.Run(fmt.Sprintf("%02d_%s", point, whole.calls[point-1].name), func(t *testing.T) {
-			objects := h.kill(t, point)
+		last := whole.calls[point-1].name
+		t.Run(fmt.Sprintf("%02d_%s", point, last), func(t *testing.T) {
+			h.qdisc = last == newQdisc
+			made := h.kill(t, point)
 			h.repeat(t, true)
 			h.repeat(t, false)
-			h.converged(t, objects)
-			h.clean(t, objects)
+			h.converged(t, made)
+			h.clean(t, made)
 			if everyPoint || i%2 == 0 {
 				h.clean(t, h.kill(t, point)) // removing is a next command, too
 			}
@@ -100,6 +109,7 @@ type harness struct {
 	variables     map[string]string
 	before, after verdicts
 	want          string // state
+	qdisc         bool   // one may be left
 }
 
 func newHarness(t *testing.T, c crash) *harness {
@@ -135,13 +145,11 @@ func (h *harness) prepare(t *testing.T) {
 	for _, words := range h.crash.prepare {
 		h.must(t, h.expand(words)...)
 	}
-}
-
-// prepare runs commands.
-func (n node) prepare(t *testing.T, commands [][]string) {
-	t.Helper()
-	for _, words := range commands {
-		n.must(t, words...)
+	if len(h.halfway) == 0 {
+		return
+	}
+	if left := trace(t, h.bpfnet(h.expand(h.halfway[1:])...), afterAny(h.halfway[0])); !left.killed {
+		t.Fatalf("%q wasn't killed: %s", h.halfway, left.output)
 	}
 }
 
@@ -159,7 +167,7 @@ func (h *harness) kill(t *testing.T, point int) []object {
 	t.Helper()
 	h.prepare(t)
 	stop := h.traffic.flood(t)
-	killed := trace(t, h.command(), point)
+	killed := trace(t, h.command(), after(point))
 	stop(h.before, h.after)
 	if !killed.killed {
 		t.Fatalf("ended after %d calls: exit %d: %s", len(killed.calls), killed.code, killed.output)
@@ -219,8 +227,10 @@ func (h *harness) clean(t *testing.T, made []object) {
 	}
 	_ = os.Remove(h.root) // if it was made, but not marked as made
 	if qdiscs := h.sh(t, "tc -n $HOST qdisc show"); strings.Contains(qdiscs, "clsact") {
-		t.Errorf("left on devices:\n%s", qdiscs)
-		h.sh(t, "for d in veth-a veth-b; do tc -n $HOST qdisc del dev $d clsact || true; done")
+		if !h.qdisc {
+			t.Errorf("left on devices:\n%s", qdiscs)
+		}
+		h.sh(t, "for dev in veth-a veth-b; do tc -n $HOST qdisc del dev $dev clsact || true; done")
 	}
 	gone(t, made)
 }
@@ -309,20 +319,6 @@ func (n node) summary(t *testing.T) string {
 		text.WriteString(") ")
 	}
 	return text.String()
-}
-
-// noLeftovers fails if the root holds anything but whole instances.
-func (n node) noLeftovers(t *testing.T, step int) {
-	t.Helper()
-	entries, err := os.ReadDir(n.root)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "@") && e.Name() != "@made" {
-			t.Errorf("step %d: %s is left", step, filepath.Join(n.root, e.Name()))
-		}
-	}
 }
 
 // state describes everything that a command leaves, without what differs

@@ -25,8 +25,8 @@ type call struct {
 	lasting bool // what it made doesn't die with the process
 }
 
-// traced is what a command did while it was watched.
-type traced struct {
+// trail is what a command did while it was watched.
+type trail struct {
 	calls   []call   // in order, those that succeeded
 	objects []object // made by it
 	killed  bool
@@ -34,9 +34,22 @@ type traced struct {
 	output  string // stdout and stderr
 }
 
-// trace runs a command and kills it right after the given one of its calls that
-// change something, counted from 1 over all its threads; with 0 it ends itself.
-func trace(t *testing.T, cmd *exec.Cmd, kill int) traced {
+// moment says whether a command is to be killed right after the last of the
+// calls that changed something, over all its threads.
+type moment func(calls []call) bool
+
+func never([]call) bool { return false }
+
+// after is the moment after some number of calls.
+func after(count int) moment { return func(calls []call) bool { return len(calls) == count } }
+
+// afterAny is the moment after the first call whose name begins so.
+func afterAny(name string) moment {
+	return func(calls []call) bool { return strings.HasPrefix(calls[len(calls)-1].name, name) }
+}
+
+// trace runs a command and kills it at a moment.
+func trace(t *testing.T, cmd *exec.Cmd, kill moment) trail {
 	t.Helper()
 	out, err := os.CreateTemp(t.TempDir(), "output")
 	if err != nil {
@@ -60,13 +73,14 @@ func trace(t *testing.T, cmd *exec.Cmd, kill int) traced {
 		t.Fatal(err)
 	}
 	tr.output = string(text)
-	return tr.traced
+	return tr.trail
 }
 
 type tracer struct {
-	traced
-	pid, kill int
-	entered   map[int]syscallInfo // by thread
+	trail
+	pid     int
+	kill    moment
+	entered map[int]syscallInfo // by thread
 }
 
 // syscallInfo is the kernel's struct ptrace_syscall_info. On entry data is the
@@ -165,7 +179,7 @@ func (tr *tracer) succeeded(entry [8]uint64, result uint64) error {
 	if o, ok := madeObject(c, tr.pid, int(result)); ok {
 		tr.objects = append(tr.objects, o)
 	}
-	if len(tr.calls) == tr.kill {
+	if tr.kill(tr.calls) {
 		tr.killed = true
 		return unix.Kill(tr.pid, unix.SIGKILL)
 	}
@@ -198,7 +212,7 @@ func (tr *tracer) change(number int, args []uint64) (call, bool) {
 		return c, ok
 	case unix.SYS_SENDTO:
 		kind := tr.netlinkType(args[1])
-		return call{fmt.Sprintf("sendto of netlink type %d", kind), true}, kind >= unix.RTM_BASE && kind%4 != 2 // RTM_GET…
+		return call{fmt.Sprintf("netlink %d", kind), true}, kind >= unix.RTM_BASE && kind%4 != 2 // RTM_GET…
 	default:
 		name, ok := changing[number]
 		return call{name, true}, ok
@@ -256,7 +270,7 @@ func madeObject(c call, pid, fd int) (object, bool) {
 // kills where it is told to.
 func TestTrace(t *testing.T) {
 	n := newNode(t)
-	whole := trace(t, n.bpfnet("load", "xdp-counter"), 0)
+	whole := trace(t, n.bpfnet("load", "xdp-counter"), never)
 	if whole.killed || whole.code != 0 || len(whole.objects) == 0 {
 		t.Fatalf("%+v", whole)
 	}
@@ -265,7 +279,7 @@ func TestTrace(t *testing.T) {
 		t.Errorf("calls %v", whole.calls)
 	}
 	n.must(t, "unload", "xdp-counter")
-	almost := trace(t, n.bpfnet("load", "xdp-counter"), len(whole.calls)-1)
+	almost := trace(t, n.bpfnet("load", "xdp-counter"), after(len(whole.calls)-1))
 	if !almost.killed || !slices.Equal(almost.calls, whole.calls[:len(whole.calls)-1]) {
 		t.Errorf("killed: %+v", almost)
 	}

@@ -53,6 +53,8 @@ func crashes() []crash {
 		{name: "replace-everywhere", prepare: everywhere, command: words(loadTC + " --prog port_filter_xdp --replace --reuse-maps"), compare: list, keeps: true},
 		{name: "replace-policy", prepare: filter(loadTC, tcBoth), command: words(loadTC + " --prog port_filter_xdp --replace"), compare: list},
 		{name: "replace-cgroup", prepare: lines(loadPods, cgroup), command: words("load pod-traffic --replace")},
+		{name: "replace-again", prepare: filter(loadTC, tcBoth), halfway: words("renameat " + loadTC + " --prog port_filter_xdp --replace"), command: words(loadTC + " --prog port_filter_xdp --replace"), compare: list},
+		{name: "load-after-unload", prepare: filter(loadTC), halfway: words("renameat unload port-filter"), command: words("load xdp-counter")},
 		{name: "attach-tc", prepare: filter(loadTC), command: words(tcBoth), compare: list},
 		{name: "attach-tc-second", prepare: slices.Concat(filter(loadTC, tcBoth), lines("load pod-traffic")), command: words("attach tc pod-traffic --dev veth-b --direction both --first"), compare: list, keeps: true},
 		{name: "attach-xdp", prepare: filter(loadXDP), command: words(xdp), compare: list},
