@@ -39,6 +39,7 @@ test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
 	@for kernel in $(KERNELS); do test/vm/tests -t 2400 $$kernel $(KERNEL_PACKAGES) -- -test.short || exit 1; done
 
+test-all: export BPFNET_TEST_CROWD = 60s
 test-all: test test-kernels ## run every test there is, and all commands under all kernels
 	@test/vm/kernels
 

@@ -113,11 +113,11 @@ func (c *crowd) work(length time.Duration) {
 
 // do runs a command, which has to end in one of the exit codes and in time.
 func (c *crowd) do(exits []int, args ...string) (stdout string, exit int) {
-	// What a command may wait for, and what this machine takes for 20 of them.
-	const limit = 10*time.Second + 50*time.Second
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	// What a command may wait for the lock, and what a slow machine takes for 20.
+	const lockTimeout, margin = time.Minute, 2 * time.Minute
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout+margin)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.binary, append([]string{"--netns", c.host}, args...)...)
+	cmd := exec.CommandContext(ctx, c.binary, append([]string{"--netns", c.host, "--lock-timeout", lockTimeout.String()}, args...)...)
 	cmd.Env = append(append(os.Environ(), c.env()...), fmt.Sprintf("GORACE=exitcode=%d", raceExit))
 	var out, messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &messages
