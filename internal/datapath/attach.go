@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
@@ -71,7 +72,7 @@ func (e *Engine) attach(req AttachRequest) (Attached, error) {
 	for _, s := range spots {
 		doc, err := e.attachSpot(req, s, existing)
 		if err != nil {
-			return Attached{}, errors.Join(err, e.undo(fresh))
+			return Attached{}, errors.Join(s.vanished(err), e.undo(fresh))
 		}
 		if !req.DryRun && !slices.ContainsFunc(existing, s.isAt) {
 			fresh = append(fresh, doc)
@@ -80,6 +81,25 @@ func (e *Engine) attach(req AttachRequest) (Attached, error) {
 		result.Attachments = append(result.Attachments, doc)
 	}
 	return result, nil
+}
+
+// vanished explains an error that came because the target was removed since it
+// was looked up.
+func (s spot) vanished(err error) error {
+	gone := false
+	switch {
+	case s.at.IfIndex != 0:
+		var missing netlink.LinkNotFoundError
+		_, lookErr := netlink.LinkByIndex(int(s.at.IfIndex))
+		gone = errors.As(lookErr, &missing)
+	case s.at.CgroupID != 0:
+		_, statErr := os.Stat(s.at.Cgroup)
+		gone = isNotExist(statErr)
+	}
+	if !gone {
+		return err
+	}
+	return fault.New(fault.ErrNotFound, "its target went away while it was being attached")
 }
 
 // undo takes off again what this request attached.

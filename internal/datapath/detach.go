@@ -62,13 +62,26 @@ func (e *Engine) detach(req DetachRequest) (Attached, error) {
 	}
 	for _, name := range names {
 		if err := e.detachMatching(name, req, &result); err != nil {
-			return result, err
+			return result, partly(err, result.Attachments)
 		}
 	}
 	if !result.Changed && !req.Defunct {
 		result.Notes = missingTargets(req)
 	}
 	return result, nil
+}
+
+// partly adds to an error what was detached before it: putting that back could
+// fail as well.
+func partly(err error, detached []Attachment) error {
+	if len(detached) == 0 {
+		return err
+	}
+	var targets []string
+	for _, a := range detached {
+		targets = append(targets, describeTarget(a))
+	}
+	return fmt.Errorf("%w; detached before that: %s", err, join(targets))
 }
 
 func (e *Engine) detachMatching(name string, req DetachRequest, result *Attached) error {
@@ -249,9 +262,9 @@ func (e *Engine) attachedTo(names []string, detach bool) (map[string][]Attachmen
 }
 
 func (e *Engine) unloadOne(name string, attachments []Attachment) error {
-	for _, a := range attachments {
+	for i, a := range attachments {
 		if err := e.detachOne(a); err != nil {
-			return fmt.Errorf("detach %s from %s: %w", a.Program, describeTarget(a), err)
+			return partly(fmt.Errorf("detach %s from %s: %w", a.Program, describeTarget(a), err), attachments[:i])
 		}
 	}
 	if !e.root.Exists(name) {

@@ -357,6 +357,7 @@ func (e *Engine) stage(p *loadPlan, coll *ebpf.Collection) (*pinned.Stage, error
 		return nil, err
 	}
 	if err := pinAll(stage, p.spec, coll); err != nil {
+		coll.Close() // its descriptors may be what Abort lacks
 		return nil, errors.Join(err, stage.Abort())
 	}
 	return stage, nil

@@ -291,12 +291,11 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 }
 
 // replaced says whether a pin couldn't be opened because it is gone, or because
-// somebody put something else in its place: what isn't an error of the kernel is
-// one of cilium/ebpf about the type.
+// somebody put something else in its place; of objects of another type
+// cilium/ebpf says so only in the text.
 func replaced(path string, err error) bool {
-	var errno unix.Errno
 	info, statErr := os.Lstat(path)
-	return isNotExist(err) || !errors.As(err, &errno) || statErr == nil && !info.Mode().IsRegular()
+	return isNotExist(err) || strings.Contains(err.Error(), path+" is not a ") || statErr == nil && !info.Mode().IsRegular()
 }
 
 // openError explains why a pinned program or map couldn't be opened.
