@@ -438,8 +438,10 @@ func signalled(t *testing.T, cmd *exec.Cmd, signal os.Signal, after time.Duratio
 func TestStreamsEndInOrder(t *testing.T) {
 	n := newNode(t)
 	n.must(t, "load", "pod-traffic")
+	n.must(t, "load", "../internal/datapath/testdata/events.o", "--name", "ev")
 	before := n.summary(t)
 	for i, line := range []string{
+		"map events ev/events", "map events ev/samples",
 		"watch pods --interval 10ms", "status --interval 10ms", "map watch " + prefixes + " --interval 10ms",
 		"run xdp-counter --dev veth-b --mode generic --interval 10ms", "run port-filter --dev veth-a --interval 10ms",
 	} {
