@@ -95,6 +95,32 @@ func FuzzObject(f *testing.F) {
 	})
 }
 
+// FuzzLoad: what can be read of a broken object is loaded into the kernel or
+// refused. Nothing runs. Maps are made small: how large they may be is the
+// kernel's business.
+func FuzzLoad(f *testing.F) {
+	all := objects(f)
+	for i := range all {
+		f.Add(uint8(i), []byte{})
+	}
+	f.Fuzz(func(t *testing.T, which uint8, patches []byte) {
+		plan, err := newLoadPlan(LoadRequest{Source: "some.o", Object: broken(all[int(which)%len(all)], 0, patches)})
+		if err != nil {
+			return
+		}
+		const most = 1 << 12
+		for _, m := range plan.spec.Maps {
+			m.MaxEntries = min(m.MaxEntries, most)
+			if m.KeySize > most || m.ValueSize > most {
+				return
+			}
+		}
+		if coll, err := plan.newCollection(nil); err == nil {
+			coll.Close()
+		}
+	})
+}
+
 // readPlan does what is done with a plan before the kernel sees it.
 func readPlan(p *loadPlan) {
 	for name, v := range p.spec.Variables {
