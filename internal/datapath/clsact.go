@@ -56,7 +56,7 @@ func (e *Engine) attachClsact(req AttachRequest, s spot, prog *ebpf.Program, ref
 	}
 	filter, err := newFilter(req, s, prog, direction, owner)
 	if err == nil {
-		err = probe.Explain(probe.OpAttachClsact, netlink.FilterAdd(filter))
+		err = addFilter(filter)
 	}
 	if err != nil {
 		return Attachment{}, errors.Join(fmt.Errorf("add filter: %w", err), dropClsact(s.dev.link, owner))
@@ -67,6 +67,16 @@ func (e *Engine) attachClsact(req AttachRequest, s spot, prog *ebpf.Program, ref
 		return Attachment{}, errors.Join(err, netlink.FilterDel(filter), dropClsact(s.dev.link, owner))
 	}
 	return doc, nil
+}
+
+// addFilter leaves no filter behind when it fails: it may be the kernel's answer
+// that got lost.
+func addFilter(filter *netlink.BpfFilter) error {
+	err := netlink.FilterAdd(filter)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		_ = netlink.FilterDel(filter)
+	}
+	return probe.Explain(probe.OpAttachClsact, err)
 }
 
 // ensureClsact makes the qdisc if the device has none, and says whether it is
