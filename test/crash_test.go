@@ -37,9 +37,14 @@ const shortPoints = 4
 // everyPoint asks for the long form.
 var everyPoint = os.Getenv("BPFNET_TEST_ALL") != ""
 
-// newQdisc is the call after which a kill leaves a qdisc (docs/known-limits.md):
-// it can't be told from one that somebody else made.
-var newQdisc = fmt.Sprintf("netlink %d", unix.RTM_NEWQDISC)
+// Without TCX the kernel needs a qdisc that holds filters. docs/known-limits.md
+// says what a kill can leave of it, and that packets are lost as it comes and
+// goes.
+var (
+	newQdisc  = netlinkCall(unix.RTM_NEWQDISC)
+	delQdisc  = netlinkCall(unix.RTM_DELQDISC)
+	delFilter = netlinkCall(unix.RTM_DELTFILTER)
+)
 
 // points chooses after which calls to kill, counted from 1: all, or in the short
 // form some of those whose effect stays, the last one among them.
@@ -87,7 +92,7 @@ func (c crash) run(t *testing.T) {
 	for i, point := range chosen {
 		last := whole.calls[point-1].name
 		t.Run(fmt.Sprintf("%02d_%s", point, last), func(t *testing.T) {
-			h.qdisc = last == newQdisc
+			h.qdisc = last == newQdisc || last == delFilter
 			made := h.kill(t, point)
 			h.repeat(t, true)
 			h.repeat(t, false)
@@ -168,7 +173,7 @@ func (h *harness) kill(t *testing.T, point int) []object {
 	h.prepare(t)
 	stop := h.traffic.flood(t)
 	killed := trace(t, h.command(), after(point))
-	stop(h.before, h.after)
+	stop(h.before, h.after, slices.ContainsFunc(killed.calls, func(c call) bool { return c.name == newQdisc || c.name == delQdisc }))
 	if !killed.killed {
 		t.Fatalf("ended after %d calls: exit %d: %s", len(killed.calls), killed.code, killed.output)
 	}

@@ -212,12 +212,15 @@ func (tr *tracer) change(number int, args []uint64) (call, bool) {
 		return c, ok
 	case unix.SYS_SENDTO:
 		kind := tr.netlinkType(args[1])
-		return call{fmt.Sprintf("netlink %d", kind), true}, kind >= unix.RTM_BASE && kind%4 != 2 // RTM_GET…
+		return call{netlinkCall(kind), true}, kind >= unix.RTM_BASE && kind%4 != 2 // RTM_GET…
 	default:
 		name, ok := changing[number]
 		return call{name, true}, ok
 	}
 }
+
+// netlinkCall names a call that sends a netlink message of a type.
+func netlinkCall(kind uint16) string { return fmt.Sprintf("netlink %d", kind) }
 
 // netlinkType reads the type of the netlink message at an address.
 func (tr *tracer) netlinkType(address uint64) uint16 {

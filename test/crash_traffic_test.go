@@ -2,6 +2,7 @@ package test
 
 import (
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -64,14 +65,20 @@ func (tr traffic) settle(last uint64) {
 	time.Sleep(2 * time.Millisecond) // another CPU may be behind
 }
 
+// verdictTries is how often a packet is sent that doesn't arrive: a slow machine
+// may need longer than one is waited for.
+const verdictTries = 3
+
 // verdicts tries which ports packets reach.
 func (tr traffic) verdicts(t *testing.T) (passed verdicts) {
 	t.Helper()
 	before := tr.counts()
-	tr.send(t)
-	tr.settle(before[len(crashPorts)-1] + 1)
-	for i, count := range tr.counts() {
-		passed[i] = count > before[i]
+	for try := uint64(1); try <= verdictTries && slices.Contains(passed[:], false); try++ {
+		tr.send(t)
+		tr.settle(before[len(crashPorts)-1] + try)
+		for i, count := range tr.counts() {
+			passed[i] = count > before[i]
+		}
 	}
 	if !passed[len(crashPorts)-1] {
 		t.Errorf("a packet to port %d, which every policy allows, is lost", crashPorts[len(crashPorts)-1])
@@ -80,8 +87,9 @@ func (tr traffic) verdicts(t *testing.T) (passed verdicts) {
 }
 
 // flood sends to all ports until it is stopped, and then checks: a port with the
-// same verdict before and after had it all the time.
-func (tr traffic) flood(t *testing.T) (stop func(before, after verdicts)) {
+// same verdict before and after had it all the time. With lossy, packets to
+// allowed ports may be lost.
+func (tr traffic) flood(t *testing.T) (stop func(before, after verdicts, lossy bool)) {
 	began := tr.counts()
 	var group sync.WaitGroup
 	var sent uint64
@@ -97,7 +105,7 @@ func (tr traffic) flood(t *testing.T) (stop func(before, after verdicts)) {
 			}
 		}
 	})
-	return func(before, after verdicts) {
+	return func(before, after verdicts, lossy bool) {
 		t.Helper()
 		close(end)
 		group.Wait()
@@ -106,7 +114,7 @@ func (tr traffic) flood(t *testing.T) (stop func(before, after verdicts)) {
 			count -= began[i]
 			switch {
 			case before[i] != after[i]:
-			case before[i] && count != sent:
+			case before[i] && count != sent && !lossy:
 				t.Errorf("%d of %d packets to the allowed port %d arrived", count, sent, crashPorts[i])
 			case !before[i] && count != 0:
 				t.Errorf("%d of %d packets to the forbidden port %d passed", count, sent, crashPorts[i])
