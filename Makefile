@@ -35,7 +35,7 @@ build: ## build ./bpfnet; needs Go alone
 test: ## run all tests, with the race detector; as root, or those on the kernel are skipped
 	@scripts/deps test
 	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
-	$(GO) test -race $(TESTFLAGS) ./...
+	$(GO) test -race -timeout 60m $(TESTFLAGS) ./...
 
 test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
@@ -45,6 +45,7 @@ test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	done
 
 test-all: export BPFNET_TEST_CROWD = 60s
+test-all: export BPFNET_TEST_ALL = 1
 test-all: test test-kernels ## run every test there is, and all commands under all kernels
 	@test/vm/kernels
 
