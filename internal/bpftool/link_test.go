@@ -60,10 +60,10 @@ func TestLinksOfDevices(t *testing.T) {
 	index := deviceIn(t, ns, "a")
 	var byXDP, byTCX link.Link
 	if err := netns.Do(ns, func() (err error) {
-		if byXDP, err = link.AttachXDP(link.XDPOptions{Program: xdp, Interface: int(index), Flags: link.XDPGenericMode}); err != nil {
+		if byTCX, err = link.AttachTCX(link.TCXOptions{Program: tc, Interface: int(index), Attach: ebpf.AttachTCXEgress}); err != nil {
 			return err
 		}
-		byTCX, err = link.AttachTCX(link.TCXOptions{Program: tc, Interface: int(index), Attach: ebpf.AttachTCXEgress})
+		byXDP, err = link.AttachXDP(link.XDPOptions{Program: xdp, Interface: int(index), Flags: link.XDPGenericMode})
 		return err
 	}); err != nil {
 		testkit.Needs(t, "TCX", err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
@@ -154,6 +155,9 @@ func TestExplainKeepsOtherErrors(t *testing.T) {
 
 func TestExplainWithoutAMissingCapability(t *testing.T) {
 	needRoot(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
 	if got := explainedAs(OpLoadTrampoline, unix.EPERM); got.Kind != "unsupported" || !strings.Contains(got.Text, "the kernel forbids it") {
 		t.Errorf("fentry: %+v", got)
 	}
