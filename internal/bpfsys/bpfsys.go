@@ -100,8 +100,8 @@ func (k Kind) Next(id uint32) (uint32, error) {
 }
 
 // Each visits all objects in the order of their ids, each with a descriptor that
-// is closed afterwards, until visit returns an error. Objects that vanish
-// meanwhile are left out.
+// is closed afterwards, until visit returns an error. Objects that come or vanish
+// meanwhile are left out: EAGAIN is for links that aren't complete yet.
 func (k Kind) Each(visit func(id uint32, fd int) error) error {
 	var id uint32
 	for {
@@ -114,7 +114,7 @@ func (k Kind) Each(visit func(id uint32, fd int) error) error {
 		}
 		id = next
 		fd, err := k.Open(id)
-		if err == unix.ENOENT {
+		if err == unix.ENOENT || err == unix.EAGAIN {
 			continue
 		}
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -96,4 +97,39 @@ func TestProgram(t *testing.T) {
 		!slices.Equal(maps, []uint32{uint32(ids[0])}) {
 		t.Errorf("%+v, maps %d, %v; want %+v", info, maps, err, want)
 	}
+}
+
+// TestEachWhileOthersCome lists links while others are made and closed.
+func TestEachWhileOthersCome(t *testing.T) {
+	testkit.NeedsKernel(t)
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "comes", Type: ebpf.RawTracepoint, Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sched_process_exec", Program: p}); err == nil {
+				l.Close()
+			}
+		}
+	}()
+	for range 2000 {
+		if err := bpfsys.Links.Each(func(uint32, int) error { return nil }); err != nil {
+			t.Errorf("links: %v", err)
+			break
+		}
+	}
+	close(stop)
+	<-done
 }
