@@ -13,7 +13,7 @@ BENCHTIME ?= 1s
 TESTFLAGS ?=
 # What test-kernels runs, and where: the packages, and of ./test what matches;
 # an emulated machine takes an hour for the kills and the crowd.
-KERNELS ?= 5.10 6.1 6.12 6.18
+KERNELS ?= 5.10 6.1 6.12 6.18 7.2
 KERNEL_PACKAGES ?= ./bpf ./pinned $(addprefix ./internal/,bpftool counter datapath holders maps ports probe traffic)
 KERNEL_TESTS ?= Scripts|Matrix|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$
 
