@@ -2,6 +2,7 @@ package probe
 
 import (
 	"errors"
+	"os"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -90,7 +91,7 @@ func Needs(op Op) []Capability {
 // was refused, or one with the same capabilities.
 func Explain(op Op, err error) error {
 	if errors.Is(err, ebpf.ErrNotSupported) {
-		return fault.New(fault.ErrUnsupported, "%s: %w", op, err)
+		return explainMissing(op, err)
 	}
 	if err == nil || !isDenied(err) {
 		return err
@@ -103,6 +104,16 @@ func Explain(op Op, err error) error {
 		return lacks(op, lacking, err)
 	}
 	return explainForbidden(op, err)
+}
+
+// explainMissing is for what the kernel doesn't have. Programs on typed
+// tracepoints and functions need the kernel's BTF, which no version promises.
+func explainMissing(op Op, err error) error {
+	e := fault.New(fault.ErrUnsupported, "%s: %w", op, err)
+	if _, statErr := os.Stat(kernelBTF); os.IsNotExist(statErr) && (op == OpLoadTracing || op == OpLoadTrampoline) {
+		return e.Hint("there is no %s: the kernel was built without CONFIG_DEBUG_INFO_BTF", kernelBTF)
+	}
+	return e
 }
 
 // explainVerifier handles programs that only privileged users may load: without
