@@ -350,14 +350,16 @@ func loadOperation(prog *ebpf.ProgramSpec) probe.Op {
 	}
 }
 
-// stage pins a collection beside the instance.
+// stage pins a collection beside the instance, and closes it: its descriptors
+// may be what reading back and undoing lack.
 func (e *Engine) stage(p *loadPlan, coll *ebpf.Collection) (*pinned.Stage, error) {
+	defer coll.Close()
 	stage, err := e.root.NewStage(p.name, p.from)
 	if err != nil {
 		return nil, err
 	}
 	if err := pinAll(stage, p.spec, coll); err != nil {
-		coll.Close() // its descriptors may be what Abort lacks
+		coll.Close()
 		return nil, errors.Join(err, stage.Abort())
 	}
 	return stage, nil
