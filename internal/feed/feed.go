@@ -142,12 +142,8 @@ func (r *reader) wrong(at place, err error) {
 // entry adds the address, prefix, range or domain that text is; e has the rest.
 func (r *reader) entry(text []byte, at place, e Entry) error {
 	e.Line, e.Column = at.line, at.column
-	if prefix, n := prefix4(text); n > 0 && n == len(text) {
-		e.Prefix = prefix
-		return r.add(e)
-	}
 	if looksLikeAddress(text) {
-		return r.address(string(text), e)
+		return r.address(text, e)
 	}
 	domain, err := ParseDomain(string(text))
 	if err != nil {
@@ -159,8 +155,12 @@ func (r *reader) entry(text []byte, at place, e Entry) error {
 }
 
 // address is entry for where no domain can stand.
-func (r *reader) address(text string, e Entry) error {
-	prefixes, err := ParseAddress(text)
+func (r *reader) address(text []byte, e Entry) error {
+	if prefix, n := prefix4(text); n > 0 && n == len(text) {
+		e.Prefix = prefix
+		return r.add(e)
+	}
+	prefixes, err := ParseAddress(string(text))
 	if err != nil {
 		r.wrong(place{e.Line, e.Column}, err)
 		return nil

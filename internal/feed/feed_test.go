@@ -184,6 +184,7 @@ func TestRead(t *testing.T) {
 		{"ipset", "add a 192.0.2.1 timeout", "f:1:17: timeout has no value\n"},
 		{"ipset", "add a 192.0.2.1 timeout x", "f:1:25: x is not a number of seconds\n"},
 		{"ipset", "add a evil.example", "f:1:7: evil.example is not an address\n"},
+		{"ipset", "\"\" a", "f:1:2: \"\" is not a command of ipset save\n"},
 		{"ipset", "swap a b", "f:1:1: swap is not a command of ipset save\n"},
 
 		{"nft", "elements = { 192.0.2.1,", "1:14 192.0.2.1/32\nerror: f:1:12: this brace is not closed\n"},

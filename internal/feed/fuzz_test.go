@@ -30,11 +30,22 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte("a;b\n1;192.0.2.1"), byte(FormatCSV), true, "b")
 	f.Fuzz(func(t *testing.T, text []byte, format byte, domains bool, column string) {
 		o := Options{Name: "f", Format: Format(format % byte(len(formatWords))), Domains: domains, Column: column, Now: now}
-		lines := bytes.Count(text, []byte{'\n'}) + 1
+		lines := countLines(string(text))
 		_ = Read(bytes.NewReader(text), o,
 			func(e Entry) error { checkEntry(t, e, lines); return nil },
 			func(e LineError) { checkPlace(t, e.Line, e.Column, lines); _ = e.Error() })
 	})
+}
+
+// countLines counts as YAML does, which has more kinds of line ends.
+func countLines(text string) int {
+	lines := 1
+	for _, r := range text {
+		if strings.ContainsRune("\n\r\u0085\u2028\u2029", r) {
+			lines++
+		}
+	}
+	return lines
 }
 
 func checkPlace(t *testing.T, line, column, lines int) {

@@ -8,16 +8,19 @@ import (
 	"time"
 )
 
-func (r *reader) readIPSet() error { return r.lines(r.ipsetLine) }
+func (r *reader) readIPSet() error {
+	var words []word // of a line
+	return r.lines(func(line []byte, number int) (err error) {
+		if words, err = ipsetWords(words[:0], line, number); err != nil {
+			r.wrong(place{number, 1}, err)
+			return nil
+		}
+		return r.ipsetCommand(words)
+	})
+}
 
-// ipsetLine reads a command of ipset restore.
-func (r *reader) ipsetLine(line []byte, number int) error {
-	words, err := ipsetWords(line, number)
-	switch {
-	case err != nil:
-		r.wrong(place{number, 1}, err)
-		return nil
-	case len(words) == 0 || words[0].text[0] == '#':
+func (r *reader) ipsetCommand(words []word) error {
+	if len(words) == 0 || isComment(words[0].text) {
 		return nil
 	}
 	switch string(words[0].text) {
@@ -47,7 +50,7 @@ func (r *reader) ipsetAdd(words []word) error {
 		return nil
 	}
 	e.Line, e.Column = at.line, at.column
-	return r.address(string(text), e)
+	return r.address(text, e)
 }
 
 // ipsetOptions reads those that say something about an element.
@@ -93,16 +96,15 @@ type word struct {
 	at   place
 }
 
-// ipsetWords splits a line; what is in quotes is one word.
-func ipsetWords(line []byte, number int) ([]word, error) {
-	var words []word
+// ipsetWords appends those of a line; what is in quotes is one word.
+func ipsetWords(words []word, line []byte, number int) ([]word, error) {
 	for pos := skipBlanks(line, 0); pos < len(line); pos = skipBlanks(line, pos) {
 		start, end := pos, pos
 		if line[pos] == '"' {
 			start++
 			length := bytes.IndexByte(line[start:], '"')
 			if length < 0 {
-				return nil, errors.New("a quote is not closed")
+				return words, errors.New("a quote is not closed")
 			}
 			end = start + length
 			pos = end + 1

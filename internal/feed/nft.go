@@ -160,7 +160,7 @@ func (n *nft) element(e *nftElement) error {
 	case e.err != nil:
 		n.wrong(e.wrongAt, e.err)
 	case e.text != "":
-		return n.address(e.text, e.entry)
+		return n.address([]byte(e.text), e.entry)
 	}
 	return nil
 }
