@@ -63,12 +63,30 @@ func (d tap) attach(t *testing.T, program *ebpf.Program) {
 	t.Helper()
 	tcx, err := link.AttachTCX(link.TCXOptions{Interface: d.index, Program: program, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, ebpf.ErrNotSupported) {
-		t.Skipf("this kernel has no TCX: %v", err)
+		d.filter(t, program)
+		return
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = tcx.Close() })
+}
+
+// filter attaches on kernels without TCX: by a filter, which goes with the device.
+func (d tap) filter(t *testing.T, program *ebpf.Program) {
+	t.Helper()
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: d.index, Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0)}}
+	if err := netlink.QdiscAdd(qdisc); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: d.index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Fd:           program.FD(),
+		Name:         "nonlinear",
+		DirectAction: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually waits for a condition that a packet on its way makes true.

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/testkit"
 )
@@ -173,18 +175,66 @@ func TestCgroupEffective(t *testing.T) {
 	}
 }
 
+// loadLSM is union bpf_attr of BPF_PROG_LOAD up to the function that a program is
+// for, which cilium/ebpf doesn't set for security hooks of cgroups.
+type loadLSM struct {
+	kind, count                              uint32
+	instructions, license                    unsafe.Pointer
+	logLevel, logSize                        uint32
+	log                                      uint64
+	kernVersion, flags                       uint32
+	name                                     [unix.BPF_OBJ_NAME_LEN]byte
+	ifindex, attachType, btfFD, funcInfoSize uint32
+	funcInfo                                 uint64
+	funcInfoCount, lineInfoSize              uint32
+	lineInfo                                 uint64
+	lineInfoCount, attachBTF                 uint32
+}
+
+// lsmOfCgroups loads a program that allows everything on a security hook, or
+// skips the test.
+func lsmOfCgroups(t *testing.T, hook string) *ebpf.Program {
+	t.Helper()
+	const what = "LSM programs of cgroups"
+	if !testkit.HasEnumerator("bpf_attach_type", "BPF_LSM_CGROUP") {
+		t.Skip("this kernel has no " + what)
+	}
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var function *btf.Func
+	testkit.Needs(t, what, spec.TypeByName(hook, &function), btf.ErrNotFound)
+	id, err := spec.TypeID(function)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := []struct {
+		op, registers uint8
+		offset        int16
+		constant      int32
+	}{{op: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, constant: 1}, {op: unix.BPF_JMP | unix.BPF_EXIT}}
+	attr := loadLSM{
+		kind: uint32(ebpf.LSM), attachType: uint32(ebpf.AttachLSMCgroup), attachBTF: uint32(id), name: [unix.BPF_OBJ_NAME_LEN]byte{'l'},
+		count: uint32(len(code)), instructions: unsafe.Pointer(&code[0]), license: unsafe.Pointer(&[]byte("GPL\x00")[0]),
+	}
+	fd, err := bpfsys.Call(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	testkit.Needs(t, what, err, unix.EPERM) // some kernels forbid it to everybody
+	p, err := ebpf.NewProgramFromFD(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 // TestCgroupLSM tries a program on a security hook, which not every kernel has.
 func TestCgroupLSM(t *testing.T) {
 	cgroup := testkit.Cgroup(t)
-	p, err := tryProgram(t, ebpf.ProgramSpec{Name: "l", Type: ebpf.LSM, AttachType: ebpf.AttachLSMCgroup, AttachTo: "socket_create", Instructions: asm.Instructions{
-		asm.Mov.Imm(asm.R0, 1), asm.Return(),
-	}})
-	if err != nil {
-		t.Skipf("this kernel has no LSM programs of cgroups: %.100v", err)
-	}
+	p := lsmOfCgroups(t, "bpf_lsm_socket_create")
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: ebpf.AttachLSMCgroup, Program: p})
 	if err != nil {
-		t.Skipf("this kernel has no LSM programs of cgroups: %v", err)
+		t.Fatal(err)
 	}
 	defer l.Close()
 	if c := sameCgroup(t, cgroup); value(c.Programs[0].BTFName) != "bpf_lsm_socket_create" {

@@ -9,6 +9,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/testkit"
 )
 
 // createStructOps is union bpf_attr of BPF_MAP_CREATE up to the type of values
@@ -27,9 +29,7 @@ func TestStructOps(t *testing.T) {
 		t.Fatal(err)
 	}
 	var value *btf.Struct
-	if err := spec.TypeByName("bpf_struct_ops_tcp_congestion_ops", &value); err != nil {
-		t.Skipf("this kernel has no struct_ops for congestion control: %v", err)
-	}
+	testkit.Needs(t, "struct_ops for congestion control", spec.TypeByName("bpf_struct_ops_tcp_congestion_ops", &value), btf.ErrNotFound)
 	id, err := spec.TypeID(value)
 	if err != nil {
 		t.Fatal(err)

@@ -630,11 +630,9 @@ func TestForeignObjectInPlaceOfALink(t *testing.T) {
 
 func TestLoopbackAndBridge(t *testing.T) {
 	e, nsA, _ := setup(t)
-	if err := netns.Do(nsA, func() error {
+	testkit.Needs(t, "bridges", netns.Do(nsA, func() error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
-	}); err != nil {
-		t.Skipf("this kernel has no bridges: %v", err)
-	}
+	}), unix.EOPNOTSUPP)
 	load(t, e, LoadRequest{Source: "xdp-counter"})
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	for _, dev := range []string{"lo", "br0"} {
@@ -767,9 +765,7 @@ func TestDetachByAlternativeName(t *testing.T) {
 		}
 		return netlink.LinkAddAltName(l, alternative)
 	})
-	if err != nil {
-		t.Skipf("this kernel has no alternative names: %v", err)
-	}
+	testkit.Needs(t, "alternative names", err, unix.EOPNOTSUPP)
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	attach(t, e, AttachRequest{Hook: "tc", Name: "pod-traffic", Device: alternative, Direction: Ingress})
 	d, err := e.Detach(ctx, DetachRequest{Hook: "tc", Name: "pod-traffic", Device: alternative})

@@ -5,8 +5,10 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/netns"
+	"bpfnet/internal/testkit"
 )
 
 // A tun device carries packets without an Ethernet header: the programs made for
@@ -32,9 +34,7 @@ func TestDeviceWithoutEthernetHeader(t *testing.T) {
 		}
 		return netlink.LinkSetUp(l)
 	})
-	if err != nil {
-		t.Skipf("this kernel has no tun devices: %v", err)
-	}
+	testkit.Needs(t, "tun devices", err, unix.ENOENT, unix.ENODEV)
 	load(t, e, LoadRequest{Source: "pod-traffic"})
 	load(t, e, LoadRequest{Source: "xdp-counter"})
 	load(t, e, object(t, "legacy.o"))

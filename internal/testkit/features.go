@@ -17,10 +17,11 @@ import (
 // has no …": test/vm/tests takes every other reason for a fault.
 
 // Needs skips a test when err, of something that was tried, means that the
-// kernel doesn't have it, and fails it on any other error.
-func Needs(t testing.TB, what string, err error) {
+// kernel doesn't have it: ErrNotSupported, or one of lacking. It fails the test
+// on any other error.
+func Needs(t testing.TB, what string, err error, lacking ...error) {
 	t.Helper()
-	if errors.Is(err, ebpf.ErrNotSupported) {
+	if slices.ContainsFunc(append(lacking, ebpf.ErrNotSupported), func(lack error) bool { return errors.Is(err, lack) }) {
 		t.Skipf("this kernel has no %s: %.100v", what, err)
 	}
 	if err != nil {
@@ -57,6 +58,17 @@ func HasMember(name, path string) bool {
 	}
 	found, err := spec.AnyTypeByName(name)
 	return err == nil && hasMember(found, strings.Split(path, "."))
+}
+
+// HasEnumerator says whether an enum of the kernel has a value of that name.
+func HasEnumerator(enum, value string) bool {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	var found *btf.Enum
+	return spec.TypeByName(enum, &found) == nil &&
+		slices.ContainsFunc(found.Values, func(v btf.EnumValue) bool { return v.Name == value })
 }
 
 func hasMember(t btf.Type, path []string) bool {
