@@ -32,10 +32,11 @@ help: ## list the targets
 build: ## build ./bpfnet; needs Go alone
 	CGO_ENABLED=0 $(GO) build -trimpath -o bpfnet .
 
+test: SHELL := /bin/bash -o pipefail
 test: ## run all tests, with the race detector; as root, or those on the kernel are skipped
 	@scripts/deps test
 	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
-	$(GO) test -race -timeout 60m $(TESTFLAGS) ./...
+	$(GO) test -json -race -timeout 60m $(TESTFLAGS) ./... | test/vm/report machine "$$(uname -r)"
 
 test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
