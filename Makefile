@@ -13,7 +13,8 @@ BENCHTIME ?= 1s
 TESTFLAGS ?=
 # What test-kernels runs, and where: the packages, and of ./test what matches;
 # an emulated machine takes an hour for the kills and the crowd.
-KERNELS ?= 5.10 6.1 6.12 6.18 7.2
+KERNELS ?= 5.10 6.1 6.12 6.18 newest
+KERNEL_VARIANTS ?= 6.12:lockdown=integrity 6.12:lockdown=confidentiality 6.12:no-btf
 KERNEL_PACKAGES ?= ./bpf ./pinned $(addprefix ./internal/,bpftool counter datapath holders maps ports probe traffic)
 KERNEL_TESTS ?= Scripts|Matrix|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$
 
@@ -43,6 +44,9 @@ test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@for kernel in $(KERNELS); do \
 		test/vm/tests -t 1200 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
 		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h || exit 1; \
+	done
+	@for kernel in $(KERNEL_VARIANTS); do \
+		test/vm/tests -t 3600 $$kernel ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h || exit 1; \
 	done
 
 test-all: export BPFNET_TEST_CROWD = 60s
