@@ -112,3 +112,15 @@ func FuzzWords(f *testing.F) {
 		}
 	})
 }
+
+// FuzzSize reads sizes of maps: digits, and nothing else.
+func FuzzSize(f *testing.F) {
+	for _, text := range []string{"1", "0", "4294967295", "4294967296", "-1", "+1", "0x10", "1_000", " 1", ""} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if n := parseSize(text); n != 0 && strings.TrimLeft(text, "0") != fmt.Sprint(n) {
+			t.Errorf("%q is %d", text, n)
+		}
+	})
+}

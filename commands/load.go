@@ -133,11 +133,18 @@ func sizes(c *cli.Context) (map[string]uint32, error) {
 	}
 	values := map[string]uint32{}
 	for name, text := range texts {
-		n, err := strconv.ParseUint(text, 10, 32)
-		if err != nil || n == 0 {
+		if values[name] = parseSize(text); values[name] == 0 {
 			return nil, usage(c, "--max-entries %s=%s: not a number from 1 to 4294967295", name, text)
 		}
-		values[name] = uint32(n)
 	}
 	return values, nil
+}
+
+// parseSize returns zero for what isn't the size of a map.
+func parseSize(text string) uint32 {
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
 }

@@ -39,9 +39,16 @@ func Digest(object []byte, parameters map[string]string) string {
 // Spec reads what an instance was made from. An instance that something else
 // made has the zero Spec.
 func (r Root) Spec(instance string) Spec {
-	var spec Spec
 	text, err := os.Readlink(filepath.Join(r.Instance(instance), specName))
-	if err != nil || json.Unmarshal([]byte(text), &spec) != nil {
+	if err != nil {
+		return Spec{}
+	}
+	return parseSpec(text)
+}
+
+func parseSpec(text string) Spec {
+	var spec Spec
+	if json.Unmarshal([]byte(text), &spec) != nil {
 		return Spec{}
 	}
 	return spec

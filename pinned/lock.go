@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -180,6 +181,12 @@ func holder(dir *os.File) string {
 	}
 	defer locks.Close()
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(stat.Dev)), unix.Minor(uint64(stat.Dev)), stat.Ino)
+	return lockHolder(locks, file)
+}
+
+// lockHolder finds the process in the lines of /proc/locks; file is the device
+// and inode, as they are there.
+func lockHolder(locks io.Reader, file string) string {
 	for s := bufio.NewScanner(locks); s.Scan(); {
 		// "1: FLOCK  ADVISORY  WRITE 708 00:13:22 0 EOF"
 		f := strings.Fields(s.Text())

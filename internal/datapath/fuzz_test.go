@@ -1,14 +1,18 @@
 package datapath
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/cilium/ebpf"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/fault"
@@ -155,6 +159,40 @@ func FuzzNotes(f *testing.F) {
 		_ = describeTarget(doc)
 		if text, err := json.Marshal(doc); err != nil || !utf8.Valid(text) {
 			t.Errorf("%q, %v", text, err)
+		}
+	})
+}
+
+// FuzzSet sets variables of each size: what isn't a value of theirs is a usage
+// error, never another value.
+func FuzzSet(f *testing.F) {
+	for _, text := range []string{"1", "-1", "256", "true", "0x10", "1e3", "", " 1", "9223372036854775808"} {
+		f.Add("small", text)
+		f.Add("step", text)
+		f.Add("enabled", text)
+	}
+	f.Add("nothing", "1")
+	object, err := os.ReadFile("testdata/several.o")
+	if err != nil {
+		f.Fatal(err)
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, name, text string) {
+		p := loadPlan{spec: spec.Copy()}
+		if err := p.set(map[string]string{name: text}); err != nil {
+			if !errors.Is(err, fault.ErrUsage) {
+				t.Errorf("%s=%q: %v", name, text, err)
+			}
+			return
+		}
+		var got int64
+		if name == "step" && p.spec.Variables[name].Get(&got) == nil {
+			if want, err := strconv.ParseInt(text, 0, 64); err == nil && got != want {
+				t.Errorf("%s=%q is %d", name, text, got)
+			}
 		}
 	})
 }
