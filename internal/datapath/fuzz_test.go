@@ -166,7 +166,7 @@ func FuzzNotes(f *testing.F) {
 // FuzzSet sets variables of each size: what isn't a value of theirs is a usage
 // error, never another value.
 func FuzzSet(f *testing.F) {
-	for _, text := range []string{"1", "-1", "256", "true", "0x10", "1e3", "", " 1", "9223372036854775808"} {
+	for _, text := range []string{"1", "-1", "256", "true", "0x10", "010", "1e3", "", " 1", "9223372036854775808"} {
 		f.Add("small", text)
 		f.Add("step", text)
 		f.Add("enabled", text)
@@ -190,7 +190,7 @@ func FuzzSet(f *testing.F) {
 		}
 		var got int64
 		if name == "step" && p.spec.Variables[name].Get(&got) == nil {
-			if want, err := strconv.ParseInt(text, 0, 64); err == nil && got != want {
+			if want, err := strconv.ParseInt(text, 10, 64); err == nil && got != want {
 				t.Errorf("%s=%q is %d", name, text, got)
 			}
 		}
