@@ -9,7 +9,8 @@
 //	enums             the word; a value without one as a number
 //	floats            1.5; "NaN", "Infinity", "-Infinity"
 //	char[n]           a string; bytes that aren't text as "hex:…"
-//	__be16/32/64      the number in host order; __be32 named like an address: "10.0.0.1"
+//	__be16, __be64    the number in host order
+//	__be32            "10.0.0.1", the number if it is called one: "seq", "flow_label"
 //	in_addr, in6_addr "10.0.0.1", "2001:db8::1"
 //	ip_addr_t         either family: "10.0.0.1" is stored as ::ffff:10.0.0.1
 //	__u8[6] mac       "aa:bb:cc:dd:ee:ff"

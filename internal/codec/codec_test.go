@@ -93,7 +93,8 @@ func TestRoundTrip(t *testing.T) {
 		{arrayOf(char, 5), "hex:6865783a00", `"hex:6865783a00"`}, {arrayOf(char, 4), "{[", `"{["`}, {arrayOf(char, 4), "", `""`},
 		{arrayOf(char, 4), "hex:1b5b0000", `"\u001b["`},
 		{arrayOf(u16, 3), "[1,2,3]", ""}, {arrayOf(u8, 4), "[1,2,3,4]", ""}, {arrayOf(arrayOf(u8, 2), 2), "[[1,2],[3,4]]", ""},
-		{be16, "80", ""}, {be32, "1", ""}, {be64, "258", ""},
+		{be16, "80", ""}, {be32, "1", `"0.0.0.1"`}, {be32, "10.0.0.1", `"10.0.0.1"`}, {be32, "0x0a000001", `"10.0.0.1"`}, {be64, "258", ""},
+		{arrayOf(be32, 2), `["10.0.0.1",1]`, `["10.0.0.1","0.0.0.1"]`},
 		{in4, "10.0.0.1", `"10.0.0.1"`}, {in6, "2001:db8::1", `"2001:db8::1"`}, {in6, "::ffff:10.0.0.1", `"::ffff:10.0.0.1"`},
 		{ip, "10.0.0.1", `"10.0.0.1"`}, {ip, "::ffff:10.0.0.1", `"10.0.0.1"`}, {ip, "2001:db8::1", `"2001:db8::1"`},
 		{limit, `{"pps":1000,"action":"GREEN","pad":[0,0,0,0]}`, ""},
@@ -104,6 +105,8 @@ func TestRoundTrip(t *testing.T) {
 		{data, `{"x":1,"y":2}`, ""},
 		{structOf("s", 4, btf.Member{Name: "saddr", Type: be32}), `{"saddr":"10.1.2.3"}`, ""},
 		{structOf("s", 4, btf.Member{Name: "saddr", Type: be32}), `{"saddr":167838211}`, `{"saddr":"10.1.2.3"}`},
+		{structOf("s", 4, btf.Member{Name: "hop", Type: be32}), `{"hop":"10.1.2.3"}`, ""},
+		{structOf("s", 4, btf.Member{Name: "flow_label", Type: be32}), `{"flow_label":"0.0.1.2"}`, `{"flow_label":258}`},
 		{structOf("s", 4, btf.Member{Name: "method", Type: arrayOf(u8, 4)}), `{"method":[1,2,3,4]}`, ""},
 	} {
 		c := codecOf(t, test.typ)
@@ -186,6 +189,8 @@ func TestRefusals(t *testing.T) {
 		{f32, "1e300", "not a number"}, {f64, "x", "not a number"},
 		{arrayOf(char, 4), "abcde", "longer than 4 bytes"}, {arrayOf(u8, 2), "[1]", "1 element, 2 needed"}, {arrayOf(u8, 2), "[1,300]", `member "[1]": 300 is beyond`},
 		{in4, "2001:db8::1", "not an IPv4 address"}, {in6, "10.0.0.1", "mapped it is ::ffff:10.0.0.1"}, {in6, "fe80::1%eth0", "not an address"}, {ip, "10.0.0", "not an address"},
+		{be32, "x", `"x" is not an address: 10.0.0.1`}, {be32, "2001:db8::1", "not an IPv4 address"}, {be32, "10.0.0.256", "not an address"}, {be32, "-1", "-1 is beyond 0..4294967295"}, {be32, "", "not an address"},
+		{structOf("s", 4, btf.Member{Name: "seq", Type: be32}), `{"seq":"1.2"}`, `member "seq": "1.2" is not an address`},
 		{limit, `{"pps":1}`, `"action" is missing`}, {limit, `{"pps":1,"action":0,"burst":1}`, `no member is called "burst"`},
 		{limit, `{"pps":-1,"action":0}`, `member "pps": -1 is beyond 0..18446744073709551615`}, {limit, `{"pps":1,"pps":2,"action":0}`, "twice"},
 		{limit, `{"pps":1`, "JSON"}, {limit, `{"pps":1,"action":0} x`, "goes on"}, {limit, "5", "not a JSON object"}, {limit, `{"pps":null,"action":0}`, "null is not an integer"},
@@ -242,6 +247,21 @@ func TestPerCPU(t *testing.T) {
 	doc, sum = signed.AppendPerCPU(nil, b, 8)
 	if got := string(doc[sum : len(doc)-1]); got != `"-18446744073709551616"` {
 		t.Errorf("sum of negative numbers: %s", got)
+	}
+}
+
+// TestNumberNames has names of members of type __be32, most from the kernel's
+// headers.
+func TestNumberNames(t *testing.T) {
+	for name, want := range map[string]bool{
+		"": false, "saddr": false, "ip4": false, "ipv4_dst": false, "netmask": false, "gateway": false, "s_addr": false, "id_addr": false,
+		"hop": false, "srcAddr": false, "seqIP": false, "key": false, "value": false, "nexthop": false, "sip": false, "key_ip": false, "word_of_ip": false,
+		"id": true, "ip_id": true, "id2": true, "flow_label": true, "ack_seq": true, "dccph_seq_low": true, "spi": true, "mark": true, "addr_len": true,
+		"packet_id": true, "type_be32": true, "l4_4_bytes": true, "sin6_flowinfo": true, "checksum": true, "__pad1": true, "reserved": true, "seqNum": true, "tunnelID": true,
+	} {
+		if got := namesNumber(name); got != want {
+			t.Errorf("%q names a number: %v", name, got)
+		}
 	}
 }
 

@@ -98,10 +98,36 @@ func compileNetwork(t btf.Type, name string) node {
 		return nil
 	}
 	number := integer{bytes: int(i.Size), network: true}
-	if i.Size == 4 && namesAddress(name) {
+	if i.Size == 4 && !namesNumber(name) {
 		return dotted{address{bytes: 4}, number}
 	}
 	return number
+}
+
+// numberWords are what members of type __be32 are called that are no addresses,
+// in the kernel's headers and in those of protocols.
+var numberWords = []string{
+	"id", "spi", "vni", "teid", "tag", "index", "ifindex", "magic", "type", "version",
+	"proto", "protocol", "port", "priority", "prio", "verdict", "code", "error",
+	"seq", "seqno", "sequence", "ack", "acknowledgement", "mark", "flag", "flags", "label", "lse", "flowinfo",
+	"len", "length", "size", "count", "counter", "num", "no", "nr", "bytes", "packets", "offset",
+	"checksum", "csum", "crc", "hash", "time", "timestamp", "sec", "nsec", "word",
+}
+
+// namesNumber says whether a member of type __be32 is called something that is
+// no address. The last word that says one or the other counts: "ip_id" is a
+// number, "id_addr" is none.
+func namesNumber(name string) bool {
+	for _, word := range slices.Backward(words(name)) {
+		word = strings.TrimRight(word, "0123456789")
+		switch {
+		case slices.Contains(numberWords, word):
+			return true
+		case namesAddress(word):
+			return false
+		}
+	}
+	return isPadding(name)
 }
 
 func compileInt(t *btf.Int) node {
@@ -180,8 +206,19 @@ func compileBytes(i *btf.Int, name string, size int) node {
 	return nil
 }
 
-// words splits a member's name, "src_ip4" into "src" and "ip4".
-func words(name string) []string { return strings.Split(strings.ToLower(name), "_") }
+// words splits a member's name, "src_ip4" and "srcIP4" into "src" and "ip4".
+func words(name string) []string {
+	var b strings.Builder
+	var before rune
+	for _, r := range name {
+		if unicode.IsUpper(r) && unicode.IsLower(before) {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+		before = r
+	}
+	return strings.Split(b.String(), "_")
+}
 
 func namesAddress(name string) bool {
 	return strings.Contains(strings.ToLower(name), "addr") || slices.ContainsFunc(words(name), func(w string) bool {

@@ -120,6 +120,9 @@ func (n integer) parse(b []byte, v any, path string) error {
 	if text, ok := scalar(v); ok && n.parseDigits(b, text) {
 		return nil
 	}
+	if text, ok := v.(string); ok && n.network && n.bytes == 4 && strings.Contains(text, ".") {
+		return address{bytes: 4}.parse(b, v, path)
+	}
 	number, err := parseNumber(v, path, n.form())
 	if err != nil {
 		return err

@@ -196,15 +196,20 @@ func (n *prefix) form() string {
 	return "2001:db8::/32"
 }
 
-// dotted is a __be32 that is called an address; numbers are taken too.
+// dotted is a __be32 that may be an address; numbers are taken too.
 type dotted struct {
 	address
 	number integer
 }
 
 func (n dotted) parse(b []byte, v any, path string) error {
-	if text, ok := scalar(v); ok && !strings.Contains(text, ".") {
+	if text, ok := scalar(v); ok && startsNumber(text) && !strings.ContainsAny(text, ".:") {
 		return n.number.parse(b, v, path)
 	}
 	return n.address.parse(b, v, path)
+}
+
+func startsNumber(text string) bool {
+	text = strings.TrimPrefix(strings.TrimSpace(text), "-")
+	return text != "" && text[0] >= '0' && text[0] <= '9'
 }

@@ -847,3 +847,23 @@ func checkPlaces(t *testing.T, problems []string, source, input string) {
 		}
 	}
 }
+
+// TestNetworkAddresses writes a __be32 key and value as people do.
+func TestNetworkAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.make(t, &ebpf.MapSpec{Name: "lru", Type: ebpf.LRUHash, KeySize: 4, ValueSize: 4, MaxEntries: 8, Key: be32, Value: be32})
+	for _, key := range []string{"10.0.0.1", "167772161", "hex:0a000001"} {
+		if c := w.set("lru", key, "5"); string(c.Key) != `"10.0.0.1"` || string(c.Value) != `"0.0.0.5"` {
+			t.Errorf("set %s: %s %s", key, c.Key, c.Value)
+		}
+	}
+	rows := w.rowsOf("lru")
+	if want := "{\"key\":\"10.0.0.1\",\"value\":\"0.0.0.5\"}\n"; rows != want {
+		t.Errorf("dump %s, want %s", rows, want)
+	}
+	w.clear("lru")
+	w.mustImport("lru", "f", rows, true)
+	if again := w.rowsOf("lru"); again != rows {
+		t.Errorf("after dump and import %s, not %s", again, rows)
+	}
+}
