@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
@@ -280,7 +281,7 @@ func programName(id uint32) *string {
 	if err != nil || info.Name[0] == 0 {
 		return nil
 	}
-	name := fullName(fd, info)
+	name := maps.ProgramName(fd, info)
 	return &name
 }
 

@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"unsafe"
 
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/bpfsys"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/holders"
+	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/pinned"
 )
@@ -34,42 +33,6 @@ func programInfo(fd int) (bpfsys.ProgInfo, error) {
 		err = fmt.Errorf("read program: %w", err)
 	}
 	return info, err
-}
-
-// fullName is the name of a program. The kernel cuts names off at 15 characters;
-// the BTF of a program has the function's in full.
-func fullName(fd int, info bpfsys.ProgInfo) string {
-	name := text(info.Name[:])
-	if len(name) < len(info.Name)-1 || info.BTFID == 0 || info.FuncInfoCount == 0 {
-		return name
-	}
-	var function struct{ offset, typeID uint32 }
-	ask := bpfsys.ProgInfo{FuncInfo: unsafe.Pointer(&function), FuncInfoSize: uint32(unsafe.Sizeof(function)), FuncInfoCount: 1}
-	if err := bpfsys.Info(fd, unsafe.Pointer(&ask), unsafe.Sizeof(ask)); err != nil {
-		return name
-	}
-	if full, err := typeName(info.BTFID, function.typeID); err == nil {
-		return full
-	}
-	return name
-}
-
-// typeName is the name of a type of a BTF object.
-func typeName(btfID, typeID uint32) (string, error) {
-	handle, err := btf.NewHandleFromID(btf.ID(btfID))
-	if err != nil {
-		return "", err
-	}
-	defer handle.Close()
-	spec, err := handle.Spec(nil)
-	if err != nil {
-		return "", err
-	}
-	typ, err := spec.TypeByID(btf.TypeID(typeID))
-	if err != nil {
-		return "", err
-	}
-	return typ.TypeName(), nil
 }
 
 // Programs implements API.
@@ -110,13 +73,13 @@ func (k *Kernel) eachProgram(ref string, fn func(fd int) error) error {
 	case strings.HasPrefix(ref, "/"), word == "id":
 		return progKind.with(ref, fn)
 	case word == "tag":
-		tag, err := hex.DecodeString(rest)
-		if err != nil || len(tag) != len(bpfsys.ProgInfo{}.Tag) {
-			return fault.New(fault.ErrUsage, "program tag %q: a tag is 16 hexadecimal digits", rest)
+		tag, err := maps.ParseTag(rest)
+		if err != nil {
+			return err
 		}
-		return matching(fn, func(_ int, info bpfsys.ProgInfo) bool { return string(info.Tag[:]) == string(tag) })
+		return matching(fn, func(_ int, info bpfsys.ProgInfo) bool { return info.Tag == tag })
 	case word == "name":
-		return matching(fn, func(fd int, info bpfsys.ProgInfo) bool { return fullName(fd, info) == rest })
+		return matching(fn, func(fd int, info bpfsys.ProgInfo) bool { return maps.ProgramName(fd, info) == rest })
 	}
 	return k.eachOfInstance(progKind, pinned.Progs, ref, func(name, function string) bool { return name == function }, fn)
 }
@@ -187,7 +150,7 @@ func describeProgram(fd int) (Object, error) {
 func programHeader(fd int, info bpfsys.ProgInfo) Object {
 	doc := Object{{"id", info.ID}, {"type", worded(programTypes, info.Type)}}
 	if info.Name[0] != 0 {
-		doc.add("name", fullName(fd, info))
+		doc.add("name", maps.ProgramName(fd, info))
 	}
 	doc.add("tag", hex.EncodeToString(info.Tag[:]))
 	doc.add("gpl_compatible", info.GPL&1 != 0)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strconv"
 	"strings"
 	"time"
@@ -16,8 +15,6 @@ import (
 
 	"bpfnet/internal/codec"
 	"bpfnet/internal/fault"
-	"bpfnet/internal/probe"
-	"bpfnet/pinned"
 )
 
 // Get implements API. For an address without a length an LPM trie answers with
@@ -169,7 +166,8 @@ func (s *Store) parseValue(h *handle, text string) (v newValue, release func(), 
 }
 
 // parseObject opens the map or program that a value names: its id as Get shows
-// it, id:N, the path of its pin, NAME/MAP or NAME/FUNCTION.
+// it, id:N, name:S, the path of its pin, NAME/MAP or NAME/FUNCTION; of a program
+// also tag:HEX.
 func (s *Store) parseObject(h *handle, text string) (newValue, func(), error) {
 	if _, err := strconv.ParseUint(text, 10, 32); err == nil {
 		text = idPrefix + text
@@ -206,58 +204,6 @@ func (s *Store) openObject(holds, text string) (object, uint32, error) {
 	}
 	id, _ := info.ID()
 	return m, uint32(id), nil
-}
-
-func (s *Store) openProgram(text string) (object, uint32, error) {
-	p, err := s.loadProgram(text)
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := p.Info()
-	if err != nil {
-		p.Close()
-		return nil, 0, err
-	}
-	id, _ := info.ID()
-	return p, uint32(id), nil
-}
-
-func (s *Store) loadProgram(text string) (*ebpf.Program, error) {
-	if number, ok := strings.CutPrefix(text, idPrefix); ok {
-		return programByID(text, number)
-	}
-	path := text
-	if instance, name, ok := s.split(text); ok {
-		path = s.root.Path(instance, pinned.Progs, name)
-	} else if !strings.HasPrefix(text, "/") {
-		return nil, fault.New(fault.ErrUsage, "program %q: it must be NAME/FUNCTION, id:N or the path of a pin", text)
-	}
-	p, err := ebpf.LoadPinnedProgram(path, nil)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.ErrNotFound, "open program %s: no such program", text).
-			Hint("a program is named NAME/FUNCTION, by its id, id:N, or by the path of its pin")
-	case err != nil && strings.Contains(err.Error(), "is not a Program"):
-		return nil, fault.New(fault.ErrUsage, "open program %s: %s is not a program", text, path)
-	case err != nil:
-		return nil, fmt.Errorf("open program %s: %w", text, probe.Explain(probe.OpOpenPin, err))
-	}
-	return p, nil
-}
-
-func programByID(text, number string) (*ebpf.Program, error) {
-	id, err := strconv.ParseUint(number, 10, 32)
-	if err != nil {
-		return nil, fault.New(fault.ErrUsage, "open program %q: the id is not a number", text)
-	}
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.ErrNotFound, "open program %s: no program has that id", text).Hint("bpfnet -j prog list shows all programs")
-	case err != nil:
-		return nil, fmt.Errorf("open program %s: %w", text, probe.Explain(probe.OpListByID, err))
-	}
-	return p, nil
 }
 
 func word(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

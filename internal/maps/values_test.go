@@ -183,11 +183,23 @@ func TestPrograms(t *testing.T) {
 			t.Errorf("set %s: %+v", value, c)
 		}
 	}
+	lone, twins := w.programs(t)
+	for i, value := range []string{"name:" + lone.name, "tag:" + lone.tag, "name:" + lone.name[:15]} {
+		if c := w.set("calls", fmt.Sprint(4+i), value); string(c.Value) != fmt.Sprint(lone.id) {
+			t.Errorf("set %s: %+v", value, c)
+		}
+	}
+	list := fmt.Sprintf("name one of them: id:%d (%s, tag:%s), id:%d (%s, tag:%s)", twins[0].id, twins[0].name, twins[0].tag, twins[1].id, twins[1].name, twins[1].tag)
 	for _, test := range []struct {
 		value string
 		kind  error
 		text  string
 	}{
+		{"name:" + twins[0].name, fault.ErrUsage, list},
+		{"tag:" + twins[0].tag, fault.ErrUsage, list},
+		{"name:" + lone.name + "_more", fault.ErrNotFound, "no such program"},
+		{"tag:0000000000000000", fault.ErrNotFound, "no such program"},
+		{"tag:12", fault.ErrUsage, "16 hexadecimal digits"},
 		{"4294967295", fault.ErrNotFound, "open program id:4294967295: no program has that id"},
 		{"id:x", fault.ErrUsage, "the id is not a number"},
 		{"mine/nothing", fault.ErrNotFound, "NAME/FUNCTION"},
@@ -197,6 +209,37 @@ func TestPrograms(t *testing.T) {
 		_, err := w.Set(context.Background(), SetRequest{Map: "mine/calls", Key: "8", Value: test.value})
 		fails(t, err, test.kind, test.text)
 	}
+}
+
+// known is a program as the kernel tells it.
+type known struct {
+	id        ebpf.ProgramID
+	name, tag string
+}
+
+// programs loads a program whose name the kernel cuts, and two that are the
+// same. What is in them is found in no other process's programs.
+func (w *world) programs(t *testing.T) (lone known, twins [2]known) {
+	load := func(name string, result int32) known {
+		function := &btf.Func{Name: name, Type: &btf.FuncProto{Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}}, Linkage: btf.StaticFunc}
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SocketFilter, License: "MIT", Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, result).WithSymbol(name), function), asm.Return(),
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Close() })
+		info, err := p.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		return known{id, name, info.Tag}
+	}
+	own := int32(os.Getpid())
+	lone = load(fmt.Sprintf("lone_called_%d_in_full", own), own)
+	name := fmt.Sprintf("twin%d", own)
+	return lone, [2]known{load(name, -own), load(name, -own)}
 }
 
 // TestSockets reads the cookie of a socket; nobody else can put it there.
