@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/olekukonko/tablewriter"
+	"github.com/olekukonko/tablewriter/pkg/twwidth"
 	"github.com/olekukonko/tablewriter/renderer"
 	"github.com/olekukonko/tablewriter/tw"
 )
@@ -25,9 +26,15 @@ type Table struct {
 // no trailing blanks. A table without rows is its header.
 func (t Table) render(w io.Writer, color bool) error {
 	var b bytes.Buffer
-	table := tablewriter.NewTable(&b, tableOptions(t)...)
-	table.Header(capitals(t.Header))
-	for _, row := range t.lines() {
+	table := tablewriter.NewTable(&b, tableOptions()...)
+	header, lines := capitals(t.Header), t.lines()
+	for column := range header {
+		if numeric(t.Rows, column) {
+			alignRight(append([][]string{header}, lines...), column)
+		}
+	}
+	table.Header(header)
+	for _, row := range lines {
 		if err := table.Append(row); err != nil {
 			return fmt.Errorf("write table: %w", err)
 		}
@@ -73,10 +80,10 @@ func capitals(header []string) []string {
 	return upper
 }
 
-func tableOptions(t Table) []tablewriter.Option {
+func tableOptions() []tablewriter.Option {
 	cells := tw.CellConfig{
 		Formatting: tw.CellFormatting{AutoWrap: tw.WrapNone, AutoFormat: tw.Off},
-		Alignment:  tw.CellAlignment{Global: tw.AlignLeft, PerColumn: alignments(t)},
+		Alignment:  tw.CellAlignment{Global: tw.AlignLeft},
 		Padding:    tw.CellPadding{Global: tw.Padding{Right: "  ", Overwrite: true}},
 	}
 	return []tablewriter.Option{
@@ -91,16 +98,16 @@ func tableOptions(t Table) []tablewriter.Option {
 	}
 }
 
-// alignments puts the columns whose cells are all numbers to the right.
-func alignments(t Table) []tw.Align {
-	aligns := make([]tw.Align, len(t.Header))
-	for column := range aligns {
-		aligns[column] = tw.AlignLeft
-		if numeric(t.Rows, column) {
-			aligns[column] = tw.AlignRight
-		}
+// alignRight pads the cells of a column on the left. The library would do so with
+// what stands before a cell, which is nothing here.
+func alignRight(lines [][]string, column int) {
+	widest := 0
+	for _, line := range lines {
+		widest = max(widest, twwidth.Width(line[column]))
 	}
-	return aligns
+	for _, line := range lines {
+		line[column] = strings.Repeat(" ", widest-twwidth.Width(line[column])) + line[column]
+	}
 }
 
 // numeric says whether every cell of a column is empty or a number, with a unit
