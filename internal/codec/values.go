@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"strconv"
+	"strings"
 
 	"bpfnet/internal/fault"
 )
@@ -27,7 +28,27 @@ func (c *Codec) parseJSON(b []byte, v any) error {
 		copy(b, data)
 		return nil
 	}
-	return parse(c.root, b, v, "")
+	err := parse(c.root, b, v, "")
+	if i, text, ok := noByte(v); ok && err != nil && !c.isArray() {
+		return wrong("["+strconv.Itoa(i)+"]", "%s is not a byte: 0x00..0xff", quote(text))
+	}
+	return err
+}
+
+// noByte finds what is no byte in an array that otherwise looks like bpftool's
+// of bytes.
+func noByte(v any) (index int, text string, found bool) {
+	values, _ := v.([]any)
+	for i, value := range values {
+		element, ok := value.(string)
+		if !ok || !strings.HasPrefix(element, "0x") {
+			return 0, "", false
+		}
+		if _, isByte := hexBytes([]any{element}); !isByte && !found {
+			index, text, found = i, element, true
+		}
+	}
+	return index, text, found
 }
 
 func (c *Codec) isArray() bool {

@@ -383,6 +383,7 @@ func TestImportErrors(t *testing.T) {
 		{"bytes", "f", "{\"key\":1}", `f:1:1: the entry has no member "value"`},
 		{"bytes", "f", "{\"key\":1,\"value\":1,\"other\":1}", `f:1:28: an entry has no member "other"`},
 		{"bytes", "f", "{\"key\":1,\"key\":1}", `f:1:16: member "key" is there twice`},
+		{"bytes", "f", `{"key":["0x01","0x00","0x1ff","0x00"],"value":["0x01"]}`, `f:1:23: key: member "[2]": "0x1ff" is not a byte`},
 		{"bytes", "f", `{"key":["0x01","0x00"],"value":["0x01"]}`, "f:1:8: key: 2 bytes, 4 needed"},
 		{"bytes", "f", `{"key":"hex:01","value":1}`, "is 1 byte, 4 needed"},
 		{"counts", "f", "{\"key\":{\"port\":80,\n  \"addr\":\"10.0.0.1\"},\n \"value\":{\"packets\":1,\"bytes\":-2}}", `f:3:31: value: member "bytes": -2 is beyond`},
