@@ -252,16 +252,16 @@ func mapSetCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			request := maps.SetRequest{Map: w.ref, Key: w.key, Value: w.value, Condition: w.condition, DryRun: c.Bool("dry-run")}
+			request := maps.SetRequest{Map: w.ref, Key: w.key, Value: w.value, Condition: w.condition, ConditionWord: w.conditionWord, DryRun: c.Bool("dry-run")}
 			switch {
 			case c.Bool("if-absent") && c.Bool("if-present"):
 				return usage(c, "--if-absent and --if-present exclude each other")
 			case w.condition != maps.Always && (c.Bool("if-absent") || c.Bool("if-present")):
 				return usage(c, "--if-absent and --if-present stand in place of exist and noexist")
 			case c.Bool("if-absent"):
-				request.Condition = maps.IfAbsent
+				request.Condition, request.ConditionWord = maps.IfAbsent, "--if-absent"
 			case c.Bool("if-present"):
-				request.Condition = maps.IfPresent
+				request.Condition, request.ConditionWord = maps.IfPresent, "--if-present"
 			}
 			return env.changeMap(c, keyChange("set", "has that value already"), func(api maps.API) (maps.Change, error) {
 				return api.Set(c.Context, request)

@@ -67,6 +67,7 @@ func ownObject(c *cli.Context, name string) (reference, error) {
 type mapWords struct {
 	ref, key, value string
 	condition       maps.Condition
+	conditionWord   string // "noexist"
 }
 
 // mapArgs reads the arguments of a command on a map and checks them like args.
@@ -119,9 +120,7 @@ func parseMapWords(words []string, names ...string) (mapWords, error) {
 func (w *mapWords) data(words []string, names []string) (err error) {
 	key, value, hasValue := words[1:], []string(nil), false
 	if len(names) > 2 {
-		if w.condition, words, err = conditionWord(words); err != nil {
-			return err
-		}
+		words = w.conditional(words)
 		key = words[1:]
 		if at := slices.Index(key, "value"); at >= 0 {
 			key, value, hasValue = key[:at], key[at+1:], true
@@ -136,16 +135,17 @@ func (w *mapWords) data(words []string, names []string) (err error) {
 	return err
 }
 
-// conditionWord takes bpftool's word for when to write off the end.
-func conditionWord(words []string) (maps.Condition, []string, error) {
+// conditional takes bpftool's word for when to write off the end.
+func (w *mapWords) conditional(words []string) []string {
 	last := len(words) - 1
 	condition, ok := map[string]maps.Condition{
 		"any": maps.Always, "exist": maps.IfPresent, "noexist": maps.IfAbsent,
 	}[words[last]]
 	if !ok {
-		return maps.Always, words, nil
+		return words
 	}
-	return condition, words[:last], nil
+	w.condition, w.conditionWord = condition, words[last]
+	return words[:last]
 }
 
 // valueWords reads a value: data, or the map or program that it refers to.

@@ -30,9 +30,9 @@ func TestMapWords(t *testing.T) {
 		{"mine/x 7 8", 3, mapWords{ref: "mine/x", key: "7", value: "8"}},
 		{"mine/x key value", 3, mapWords{ref: "mine/x", key: "key", value: "value"}},
 		{"mine/x key 10.0.0.1 value 8", 3, mapWords{ref: "mine/x", key: "10.0.0.1", value: "8"}},
-		{"id 5 key 1 0 value 2 0 noexist", 3, mapWords{ref: "id:5", key: "hex:0100", value: "hex:0200", condition: maps.IfAbsent}},
-		{"id 5 key hex 01 value hex ff exist", 3, mapWords{ref: "id:5", key: "hex:01", value: "hex:ff", condition: maps.IfPresent}},
-		{"id 5 key 1 0 value id 9 any", 3, mapWords{ref: "id:5", key: "hex:0100", value: "id:9"}},
+		{"id 5 key 1 0 value 2 0 noexist", 3, mapWords{ref: "id:5", key: "hex:0100", value: "hex:0200", condition: maps.IfAbsent, conditionWord: "noexist"}},
+		{"id 5 key hex 01 value hex ff exist", 3, mapWords{ref: "id:5", key: "hex:01", value: "hex:ff", condition: maps.IfPresent, conditionWord: "exist"}},
+		{"id 5 key 1 0 value id 9 any", 3, mapWords{ref: "id:5", key: "hex:0100", value: "id:9", conditionWord: "any"}},
 		{"id 5 key 1 0 value pinned /sys/fs/bpf/y", 3, mapWords{ref: "id:5", key: "hex:0100", value: "/sys/fs/bpf/y"}},
 		{"id 5 key 1 value 2 3", 3, mapWords{ref: "id:5", key: "1", value: "hex:0203"}},
 	} {

@@ -2,10 +2,12 @@ package maps
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 
 	"bpfnet/internal/codec"
 	"bpfnet/internal/fault"
+	"bpfnet/pinned"
 )
 
 // Get implements API. For an address without a length an LPM trie answers with
@@ -214,16 +217,16 @@ func (h *handle) allowed(ctx context.Context, r SetRequest, previous []byte, cha
 	case r.Condition == IfPresent && previous == nil:
 		return h.noSuchKey(ctx, r.Key)
 	case r.Condition == IfAbsent && previous != nil && changed:
-		return h.keyExists(r.Key)
+		return h.keyExists(r, r.Key)
 	case h.kind.indexed && h.beyond(r.Key):
 		return h.noSuchKey(ctx, r.Key)
 	}
 	return nil
 }
 
-func (h *handle) keyExists(key string) error {
+func (h *handle) keyExists(r SetRequest, key string) error {
 	return fault.New(fault.ErrConflict, "add key %s to map %s: it is there already, with another value", key, h.about.Ref).
-		Hint("without --if-absent the value is replaced")
+		Hint("without %s the value is replaced", cmp.Or(r.ConditionWord, "that condition"))
 }
 
 // beyond says whether an index is beyond the end of an array.
@@ -239,14 +242,26 @@ func (h *handle) update(ctx context.Context, r SetRequest, key, value []byte) er
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EEXIST):
-		return h.keyExists(r.Key)
+		return h.keyExists(r, r.Key)
 	case errors.Is(err, unix.ENOENT):
 		return h.noSuchKey(ctx, r.Key)
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
 		return fault.New(fault.ErrConflict, "change map %s: it is full: %d entries", h.about.Ref, h.MaxEntries()).
-			Hint("delete entries, or load the program with a greater --max-entries")
+			Hint("delete entries, or %s", h.makeRoom())
 	}
 	return h.explain("change", err)
+}
+
+// makeRoom says how a map gets room for more. One that is named by its id may have
+// come from anywhere, one that is pinned elsewhere wasn't loaded by bpfnet.
+func (h *handle) makeRoom() string {
+	switch {
+	case strings.HasPrefix(h.about.Ref, "/") && filepath.Base(filepath.Dir(h.about.Ref)) != pinned.Maps:
+		return "make the map again with more entries: bpfnet map create --max-entries"
+	case strings.HasPrefix(h.about.Ref, idPrefix):
+		return "make the map again with a greater --max-entries of bpfnet load or bpfnet map create"
+	}
+	return "load the program with a greater --max-entries"
 }
 
 // put writes one entry. The kernel refills its reserve of memory in the

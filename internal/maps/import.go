@@ -178,7 +178,7 @@ func (im *importer) read(ctx context.Context) error {
 	switch {
 	case im.tooMany:
 		return fault.New(fault.ErrConflict, "import into map %s: nothing was changed: %s has more keys than the %d that fit", im.about.Ref, im.request.Source, im.MaxEntries()).
-			Hint("load the program with a greater --max-entries")
+			Hint("%s", im.handle.makeRoom())
 	case im.request.Replace && !explicit && im.done.Entries == 0:
 		return fault.New(fault.ErrUsage, "import into map %s: nothing was changed: %s is empty", im.about.Ref, im.request.Source).
 			Hint("bpfnet map clear %s removes all entries; so does an empty JSON array", im.about.Ref)

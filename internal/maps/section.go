@@ -80,7 +80,7 @@ func (h *handle) setVariable(r SetRequest, v variable) (Change, error) {
 	change := Change{Map: was.Map, MapID: was.MapID, Key: was.Key, Value: v.codec.Append(nil, value), Previous: was.Value, Notes: append([]string{}, h.notes...)}
 	change.Changed = !bytes.Equal(change.Value, change.Previous)
 	if r.Condition == IfAbsent && change.Changed {
-		return change, h.keyExists(v.name)
+		return change, h.keyExists(r, v.name)
 	}
 	if !change.Changed || r.DryRun {
 		return change, nil

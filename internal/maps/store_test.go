@@ -188,7 +188,7 @@ func (w *world) deletes(name, key string, fixed bool) {
 
 func TestConditions(t *testing.T) {
 	w := newWorld(t)
-	w.make(t, &ebpf.MapSpec{Name: "small", Type: ebpf.Hash, Key: u32, Value: u8, KeySize: 4, ValueSize: 1, MaxEntries: 2})
+	m := w.make(t, &ebpf.MapSpec{Name: "small", Type: ebpf.Hash, Key: u32, Value: u8, KeySize: 4, ValueSize: 1, MaxEntries: 2})
 	ctx := context.Background()
 	set := func(key, value string, condition Condition, dry bool) (Change, error) {
 		return w.Set(ctx, SetRequest{Map: "mine/small", Key: key, Value: value, Condition: condition, DryRun: dry})
@@ -209,12 +209,32 @@ func TestConditions(t *testing.T) {
 	}
 	_, err = set("1", "2", IfAbsent, false)
 	fails(t, err, fault.ErrConflict, "there already")
+	_, err = w.Set(ctx, SetRequest{Map: "mine/small", Key: "1", Value: "2", Condition: IfAbsent, ConditionWord: "noexist"})
+	fails(t, err, fault.ErrConflict, "without noexist the value is replaced")
 	if c, err := set("1", "2", IfPresent, false); err != nil || !c.Changed {
 		t.Errorf("if present: %+v, %v", c, err)
 	}
 	w.set("small", "2", "2")
 	_, err = set("3", "3", Always, false)
 	fails(t, err, fault.ErrConflict, "full: 2 entries")
+	fails(t, err, fault.ErrConflict, "load the program with a greater --max-entries")
+	path := filepath.Join(string(w.root), "small")
+	again, err := m.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Pin(path); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Set(ctx, SetRequest{Map: path, Key: "3", Value: "3"})
+	fails(t, err, fault.ErrConflict, "bpfnet map create --max-entries")
+	id, err := pinnedID(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Set(ctx, SetRequest{Map: reference(id), Key: "3", Value: "3"})
+	fails(t, err, fault.ErrConflict, "of bpfnet load or bpfnet map create")
 	_, err = set("1", "300", Always, false)
 	fails(t, err, fault.ErrUsage, "300 is beyond 0..255")
 	_, err = set("x", "1", Always, false)

@@ -97,6 +97,7 @@ const (
 type SetRequest struct {
 	Map, Key, Value string
 	Condition       Condition
+	ConditionWord   string // how Condition was given, for hints: "--if-absent", "noexist"
 	DryRun          bool
 }
 
