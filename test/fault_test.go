@@ -189,6 +189,12 @@ func (d *disturbed) settled(t *testing.T, what string, r result) {
 	if state := d.state(t); state != d.after {
 		t.Errorf("%s: a second run leads to %s, want %s", what, state, d.after)
 	}
+	d.restore(t)
+}
+
+// restore leads back to the state before the operation.
+func (d *disturbed) restore(t *testing.T) {
+	t.Helper()
 	if d.before != d.after {
 		d.reset(t)
 	}
@@ -203,12 +209,14 @@ func (n node) nothingHalfMade(t *testing.T) {
 	}
 }
 
-// refusals are errors of the kernel, and the exit codes that they may lead to
-// where nothing else can be done instead.
-var refusals = []struct {
+// refusal is an error of the kernel, and the exit codes that it may lead to where
+// nothing else can be done instead.
+type refusal struct {
 	errno string
 	codes []int
-}{
+}
+
+var refusals = []refusal{
 	{"ENOMEM", []int{1, 8}},
 	{"ENOSPC", []int{1, 8}},
 	{"EBUSY", []int{1, 4, 8}}, // 1 where cilium/ebpf tells the error only in the text
@@ -220,47 +228,21 @@ var refusals = []struct {
 }
 
 // TestRefusedSystemCalls makes bpf(2) fail once, at each of its calls in turn,
-// with one error after the other. The short form takes every other call, with
-// BPFNET_TEST_ALL=1 each fails with each error.
+// with one error after the other. The short form takes every other call, and each
+// error at least once; with BPFNET_TEST_ALL=1 each call fails with each error.
 func TestRefusedSystemCalls(t *testing.T) {
 	input := prefixFile(t, 3)
 	for i, o := range operations(input) {
 		t.Run(o.name, func(t *testing.T) {
-			d := o.on(t)
-			for r := range refusals {
-				for step := 1; ; step++ {
-					if !all() && (step+i)%(2*len(refusals)) != r {
-						continue
-					}
-					if !d.refused(t, r, step) {
-						break
-					}
-				}
-			}
+			o.on(t).refuse(t, "bpf", refusals, i, 2*len(refusals))
 		})
 	}
 }
 
-func (d *disturbed) refused(t *testing.T, which, step int) bool {
-	t.Helper()
-	refusal := refusals[which]
-	hit, r := d.injected(t, "bpf", fmt.Sprintf("error=%s:when=%d", refusal.errno, step), d.words()...)
-	if len(hit) == 0 {
-		return false
-	}
-	what := fmt.Sprintf("%s at call %d (%.60s)", refusal.errno, step, hit[0])
-	if r.code != 0 && !slices.Contains(refusal.codes, r.code) {
-		t.Errorf("%s: exit %d, want one of %v\n%s", what, r.code, refusal.codes, r.stderr)
-	}
-	if r.code != 0 && !strings.Contains(r.stderr, "bpfnet: ") {
-		t.Errorf("%s: exit %d without a message: %s", what, r.code, r.stderr)
-	}
-	d.settled(t, what, r)
-	return true
-}
-
-// TestRefusedNetlink does the same to the messages to the kernel's network side.
+// TestRefusedNetlink does the same to the messages to the kernel's network side,
+// of which the short form leaves none out.
 func TestRefusedNetlink(t *testing.T) {
+	errors := []refusal{{"ENOBUFS", []int{1}}, {"ENOMEM", []int{1}}, {"EPERM", []int{1, 5}}, {"EINTR", []int{1}}}
 	for _, o := range operations("") {
 		if o.name != "attach-tc" && o.name != "attach-xdp" {
 			continue
@@ -268,17 +250,92 @@ func TestRefusedNetlink(t *testing.T) {
 		t.Run(o.name, func(t *testing.T) {
 			d := o.on(t)
 			for _, call := range []string{"sendto", "recvfrom"} {
-				for step := 1; ; step++ {
-					errno := []string{"ENOBUFS", "ENOMEM", "EPERM", "EINTR"}[step%4]
-					hit, r := d.injected(t, call, fmt.Sprintf("error=%s:when=%d", errno, step), d.words()...)
-					if len(hit) == 0 {
-						break
-					}
-					d.settled(t, fmt.Sprintf("%s of %s at call %d", errno, call, step), r)
-				}
+				d.refuse(t, call, errors, 0, len(errors))
 			}
 		})
 	}
+}
+
+// refuse lets calls of a kind fail with each of the errors: all calls, or in the
+// short form one of stride, the first of which depends on offset.
+func (d *disturbed) refuse(t *testing.T, call string, errors []refusal, offset, stride int) {
+	t.Helper()
+	count := d.calls(t, call)
+	for i, e := range errors {
+		if all() {
+			d.refusedAtAny(t, call, e)
+			continue
+		}
+		for k := 0; k < count; k += stride {
+			d.refusedNear(t, call, e, 1+(offset+i+k)%count)
+		}
+	}
+}
+
+// calls counts the calls of a kind that an undisturbed run makes, of the thread
+// that makes most: a rule counts those of each thread on their own.
+func (d *disturbed) calls(t *testing.T, call string) int {
+	t.Helper()
+	cmd, log := d.withRule(t, call, "", d.words()...)
+	runOf(cmd).check(t, d.command, 0, "")
+	d.restore(t)
+	byThread := map[string]int{}
+	most := 0
+	for _, line := range straced(t, log) {
+		if thread, what, _ := strings.Cut(line, " "); strings.HasPrefix(strings.TrimSpace(what), call+"(") {
+			byThread[thread]++
+			most = max(most, byThread[thread])
+		}
+	}
+	if most == 0 {
+		t.Fatalf("%s never calls %s", d.command, call)
+	}
+	return most
+}
+
+// refusedAtAny lets one call after the other fail, until there is none.
+func (d *disturbed) refusedAtAny(t *testing.T, call string, e refusal) {
+	t.Helper()
+	step := 1
+	for d.refused(t, call, e, step) {
+		step++
+	}
+	if step == 1 {
+		t.Errorf("no %s was refused with %s", call, e.errno)
+	}
+}
+
+// refusedNear lets one call fail, or the nearest one before it: how a run's calls
+// are spread over its threads differs.
+func (d *disturbed) refusedNear(t *testing.T, call string, e refusal, step int) {
+	t.Helper()
+	for ; step > 0; step-- {
+		if d.refused(t, call, e, step) {
+			return
+		}
+	}
+	t.Errorf("no %s was refused with %s", call, e.errno)
+}
+
+// refused runs the operation and lets a call of each thread fail. It says whether
+// there was such a call. The node is left as it was before.
+func (d *disturbed) refused(t *testing.T, call string, e refusal, step int) bool {
+	t.Helper()
+	hit, r := d.injected(t, call, fmt.Sprintf("error=%s:when=%d", e.errno, step), d.words()...)
+	if len(hit) == 0 {
+		r.check(t, d.command, 0, "")
+		d.restore(t)
+		return false
+	}
+	what := fmt.Sprintf("%s at call %d (%.60s)", e.errno, step, hit[0])
+	if r.code != 0 && !slices.Contains(e.codes, r.code) {
+		t.Errorf("%s: exit %d, want one of %v\n%s", what, r.code, e.codes, r.stderr)
+	}
+	if r.code != 0 && !strings.Contains(r.stderr, "bpfnet: ") {
+		t.Errorf("%s: exit %d without a message: %s", what, r.code, r.stderr)
+	}
+	d.settled(t, what, r)
+	return true
 }
 
 // TestOutputFull writes to a full disk: no format hides that.
@@ -690,7 +747,7 @@ func TestLowMemlock(t *testing.T) {
 	}
 	r := low("load", "pod-traffic")
 	if r.code == 0 {
-		return // this kernel charges the memory cgroup
+		t.Skip("this kernel has no limit of locked memory for BPF: it charges the memory cgroup")
 	}
 	r.check(t, "load", 5, "RLIMIT_MEMLOCK is 64 KiB")
 	if !strings.Contains(r.stderr, "hint: ulimit -l unlimited") {
