@@ -2,7 +2,6 @@ package commands
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
 	"bpfnet/output"
 )
 
@@ -85,7 +85,7 @@ func (e *Env) watchStatus(ctx context.Context, p *output.Printer, b Backend, nam
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
+	defer func() { err = fault.Join(err, stop()) }()
 	before, err := b.Instances(ctx, name)
 	if err != nil {
 		return err

@@ -72,7 +72,7 @@ func (e *Engine) attach(req AttachRequest) (Attached, error) {
 	for _, s := range spots {
 		doc, err := e.attachSpot(req, s, existing)
 		if err != nil {
-			return Attached{}, errors.Join(s.vanished(err), e.undo(fresh))
+			return Attached{}, fault.Join(s.vanished(err), e.undo(fresh))
 		}
 		if !req.DryRun && !slices.ContainsFunc(existing, s.isAt) {
 			fresh = append(fresh, doc)
@@ -89,9 +89,7 @@ func (s spot) vanished(err error) error {
 	gone := false
 	switch {
 	case s.at.IfIndex != 0:
-		var missing netlink.LinkNotFoundError
-		_, lookErr := netlink.LinkByIndex(int(s.at.IfIndex))
-		gone = errors.As(lookErr, &missing)
+		gone = deviceGone(s.at.IfIndex)
 	case s.at.CgroupID != 0:
 		_, statErr := os.Stat(s.at.Cgroup)
 		gone = isNotExist(statErr)
@@ -102,13 +100,22 @@ func (s spot) vanished(err error) error {
 	return fault.New(fault.ErrNotFound, "its target went away while it was being attached")
 }
 
-// undo takes off again what this request attached.
+// deviceGone says whether no device of this network namespace has the index.
+func deviceGone(index uint32) bool {
+	var missing netlink.LinkNotFoundError
+	_, err := netlink.LinkByIndex(int(index))
+	return errors.As(err, &missing)
+}
+
+// undo takes off again what this request attached. A filter goes with its device.
 func (e *Engine) undo(fresh []Attachment) error {
 	var errs []error
 	for _, doc := range fresh {
-		errs = append(errs, e.detachOne(doc))
+		if err := e.detachOne(doc); err != nil && !(doc.Mechanism == mechanismNetlink && deviceGone(*doc.IfIndex)) {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(errs...)
+	return fault.Join(errs...)
 }
 
 // spots resolves a request: which programs go where.
@@ -311,7 +318,7 @@ func (e *Engine) pinLink(req AttachRequest, s spot, l link.Link, refused []strin
 	}
 	doc, err := e.readBack(req.Name, s, Attachment{RefusedWhy: append([]string{}, refused...), Notes: append([]string{}, s.notes...)})
 	if err != nil {
-		return Attachment{}, errors.Join(err, os.Remove(path))
+		return Attachment{}, fault.Join(err, os.Remove(path))
 	}
 	return doc, nil
 }

@@ -59,12 +59,12 @@ func (e *Engine) attachClsact(req AttachRequest, s spot, prog *ebpf.Program, ref
 		err = addFilter(filter)
 	}
 	if err != nil {
-		return Attachment{}, errors.Join(fmt.Errorf("add filter: %w", err), dropClsact(s.dev.link, owner))
+		return Attachment{}, fault.Join(fmt.Errorf("add filter: %w", err), dropClsact(s.dev.link, owner))
 	}
 	s.hook = clsactHook(direction)
 	doc, err := e.readBack(req.Name, s, Attachment{RefusedWhy: refused, Notes: append([]string{}, s.notes...)})
 	if err != nil {
-		return Attachment{}, errors.Join(err, netlink.FilterDel(filter), dropClsact(s.dev.link, owner))
+		return Attachment{}, fault.Join(err, netlink.FilterDel(filter), dropClsact(s.dev.link, owner))
 	}
 	return doc, nil
 }

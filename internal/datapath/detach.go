@@ -185,7 +185,7 @@ func detachLink(a Attachment) error {
 	if err == nil || errors.Is(err, link.ErrNotSupported) || a.Defunct {
 		return nil
 	}
-	return errors.Join(probe.Explain(probe.OpUpdateLink, err), l.Pin(*a.Pinned))
+	return fault.Join(probe.Explain(probe.OpUpdateLink, err), l.Pin(*a.Pinned))
 }
 
 // pinName returns the name that an attachment is pinned under.

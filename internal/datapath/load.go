@@ -275,11 +275,11 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 		return Loaded{}, err
 	}
 	if err := stage.Commit(); err != nil {
-		return Loaded{}, errors.Join(err, stage.Abort())
+		return Loaded{}, fault.Join(err, stage.Abort())
 	}
 	loaded, err := e.loadedDocument(p, true)
 	if err != nil {
-		return Loaded{}, errors.Join(err, stage.Rollback())
+		return Loaded{}, fault.Join(err, stage.Rollback())
 	}
 	return loaded, nil
 }
@@ -360,7 +360,7 @@ func (e *Engine) stage(p *loadPlan, coll *ebpf.Collection) (*pinned.Stage, error
 	}
 	if err := pinAll(stage, p.spec, coll); err != nil {
 		coll.Close()
-		return nil, errors.Join(err, stage.Abort())
+		return nil, fault.Join(err, stage.Abort())
 	}
 	return stage, nil
 }

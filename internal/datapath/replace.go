@@ -154,17 +154,17 @@ func (e *Engine) swap(p *loadPlan, coll *ebpf.Collection, attachments []Attachme
 		return err
 	}
 	if err := e.carryLinks(stage, p.name); err != nil {
-		return errors.Join(err, stage.Abort())
+		return fault.Join(err, stage.Abort())
 	}
 	if err := stage.Commit(); err != nil {
-		return errors.Join(err, stage.Abort())
+		return fault.Join(err, stage.Abort())
 	}
 	if err := e.moveAttachments(p.name, attachments); err != nil {
 		undo := stage.Rollback()
 		if undo == nil {
 			undo = e.moveAttachments(p.name, attachments)
 		}
-		return errors.Join(err, undo)
+		return fault.Join(err, undo)
 	}
 	return stage.Finish()
 }

@@ -90,7 +90,7 @@ func (e *Engine) takeOverXDP(req AttachRequest, s spot, prog *ebpf.Program) (Att
 	}
 	doc, err := e.moveLinkPin(req, s, holder)
 	if err != nil {
-		return Attachment{}, errors.Join(err, e.moveAttachment(holder.Name, *holder))
+		return Attachment{}, fault.Join(err, e.moveAttachment(holder.Name, *holder))
 	}
 	return doc, nil
 }

@@ -6,6 +6,8 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // The sentinels. Wrap them with %w or build errors with New; package commands
@@ -53,6 +55,32 @@ func (e *Error) Hint(format string, args ...any) *Error {
 	e.Hints = append(e.Hints, fmt.Sprintf(format, args...))
 	return e
 }
+
+// Join returns an error that is each of errs that aren't nil, in one line; nil if
+// there are none.
+func Join(errs ...error) error {
+	all := slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	default:
+		return joined(all)
+	}
+}
+
+type joined []error
+
+func (j joined) Error() string {
+	texts := make([]string, len(j))
+	for i, err := range j {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (j joined) Unwrap() []error { return j }
 
 // Hints collects the hints of every Error in err's tree, outermost first.
 func Hints(err error) []string {

@@ -69,7 +69,7 @@ func openPerf(h *handle, pages int) (*perf, error) {
 			err = b.takeSlot(h)
 		}
 		if err != nil {
-			return nil, errors.Join(perfError(h, err), p.close())
+			return nil, fault.Join(perfError(h, err), p.close())
 		}
 	}
 	return p, nil
@@ -103,7 +103,7 @@ func openPerfBuffer(cpu, pages int) (*perfBuffer, error) {
 	page := os.Getpagesize()
 	memory, err := unix.Mmap(fd, 0, (1+pages)*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("map the buffer of CPU %d: %w", cpu, err), unix.Close(fd))
+		return nil, fault.Join(fmt.Errorf("map the buffer of CPU %d: %w", cpu, err), unix.Close(fd))
 	}
 	return &perfBuffer{cpu: cpu, fd: fd, memory: memory, data: memory[page:]}, nil
 }
@@ -232,11 +232,11 @@ func (p *perf) leave() (rest bool, err error) {
 		for _, b := range p.buffers {
 			freed := element(unix.BPF_MAP_DELETE_ELEM, p.h.FD(), slot(b.cpu), nil, 0)
 			if freed != nil && !errors.Is(freed, unix.ENOENT) {
-				err = errors.Join(err, fmt.Errorf("free the slot of CPU %d: %w", b.cpu, freed))
+				err = fault.Join(err, fmt.Errorf("free the slot of CPU %d: %w", b.cpu, freed))
 			}
 		}
 	}
-	return true, errors.Join(err, p.h.Close()) // frees the slots that were taken through it, and no others
+	return true, fault.Join(err, p.h.Close()) // frees the slots that were taken through it, and no others
 }
 
 func (p *perf) lost() []CPULost {
@@ -263,7 +263,7 @@ func (b *perfBuffer) lost() uint64 {
 func (p *perf) close() error {
 	_, err := p.leave()
 	for _, b := range slices.Backward(p.buffers) {
-		err = errors.Join(err, unix.Munmap(b.memory), unix.Close(b.fd))
+		err = fault.Join(err, unix.Munmap(b.memory), unix.Close(b.fd))
 	}
 	p.buffers = nil
 	return err

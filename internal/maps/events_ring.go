@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 // ringOverwrite is BPF_F_RB_OVERWRITE, since Linux 6.19: the positions mean
@@ -47,7 +49,7 @@ func openRing(h *handle) (*ring, error) {
 	}
 	producer, err := unix.Mmap(h.FD(), int64(page), page+2*size, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read events of map %s: map its data: %w", h.about.Ref, err), unix.Munmap(consumer))
+		return nil, fault.Join(fmt.Errorf("read events of map %s: map its data: %w", h.about.Ref, err), unix.Munmap(consumer))
 	}
 	return &ring{
 		h: h, consumer: consumer, producer: producer, data: producer[page:], size: uint64(size), fresh: true,
@@ -118,5 +120,5 @@ func (*ring) leave() (rest bool, err error) { return false, nil }
 func (*ring) lost() []CPULost { return nil }
 
 func (r *ring) close() error {
-	return errors.Join(unix.Munmap(r.consumer), unix.Munmap(r.producer), r.h.Close())
+	return fault.Join(unix.Munmap(r.consumer), unix.Munmap(r.producer), r.h.Close())
 }

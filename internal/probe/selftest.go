@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 // Step is one step of the self test.
@@ -187,6 +189,6 @@ func (l *lab) inSender(fn func() error) (err error) {
 	if err := netns.Set(l.sender); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
-	defer func() { err = errors.Join(err, netns.Set(home)) }()
+	defer func() { err = fault.Join(err, netns.Set(home)) }()
 	return fn()
 }

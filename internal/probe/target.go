@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 // withNetNS runs fn on a thread in a new network namespace that has no name:
@@ -88,7 +89,7 @@ func withCgroup(fn func(dir *os.File) error) (err error) {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return fmt.Errorf("create cgroup: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	defer func() { err = fault.Join(err, os.Remove(path)) }()
 	dir, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open cgroup: %w", err)
@@ -103,7 +104,7 @@ func withSymlink(dir string) (err error) {
 	if err := os.Symlink("text", path); err != nil {
 		return unknownToKernel(fmt.Errorf("create symbolic link: %w", err))
 	}
-	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	defer func() { err = fault.Join(err, os.Remove(path)) }()
 	_, err = os.Readlink(path)
 	return err
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 // arrival is how long packets may take from one end to the other.
@@ -78,7 +80,7 @@ func socketIn(cgroup string) (fd int, err error) {
 	if err := enterCgroup(cgroup); err != nil {
 		return -1, err
 	}
-	defer func() { err = errors.Join(err, enterCgroup(home)) }()
+	defer func() { err = fault.Join(err, enterCgroup(home)) }()
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open socket: %w", err)
