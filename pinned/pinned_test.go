@@ -24,7 +24,7 @@ func testRoot(t *testing.T) Root {
 	if err := Mount(); err != nil {
 		t.Skipf("needs bpffs: %v", err)
 	}
-	dir := filepath.Join(MountPoint, fmt.Sprintf("bpfnet-test-pinned-%d-%d", os.Getpid(), time.Now().UnixNano()))
+	dir := filepath.Join(MountPoint, fmt.Sprintf("bn%d-pinned-%d", os.Getpid(), time.Now().UnixNano()))
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return Root(dir)
 }

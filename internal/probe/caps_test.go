@@ -27,7 +27,8 @@ const (
 	taskVariable = "BPFNET_TEST_TASK"
 )
 
-func TestMain(m *testing.M) {
+// DoTask ends the process if it is one that was started for a task.
+func DoTask() {
 	if keep, ok := os.LookupEnv(keepVariable); ok {
 		fmt.Fprintln(os.Stderr, dropAndRestart(keep))
 		os.Exit(1)
@@ -36,7 +37,6 @@ func TestMain(m *testing.M) {
 		_ = json.NewEncoder(os.Stdout).Encode(tasks[task]())
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
 }
 
 func dropAndRestart(keep string) error {
