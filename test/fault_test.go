@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -59,7 +60,7 @@ func (n node) withRule(t *testing.T, calls, rule string, args ...string) (cmd *e
 	}
 	log = filepath.Join(t.TempDir(), "strace")
 	run := n.bpfnet(args...)
-	words := []string{"-f", "-qq", "-o", log, "-e", "trace=" + calls}
+	words := []string{"-f", "-qq", "-e", "signal=none", "-o", log, "-e", "trace=" + calls}
 	if rule != "" {
 		words = append(words, "-e", "inject="+calls+":"+rule)
 	}
@@ -242,7 +243,7 @@ func TestRefusedSystemCalls(t *testing.T) {
 // TestRefusedNetlink does the same to the messages to the kernel's network side,
 // of which the short form leaves none out.
 func TestRefusedNetlink(t *testing.T) {
-	errors := []refusal{{"ENOBUFS", []int{1}}, {"ENOMEM", []int{1}}, {"EPERM", []int{1, 5}}, {"EINTR", []int{1}}}
+	errors := []refusal{{"ENOBUFS", []int{1}}, {"ENOMEM", []int{1}}, {"EPERM", []int{1, 5, 6}}, {"EINTR", []int{1}}}
 	for _, o := range operations("") {
 		if o.name != "attach-tc" && o.name != "attach-xdp" {
 			continue
@@ -524,50 +525,77 @@ func TestTargetsThatVanish(t *testing.T) {
 	n.must(t, "load", "xdp-counter")
 	cgroup := testkit.Cgroup(t)
 	device := func() { n.sh(t, "ip -n $HOST link del veth-q") }
-	for _, c := range []struct {
-		line string
-		gone func()
-	}{
-		{"attach tc pod-traffic --dev veth-q --direction both", device},
-		{"attach xdp xdp-counter --dev veth-q --mode generic", device},
-		{"attach cgroup pod-traffic --cgroup " + cgroup, func() { _ = os.Remove(cgroup) }},
+	attachesTC := byLink
+	if !hasFeature("tcx") {
+		attachesTC = byFilter
+	}
+	for _, v := range []vanishing{
+		{"attach tc pod-traffic --dev veth-q --direction both", attachesTC, device},
+		{"attach xdp xdp-counter --dev veth-q --mode generic", byLink, device},
+		{"attach cgroup pod-traffic --cgroup " + cgroup, byLink, func() { _ = os.Remove(cgroup) }},
 	} {
-		n.sh(t, "ip -n $HOST link add veth-q type veth peer name veth-r && ip -n $HOST link set veth-q up")
-		_ = os.Mkdir(cgroup, 0o755)
-		calls := n.callsUntilAttached(t, strings.Fields(c.line))
-		n.must(t, "detach", strings.Fields(c.line)[1], strings.Fields(c.line)[2])
-		r := n.whileAttaching(t, calls, strings.Fields(c.line), c.gone)
-		if r.code != 3 && r.code != 0 {
-			t.Errorf("%s: exit %d\n%s", c.line, r.code, r.stderr)
-		}
-		if r.code != 0 && strings.Contains(n.summary(t), "@") {
-			t.Errorf("%s: left %s", c.line, n.summary(t))
-		}
-		n.must(t, "detach", strings.Fields(c.line)[1], strings.Fields(c.line)[2])
-		_ = exec.Command("ip", "-n", n.host, "link", "del", "veth-q").Run()
+		t.Run(strings.Fields(v.line)[1], func(t *testing.T) {
+			n.sh(t, "ip -n $HOST link add veth-q type veth peer name veth-r && ip -n $HOST link set veth-q up")
+			defer func() { _ = exec.Command("ip", "-n", n.host, "link", "del", "veth-q").Run() }()
+			v.run(t, n)
+		})
 	}
 }
 
-// callsUntilAttached counts the calls of bpf(2) before the first that attaches,
-// of the thread that makes it.
-func (n node) callsUntilAttached(t *testing.T, args []string) int {
+// vanishing is a command that attaches, and what takes its target away.
+type vanishing struct {
+	line     string
+	attaches way
+	gone     func()
+}
+
+// way is how a command attaches: by a system call that strace shows like this.
+type way struct {
+	call string
+	like *regexp.Regexp
+}
+
+var (
+	byLink   = way{"bpf", regexp.MustCompile("BPF_LINK_CREATE")}
+	byFilter = way{"sendto", regexp.MustCompile("nlmsg_type=(RTM_NEWTFILTER|0x2c)")} // a number without netlink_diag
+)
+
+func (v vanishing) run(t *testing.T, n node) {
 	t.Helper()
-	cmd, log := n.withRule(t, "bpf", "", args...)
+	args := strings.Fields(v.line)
+	detach := []string{"detach", args[1], args[2]}
+	calls := n.callsUntilAttached(t, v.attaches, args)
+	n.must(t, detach...)
+	r := n.whileAttaching(t, v.attaches.call, calls, args, v.gone)
+	if r.code != 3 && r.code != 0 {
+		t.Errorf("exit %d\n%s", r.code, r.stderr)
+	}
+	if r.code != 0 && strings.Contains(n.summary(t), "@") {
+		t.Errorf("left %s", n.summary(t))
+	}
+	if r.code != 0 && !strings.HasSuffix(r.stderr, ": its target went away while it was being attached\n") {
+		t.Errorf("it says more or less than that its target went away: %s", r.stderr)
+	}
+	n.must(t, detach...)
+}
+
+// callsUntilAttached counts the calls before the last that attaches, of the thread
+// that makes it. There what was attached before has to be undone.
+func (n node) callsUntilAttached(t *testing.T, w way, args []string) int {
+	t.Helper()
+	cmd, log := n.withRule(t, w.call, "", args...)
 	if r := runOf(cmd); r.code != 0 {
 		t.Fatalf("%q: exit %d\n%s", args, r.code, r.stderr)
 	}
 	lines := straced(t, log)
 	last := -1
 	for i, line := range lines {
-		if strings.Contains(line, "BPF_OBJ_PIN") {
-			break
-		}
-		if strings.Contains(line, "BPF_LINK_CREATE") && !strings.Contains(line, "= -1") {
+		if w.like.MatchString(line) && !strings.Contains(line, "= -1") {
 			last = i
 		}
 	}
 	if last < 0 {
-		t.Skipf("needs a kernel that attaches %s by a link", args[1])
+		t.Fatalf("%q makes no %s in\n%s", args, w.like, strings.Join(lines, "\n"))
 	}
 	thread, _, _ := strings.Cut(lines[last], " ")
 	before := slices.DeleteFunc(lines[:last], func(line string) bool { return !strings.HasPrefix(line, thread+" ") })
@@ -576,9 +604,9 @@ func (n node) callsUntilAttached(t *testing.T, args []string) int {
 
 // whileAttaching runs bpfnet, which waits before the call that attaches, and
 // does something meanwhile.
-func (n node) whileAttaching(t *testing.T, calls int, args []string, do func()) result {
+func (n node) whileAttaching(t *testing.T, call string, calls int, args []string, do func()) result {
 	t.Helper()
-	cmd, log := n.withRule(t, "bpf", fmt.Sprintf("delay_enter=2000000:when=%d", calls+1), args...)
+	cmd, log := n.withRule(t, call, fmt.Sprintf("delay_enter=2000000:when=%d", calls+1), args...)
 	done := make(chan result)
 	go func() { done <- runOf(cmd) }()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {

@@ -220,12 +220,18 @@ func (e *Engine) clsactAttachments(instance string, here uint64) ([]Attachment, 
 		}
 		index := q.Attrs().LinkIndex
 		ours, _, err := clsactFilters(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}})
+		if err != nil && !deviceGone(uint32(index)) {
+			return nil, err
+		}
 		if err != nil || len(ours) == 0 {
-			continue // an error: it went away meanwhile
+			continue
 		}
 		l, err := netlink.LinkByIndex(index)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue // it went away meanwhile
+		}
 		if err != nil {
-			continue
+			return nil, fmt.Errorf("look up interface %d: %w", index, err)
 		}
 		for _, f := range ours {
 			if doc, ok := clsactAttachment(f, l, here); ok && doc.Name == instance {
