@@ -29,6 +29,7 @@ type crash struct {
 	input   string   // content of $INPUT
 	compare []string // a further command whose output is part of the state
 	keeps   bool     // the command must not change verdicts
+	needs   string   // a feature, as in "bpfnet doctor", of what is attached through tracefs
 }
 
 // shortPoints is how many kills of a command the short form tries.
@@ -72,6 +73,7 @@ func points(calls []call) []int {
 // run tries one command. What an undisturbed run makes of a prepared node, and
 // of the packets' verdicts, is what a killed one has to lead to.
 func (c crash) run(t *testing.T) {
+	c.needed(t)
 	h := newHarness(t, c)
 	h.prepare(t)
 	h.before = h.traffic.verdicts(t)
@@ -104,6 +106,24 @@ func (c crash) run(t *testing.T) {
 		})
 	}
 	t.Logf("killed after %d of %d calls; verdicts from %v to %v", len(chosen), len(whole.calls), h.before, h.after)
+}
+
+// needed skips a command for which kernel or machine lack something.
+func (c crash) needed(t *testing.T) {
+	t.Helper()
+	if c.needs == "" {
+		return
+	}
+	testkit.NeedsKernel(t)
+	if !hasFeature(c.needs) {
+		t.Skipf("this kernel has no %s", c.needs)
+	}
+	if !testkit.HasMember("bpf_attr", "link_create.perf_event") {
+		t.Skip("this kernel has no links of perf events, which can be pinned")
+	}
+	if _, err := os.Stat("/sys/kernel/tracing/events"); err != nil {
+		t.Skip("needs tracefs: mount -t tracefs tracefs /sys/kernel/tracing")
+	}
 }
 
 // harness is a node on which a command is killed.

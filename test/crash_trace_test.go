@@ -204,12 +204,22 @@ var changingBPF = map[int]call{
 	unix.BPF_LINK_UPDATE: {"BPF_LINK_UPDATE", true}, unix.BPF_LINK_DETACH: {"BPF_LINK_DETACH", true},
 }
 
+// changingPerf are the commands of ioctl(2) that attach to a perf event.
+var changingPerf = map[uint64]string{
+	unix.PERF_EVENT_IOC_SET_BPF: "PERF_EVENT_IOC_SET_BPF", unix.PERF_EVENT_IOC_ENABLE: "PERF_EVENT_IOC_ENABLE",
+}
+
 // change says whether a system call is one that changes something.
 func (tr *tracer) change(number int, args []uint64) (call, bool) {
 	switch number {
 	case unix.SYS_BPF:
 		c, ok := changingBPF[int(args[0])]
 		return c, ok
+	case unix.SYS_PERF_EVENT_OPEN:
+		return call{"perf_event_open", false}, true
+	case unix.SYS_IOCTL:
+		name, ok := changingPerf[args[1]]
+		return call{name, false}, ok
 	case unix.SYS_SENDTO:
 		kind := tr.netlinkType(args[1])
 		return call{netlinkCall(kind), true}, kind >= unix.RTM_BASE && kind%4 != 2 // RTM_GET…

@@ -39,6 +39,9 @@ func crashes() []crash {
 		loadMine = "load $OBJECTS/limits.o --name mine --max-entries allow=10000"
 		loadPods = "load pod-traffic --prog pod_traffic_cgroup_ingress --prog pod_traffic_cgroup_egress"
 		cgroup   = "attach cgroup pod-traffic --cgroup $CGROUP"
+		loadSome = "load $OBJECTS/several.o --name mine --prog sockets --prog switches"
+		sockops  = "attach sockops mine --cgroup $CGROUP"
+		probes   = "load $OBJECTS/probes.o --name mine --prog "
 	)
 	everywhere := filter("load port-filter", tcBoth, xdp, "attach tc port-filter --dev veth-a --direction ingress")
 	full := lines(loadMine, `map set mine/limits 10.9.0.0/16 {"pps":1,"action":"pass"}`, `map set mine/limits 10.0.0.0/24 {"pps":1,"action":"pass"}`)
@@ -61,9 +64,15 @@ func crashes() []crash {
 		{name: "attach-xdp-instead", prepare: filter(loadXDP, xdp, "load xdp-counter"), command: words("attach xdp xdp-counter --dev veth-a --replace"), compare: list},
 		{name: "attach-cgroup", prepare: lines(loadPods), command: words(cgroup)},
 		{name: "attach-trace", prepare: lines("load $OBJECTS/several.o --name mine"), command: words("attach trace mine --prog switches_typed")},
+		{name: "attach-tracepoint", prepare: lines(probes + "tracepoint"), command: words("attach trace mine"), needs: "tracepoint"},
+		{name: "attach-kprobe", prepare: lines(probes + "kprobe"), command: words("attach trace mine"), needs: "kprobe"},
+		{name: "attach-sockops", prepare: lines(loadSome), command: words(sockops)},
 		{name: "detach-tc", prepare: filter(loadTC, tcBoth), command: words("detach tc port-filter --dev veth-b"), compare: list},
 		{name: "detach-xdp", prepare: filter(loadXDP, xdp), command: words("detach xdp port-filter"), compare: list},
 		{name: "detach-cgroup", prepare: lines(loadPods, cgroup), command: words("detach cgroup pod-traffic --cgroup $CGROUP")},
+		{name: "detach-sockops", prepare: lines(loadSome, sockops), command: words("detach sockops mine --cgroup $CGROUP")},
+		{name: "detach-trace", prepare: lines(loadSome, "attach trace mine"), command: words("detach trace mine")},
+		{name: "detach-tracepoint", prepare: lines(probes+"tracepoint", "attach trace mine"), command: words("detach trace mine"), needs: "tracepoint"},
 		{name: "unload", prepare: filter(loadTC), command: words("unload port-filter")},
 		{name: "unload-detach", prepare: everywhere, command: words("unload port-filter --detach")},
 		{name: "unload-all", prepare: slices.Concat(filter(loadTC, tcBoth), lines(loadPods, cgroup)), command: words("unload --all --detach")},
