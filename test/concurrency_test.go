@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,7 +42,8 @@ type crowd struct {
 	binary, cgroup string
 
 	mu      sync.Mutex
-	runs    map[string]int // by command and exit code
+	runs    map[string]int  // by command and exit code
+	lines   map[string]bool // that were run, without flags
 	slowest time.Duration
 }
 
@@ -56,20 +58,49 @@ func TestCrowd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := &crowd{node: newNode(t), T: t, binary: crowdBinary(t), cgroup: testkit.Cgroup(t), runs: map[string]int{}}
+	c := &crowd{node: newNode(t), T: t, binary: crowdBinary(t), cgroup: testkit.Cgroup(t), runs: map[string]int{}, lines: map[string]bool{}}
 	for _, line := range []string{
 		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt",
+		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
 		"attach tc port-filter --dev veth-b --direction egress",
 	} {
 		c.do(works, strings.Fields(line)...)
 	}
 	c.work(length)
 	c.do(works, "unload", "--all", "--detach")
+	c.didEverything()
 	testkit.Unhooked(t, "/run/netns/"+c.host)
 	if _, err := os.Stat(c.root); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s is left: %v", c.root, err)
 	}
 	t.Logf("the slowest of the commands took %s; by exit code: %v", c.slowest.Round(time.Millisecond), c.runs)
+}
+
+// didEverything fails for each command of bpfnet that nobody ran.
+func (c *crowd) didEverything() {
+	for _, command := range c.commands() {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(c.lines)), func(line string) bool {
+			return strings.HasPrefix(line+" ", command+" ")
+		}) {
+			c.Errorf("nobody ran %q", command)
+		}
+	}
+}
+
+// commands lists the commands that have none below them, as "map get", by what
+// the help of each says.
+func (n node) commands(above ...string) (leaves []string) {
+	help, err := n.bpfnet(append(above, "--help")...).Output()
+	_, list, found := strings.Cut(string(help), "\nCOMMANDS:\n")
+	if err != nil || !found {
+		return []string{strings.Join(above, " ")}
+	}
+	list, _, _ = strings.Cut(list, "\n\n")
+	for line := range strings.Lines(list) {
+		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		leaves = append(leaves, n.commands(append(slices.Clone(above), strings.TrimSuffix(word, ","))...)...)
+	}
+	return leaves
 }
 
 // crowdBinary is a bpfnet that looks for data races if the tests do.
@@ -85,26 +116,31 @@ func crowdBinary(t *testing.T) string {
 	return path
 }
 
+// turn is what a user does again and again, at least often enough to have run
+// each of the commands.
+type turn struct {
+	times int
+	do    func(i int)
+}
+
 // work lets everybody take turns until the time is over.
 func (c *crowd) work(length time.Duration) {
-	var turns []func(i int)
-	for k := range 4 {
-		turns = append(turns, func(i int) { c.ownsKeys(k, i) })
-	}
+	var turns []turn
 	for k := range 3 {
-		turns = append(turns, func(i int) { c.changesPolicy(k, i) }, func(i int) { c.managesInstance(k, i) })
+		turns = append(turns, turn{1, func(i int) { c.ownsKeys(k, i) }}, turn{2, func(i int) { c.changesPolicy(k, i) }}, turn{4, func(i int) { c.managesInstance(k, i) }})
 	}
-	turns = append(turns, c.racesForKeys, c.imports, c.clears, c.attachesToDevice, c.attachesToCgroup, c.setsDefault)
-	for len(turns) < 20 {
-		k := len(turns)
-		turns = append(turns, func(i int) { c.reads(k + 3*i) })
+	for _, do := range []func(i int){c.racesForKeys, c.imports, c.clears, c.queues, c.makesMaps, c.attachesToDevice, c.attachesToCgroup, c.attachesToTrace, c.setsDefault} {
+		turns = append(turns, turn{1, do})
+	}
+	for k := range 2 {
+		turns = append(turns, turn{len(readers)/2 + 1, func(i int) { c.do(works, strings.Fields(readers[(2*i+k)%len(readers)])...) }})
 	}
 	end := time.Now().Add(length)
 	var all sync.WaitGroup
 	for _, turn := range turns {
 		all.Go(func() {
-			for i := 0; time.Now().Before(end) && !c.Failed(); i++ {
-				turn(i)
+			for i := 0; (i < turn.times || time.Now().Before(end)) && !c.Failed(); i++ {
+				turn.do(i)
 			}
 		})
 	}
@@ -134,6 +170,8 @@ func (c *crowd) do(exits []int, args ...string) (stdout string, exit int) {
 	defer c.mu.Unlock()
 	c.slowest = max(c.slowest, took)
 	c.runs[fmt.Sprintf("%s %d", args[0], exit)]++
+	words := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return strings.HasPrefix(arg, "-") })
+	c.lines[strings.Join(words[:min(2, len(words))], " ")] = true
 	return out.String(), exit
 }
 
@@ -201,6 +239,7 @@ func (c *crowd) imports(i int) {
 		c.Error(err)
 	}
 	c.do(works, "map", "import", "store/allow", file)
+	c.do(works, "map", "next", "store/allow")
 	if got := c.value("10.100.0.99"); got != i%200 {
 		c.Errorf("10.100.0.99 is %d, was imported as %d", got, i%200)
 	}
@@ -222,6 +261,35 @@ func (c *crowd) clears(i int) {
 	c.do(works, "map", "clear", "store/packets_by_source_address")
 	c.do(works, "map", "set", "store/limits", fmt.Sprintf("10.%d.0.0/16", i%250), `{"pps":1,"action":"drop"}`)
 	c.do(works, "map", "delete", "store/limits", fmt.Sprintf("10.%d.0.0/16", i%250))
+}
+
+// queues values that nobody else takes, in order, while others look for records
+// of the same instance.
+func (c *crowd) queues(i int) {
+	for k := range 2 {
+		c.do(works, "map", "push", "store/jobs", fmt.Sprint(i+k))
+	}
+	for k := range 2 {
+		for _, verb := range []string{"peek", "pop"} {
+			var entry struct{ Value int }
+			if c.decode(&entry, "map", verb, "store/jobs"); entry.Value != i+k {
+				c.Errorf("%s finds %d, pushed was %d", verb, entry.Value, i+k)
+			}
+		}
+	}
+	c.do([]int{0, 4}, "map", "events", "store/events", "--for", "20ms") // 4: somebody has it open to show it
+}
+
+// makesMaps makes a map, pins it again, and freezes it.
+func (c *crowd) makesMaps(i int) {
+	first, second := c.root+"-made", c.root+"-again"
+	c.do(works, "map", "create", first, "--type", "hash", "--key-size", "4", "--value-size", "4", "--max-entries", "2")
+	c.do(works, "map", "pin", first, second)
+	c.do(works, "map", "set", second, "hex:00000000", "hex:00000001")
+	c.do(works, "map", "freeze", first)
+	c.do([]int{4, 5}, "map", "set", second, "hex:00000000", "hex:00000002")
+	c.do(works, "map", "unpin", first)
+	c.do(works, "map", "unpin", second)
 }
 
 // changesPolicy allows two ports at a time, and forbids them again. A policy has
@@ -274,14 +342,18 @@ func (c *crowd) attachesToCgroup(int) {
 	c.do(works, "attach", "cgroup", "pt", "--cgroup", c.cgroup)
 	c.do(works, "cgroup", "show", c.cgroup)
 	c.do(works, "detach", "cgroup", "pt", "--cgroup", c.cgroup)
+	c.do(works, "attach", "sockops", "several", "--cgroup", c.cgroup)
+	c.do(works, "detach", "sockops", "several", "--cgroup", c.cgroup)
 }
 
-// reads runs one of the commands that change nothing.
-func (c *crowd) reads(i int) {
-	lines := []string{
-		"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
-		"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
-		"map list --fill", "prog show port-filter/port_filter_egress",
-	}
-	c.do(works, strings.Fields(lines[i%len(lines)])...)
+func (c *crowd) attachesToTrace(int) {
+	c.do(works, "attach", "trace", "several")
+	c.do(works, "detach", "trace", "several")
+}
+
+// readers are commands that change nothing.
+var readers = []string{
+	"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
+	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
+	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
 }
