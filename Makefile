@@ -9,14 +9,17 @@ GO      ?= go
 # How long each fuzz target runs, and each benchmark of benchstat.
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
-# Further arguments of "go test".
+# How long the tests of a package may take, and further arguments of "go test".
+TESTTIME  ?= 60m
 TESTFLAGS ?=
-# What test-kernels runs, and where: the packages, and of ./test what matches;
-# an emulated machine takes an hour for the kills and the crowd.
+# What test-kernels runs, and where: the packages, of ./test what matches, and of
+# the tests by command those of tc, which has a fallback; an emulated machine takes
+# an hour for all kills and the crowd.
 KERNELS ?= 5.10 6.1 6.12 6.18 newest
 KERNEL_VARIANTS ?= 6.12:lockdown=integrity 6.12:lockdown=confidentiality 6.12:no-btf
 KERNEL_PACKAGES ?= ./bpf ./pinned $(addprefix ./internal/,bpftool counter datapath holders maps ports probe traffic)
-KERNEL_TESTS ?= Scripts|Matrix|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$
+KERNEL_TESTS ?= Scripts|Matrix|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$|LowMemlock|MissingBPFFS|ReadOnlyBPFFS|MapFull|InputCut|ReplacedPins|TargetsThatVanish
+KERNEL_CASES ?= Test(RefusedNetlink|KillAtEveryStep)$$/^((at|de)tach-tc|replace-tc)$$
 
 # The version is what Go reads from git, so a repository that git refuses to
 # read (it belongs to another user) must not stop the build.
@@ -37,13 +40,14 @@ test: SHELL := /bin/bash -o pipefail
 test: ## run all tests, with the race detector; as root, or those on the kernel are skipped
 	@scripts/deps test
 	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
-	$(GO) test -json -race -timeout 60m $(TESTFLAGS) ./... | test/vm/report machine "$$(uname -r)"
+	$(GO) test -json -race -timeout $(TESTTIME) $(TESTFLAGS) ./... | test/vm/report machine "$$(uname -r)"
 
 test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
 	@for kernel in $(KERNELS); do \
 		test/vm/tests -t 1200 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
-		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h || exit 1; \
+		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h && \
+		test/vm/tests -t 7200 $$kernel ./test -- -test.run '$(KERNEL_CASES)' -test.timeout 2h || exit 1; \
 	done
 	@for kernel in $(KERNEL_VARIANTS); do \
 		test/vm/tests -t 3600 $$kernel ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h || exit 1; \
@@ -51,7 +55,8 @@ test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 
 test-all: export BPFNET_TEST_CROWD = 60s
 test-all: export BPFNET_TEST_ALL = 1
-test-all: test test-kernels ## run every test there is, and all commands under all kernels
+test-all: TESTTIME = 4h
+test-all: lint test fuzz demo test-kernels ## run every test there is, and all commands under all kernels
 	@test/vm/kernels
 
 demo: build ## count and filter the traffic of two "Pods" on this machine, then clean up
