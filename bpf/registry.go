@@ -19,6 +19,11 @@ type Program struct {
 	// which the same index is in use.
 	PerInterface bool
 
+	// Shared names the group of maps that it has in common with other programs
+	// and instances, and that outlive it; "" if it has none. They are all of its
+	// maps but data sections.
+	Shared string
+
 	// Object is the compiled ELF object.
 	Object []byte
 	// Spec parses Object; each call returns a fresh copy.
@@ -54,7 +59,35 @@ type Map struct {
 
 // Catalogue returns the built-in programs, sorted by name.
 func Catalogue() []Program {
-	return []Program{podTraffic(), portFilter(), xdpCounter()}
+	return []Program{blocklist(), podTraffic(), portFilter(), xdpCounter()}
+}
+
+func blocklist() Program {
+	return Program{
+		Name:       "blocklist",
+		Summary:    "drop or report packets from or to listed addresses",
+		Hooks:      []Hook{hookTC, hookXDP, hookCgroup},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"filters4", "where IPv4 entries may match"},
+			{"lengths4", "which lengths IPv4 prefixes have, and where"},
+			{"filters6", "where IPv6 entries of 48 bits and more may match"},
+			{"coarse_filters6", "where shorter IPv6 entries may match"},
+			{"settings", "which lists are in use, and what they do"},
+			{"lists4", "the IPv4 entries of each list"},
+			{"lists6", "the IPv6 entries of each list"},
+			{"block_lists", "the names of the lists"},
+			{"block_notes", "why entries are listed"},
+			{"hits", "what each entry was hit by"},
+			{"episodes", "which hits were reported lately"},
+			{"block_events", "reported hits, a ring buffer"},
+			{"block_rows", "what became of packets"},
+		},
+		Features: []string{"map_array", "map_hash", "map_in_map", "map_percpu_array", "ring_buffer"},
+		Shared:   "blocklist",
+		Object:   _BlocklistBytes,
+		Spec:     loadBlocklist,
+	}
 }
 
 func podTraffic() Program {

@@ -37,6 +37,53 @@ type (
 	// PortRow is a key of the map counters: one of the rows below, or PortRows
 	// plus the number of a rule.
 	PortRow = portFilterPortRow
+
+	// BlockKey4 is a key of the inner maps of lists4: a prefix length and an
+	// address in host order without bits beyond it.
+	BlockKey4 = blocklistBlockKey4
+	// BlockKey6 is a key of the inner maps of lists6, in host order.
+	BlockKey6 = blocklistBlockKey6
+	// BlockEntry is a value of the inner maps of lists4 and lists6.
+	BlockEntry = blocklistBlockEntry
+	// BlockConfig is the value of the inner map of settings.
+	BlockConfig = blocklistBlockConfig
+	// BlockLength6 is an IPv6 prefix length in use, with its mask.
+	BlockLength6 = blocklistBlockLength6
+	// BlockList is a value of the map block_lists.
+	BlockList = blocklistBlockList
+	// BlockNote is a value of the map block_notes.
+	BlockNote = blocklistBlockNote
+	// HitKey is a key of the map hits: IPv4 addresses are mapped, the length of
+	// their prefix is 0 to 32.
+	HitKey = blocklistHitKey
+	// HitCounters is a value of the map hits.
+	HitCounters = blocklistHitCounters
+	// BlockEvent is a record of the ring buffer block_events.
+	BlockEvent = blocklistBlockEvent
+	// BlockRow is a key of the map block_rows.
+	BlockRow = blocklistBlockRow
+)
+
+// The layout of the blocklist's maps; see headers/blocklist.h.
+const (
+	MaxLists       = 32
+	NoAllowList    = MaxLists // as the number of the allow list: there is none
+	CoarseHashed   = 262144   // words of coarse_filters6 in front of those for each /16
+	HashMultiplier = 0x9e3779b97f4a7c15
+)
+
+// What became of packets: keys of the map block_rows.
+const (
+	BlockDropped          = blocklistBlockRowBLOCK_DROPPED
+	BlockAlerted          = blocklistBlockRowBLOCK_ALERTED
+	BlockAllowed          = blocklistBlockRowBLOCK_ALLOWED
+	BlockNonIP            = blocklistBlockRowBLOCK_NON_IP
+	BlockTruncated        = blocklistBlockRowBLOCK_TRUNCATED
+	BlockTooDeep          = blocklistBlockRowBLOCK_TOO_DEEP
+	BlockHitsFull         = blocklistBlockRowBLOCK_HITS_FULL
+	BlockEventsSuppressed = blocklistBlockRowBLOCK_EVENTS_SUPPRESSED
+	BlockEventsLost       = blocklistBlockRowBLOCK_EVENTS_LOST
+	BlockRows             = blocklistBlockRowBLOCK_ROWS // how many there are
 )
 
 // What is in no Pod's entry: keys of the map rows of pod-traffic.
