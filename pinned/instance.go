@@ -164,7 +164,7 @@ func (r Root) recover() error {
 				return err
 			}
 		}
-		if strings.HasPrefix(e.Name(), tempPrefix) && e.Name() != madeName {
+		if isTemporary(e.Name()) {
 			if err := removeTree(filepath.Join(string(r), e.Name())); err != nil {
 				return err
 			}
@@ -209,6 +209,10 @@ func (r Root) restore(old, encoded string) error {
 		return fmt.Errorf("put back %s: %w", to, err)
 	}
 	return nil
+}
+
+func isTemporary(name string) bool {
+	return strings.HasPrefix(name, tempPrefix) && name != madeName && !strings.HasPrefix(name, sharedPrefix)
 }
 
 func removeTree(dir string) error {

@@ -11,10 +11,13 @@
 //	NAME/targets/ATTACHMENT symbolic link whose text describes the target
 //	NAME/spec               symbolic link whose text is the Spec as JSON
 //
+// Maps that several instances share, and that outlive them, are pinned in
+// @shared:GROUP.
+//
 // bpffs stores no files, but it does store the text of symbolic links; that is
 // where the little that the kernel doesn't remember is kept. Names that start
-// with "@" are directories in the making or on their way out; whoever holds the
-// exclusive lock may remove those that it didn't make.
+// with "@new-", "@old-" or "@gone-" are directories in the making or on their
+// way out; whoever holds the exclusive lock may remove those that it didn't make.
 package pinned
 
 import (
@@ -57,6 +60,8 @@ const (
 	oldPrefix  = "@old-"  // an instance being replaced
 	madeName   = "@made"  // says that the root was made by Lock
 	gonePrefix = "@gone-" // an instance being removed
+
+	sharedPrefix = "@shared:" // maps of several instances
 )
 
 // Encode makes a file name that bpffs accepts (it refuses dots) and that Decode

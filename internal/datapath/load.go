@@ -262,7 +262,12 @@ func (e *Engine) load(p *loadPlan, req LoadRequest) (Loaded, error) {
 
 // create loads an instance under a name that is free.
 func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
-	coll, err := p.newCollection(nil)
+	shared, err := e.sharedFor(p, dryRun)
+	if err != nil {
+		return Loaded{}, err
+	}
+	defer closeMaps(shared)
+	coll, err := p.newCollection(shared)
 	if err != nil {
 		return Loaded{}, err
 	}
@@ -367,15 +372,8 @@ func (e *Engine) stage(p *loadPlan, coll *ebpf.Collection) (*pinned.Stage, error
 
 func pinAll(stage *pinned.Stage, spec *ebpf.CollectionSpec, coll *ebpf.Collection) error {
 	for name, m := range coll.Maps {
-		// A clone, because pinning a map that is pinned already would move it.
-		clone, err := m.Clone()
-		if err != nil {
+		if err := pinCopy(m, stage.Path(pinned.Maps, name)); err != nil {
 			return fmt.Errorf("pin map %s: %w", name, err)
-		}
-		err = clone.Pin(stage.Path(pinned.Maps, name))
-		clone.Close()
-		if err != nil {
-			return fmt.Errorf("pin map %s: %w", name, probe.Explain(probe.OpPin, err))
 		}
 	}
 	for name, prog := range coll.Programs {

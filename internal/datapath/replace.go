@@ -68,7 +68,7 @@ func (e *Engine) replace(p *loadPlan, req LoadRequest) (Loaded, error) {
 				Hint("detach it first: bpfnet detach %s %s", hookGroup(a.Hook), p.name)
 		}
 	}
-	reuse, err := e.reusableMaps(p, req.ReuseMaps)
+	reuse, err := e.reusableMaps(p, req)
 	if err != nil {
 		return Loaded{}, err
 	}
@@ -111,12 +111,14 @@ func (p *loadPlan) strands(a Attachment) string {
 	return ""
 }
 
-// reusableMaps opens the running maps that the new object declares too. Data
-// sections are not kept: they hold the parameters of the new load. Nor are
-// arrays that the object fills with its programs: those are new.
-func (e *Engine) reusableMaps(p *loadPlan, wanted bool) (map[string]*ebpf.Map, error) {
-	if !wanted {
-		return nil, nil
+// reusableMaps opens the maps that the new programs take over: those that they
+// share with others, and on request the running maps that the new object declares
+// too. Data sections are not kept: they hold the parameters of the new load. Nor
+// are arrays that the object fills with its programs: those are new.
+func (e *Engine) reusableMaps(p *loadPlan, req LoadRequest) (map[string]*ebpf.Map, error) {
+	shared, err := e.sharedFor(p, req.DryRun)
+	if !req.ReuseMaps || len(shared) > 0 || err != nil {
+		return shared, err
 	}
 	names, err := e.root.List(p.name, pinned.Maps)
 	if err != nil {

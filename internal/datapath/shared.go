@@ -1,0 +1,309 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
+)
+
+// Shared are the open maps of a group. The maps that its maps of maps hold are
+// pinned beside them, so that they can be opened without CAP_SYS_ADMIN.
+type Shared struct {
+	dir  string
+	maps map[string]*ebpf.Map
+}
+
+// Close closes the maps.
+func (s *Shared) Close() {
+	if s != nil {
+		closeMaps(s.maps)
+	}
+}
+
+// Map returns a map of the group; it stays open until Close.
+func (s *Shared) Map(name string) *ebpf.Map { return s.maps[name] }
+
+// Inner returns the map that is in an entry of a map of maps, nil if there is
+// none; it stays open until Close.
+func (s *Shared) Inner(outer string, index uint32) (*ebpf.Map, error) {
+	var id uint32
+	err := s.maps[outer].Lookup(index, &id)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read map %s: %w", outer, err)
+	}
+	for _, pin := range []string{innerPin(outer, index), nextPin(outer, index)} {
+		if m := s.maps[pin]; m != nil && hasID(m, id) {
+			return m, nil
+		}
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return nil, fmt.Errorf("open map %d of %s: %w", id, outer, probe.Explain(probe.OpListByID, err))
+	}
+	s.maps[fmt.Sprintf("id:%d", id)] = m
+	return m, nil
+}
+
+// SetInner puts a map into an entry of a map of maps, in one step for programs:
+// once it returns, none uses the map that was there. The Shared closes m.
+func (s *Shared) SetInner(outer string, index uint32, m *ebpf.Map) error {
+	pin, next := innerPin(outer, index), nextPin(outer, index)
+	if err := removePin(filepath.Join(s.dir, next)); err != nil {
+		return err
+	}
+	if err := pinCopy(m, filepath.Join(s.dir, next)); err != nil {
+		return fmt.Errorf("pin the next map of %s: %w", outer, err)
+	}
+	if err := s.maps[outer].Put(index, m); err != nil {
+		return errors.Join(fmt.Errorf("replace entry %d of map %s: %w", index, outer, err), removePin(filepath.Join(s.dir, next)))
+	}
+	s.maps[pin].Close()
+	s.maps[pin] = m
+	if err := os.Rename(filepath.Join(s.dir, next), filepath.Join(s.dir, pin)); err != nil {
+		return fmt.Errorf("pin map %s: %w", pin, err)
+	}
+	return nil
+}
+
+// DropInner empties an entry of a map of maps.
+func (s *Shared) DropInner(outer string, index uint32) error {
+	if err := s.maps[outer].Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("empty entry %d of map %s: %w", index, outer, err)
+	}
+	return errors.Join(removePin(filepath.Join(s.dir, innerPin(outer, index))), removePin(filepath.Join(s.dir, nextPin(outer, index))))
+}
+
+func innerPin(outer string, index uint32) string { return fmt.Sprintf("%s:%d", outer, index) }
+func nextPin(outer string, index uint32) string  { return innerPin(outer, index) + ":next" }
+
+func removePin(path string) error {
+	if err := os.Remove(path); err != nil && !isNotExist(err) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
+func hasID(m *ebpf.Map, id uint32) bool {
+	info, err := m.Info()
+	if err != nil {
+		return false
+	}
+	found, ok := info.ID()
+	return ok && uint32(found) == id
+}
+
+// WithShared runs fn with the maps of a group, which it holds the exclusive lock
+// for; they are made if they aren't there.
+func (e *Engine) WithShared(ctx context.Context, group string, fn func(*Shared) error) error {
+	return e.write(ctx, func() error {
+		program, ok := sharing(group)
+		if !ok {
+			return fmt.Errorf("no program has maps of a group %q", group)
+		}
+		shared, err := e.makeShared(program)
+		if err != nil {
+			return err
+		}
+		defer shared.Close()
+		return fn(shared)
+	})
+}
+
+// ReadShared runs fn with the maps of a group, which it holds the shared lock
+// for; with nil if nobody has made them yet.
+func (e *Engine) ReadShared(ctx context.Context, group string, fn func(*Shared) error) error {
+	if err := e.root.Check(); err != nil {
+		return err
+	}
+	return e.read(ctx, func() error {
+		shared, err := e.openShared(group)
+		if err != nil && !errors.Is(err, fault.ErrNotFound) {
+			return err
+		}
+		defer shared.Close()
+		return fn(shared)
+	})
+}
+
+// dropUnusedShared takes the pins of groups away that no instance uses and that
+// hold nothing: no map of maps has an entry.
+func (e *Engine) dropUnusedShared() error {
+	for _, program := range bpf.Catalogue() {
+		if program.Shared == "" || e.usesShared(program.Shared) {
+			continue
+		}
+		shared, err := e.openShared(program.Shared)
+		if errors.Is(err, fault.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		empty := shared.isEmpty()
+		shared.Close()
+		if !empty {
+			continue
+		}
+		if err := e.root.RemoveShared(program.Shared); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// usesShared says whether an instance is loaded that has the maps of a group;
+// where that can't be told, one is.
+func (e *Engine) usesShared(group string) bool {
+	names, err := e.root.Names()
+	return err != nil || slices.ContainsFunc(names, func(name string) bool {
+		program, ok := lookupBuiltin(e.root.Spec(name).Source)
+		return ok && program.Shared == group
+	})
+}
+
+func (s *Shared) isEmpty() bool {
+	for _, m := range s.maps {
+		var first uint32
+		if t := m.Type(); t != ebpf.ArrayOfMaps && t != ebpf.HashOfMaps {
+			continue
+		}
+		entries := m.Iterate()
+		var key uint32
+		if entries.Next(&key, &first) || entries.Err() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// sharing finds a built-in program that has the maps of a group.
+func sharing(group string) (bpf.Program, bool) {
+	for _, program := range bpf.Catalogue() {
+		if program.Shared == group {
+			return program, true
+		}
+	}
+	return bpf.Program{}, false
+}
+
+func (e *Engine) openShared(group string) (*Shared, error) {
+	dir := e.root.Shared(group)
+	entries, err := os.ReadDir(dir)
+	if isNotExist(err) {
+		return nil, fault.New(fault.ErrNotFound, "there are no maps of %s yet", group)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", dir, err)
+	}
+	shared := &Shared{dir: dir, maps: map[string]*ebpf.Map{}}
+	for _, entry := range entries {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, entry.Name()), nil)
+		if err != nil {
+			shared.Close()
+			return nil, fmt.Errorf("open map %s of %s: %w", entry.Name(), group, probe.Explain(probe.OpOpenPin, err))
+		}
+		shared.maps[entry.Name()] = m
+	}
+	return shared, nil
+}
+
+// makeShared opens the maps that a program has in common with others, and makes
+// them if nobody did yet.
+func (e *Engine) makeShared(program bpf.Program) (*Shared, error) {
+	shared, err := e.openShared(program.Shared)
+	if !errors.Is(err, fault.ErrNotFound) {
+		return shared, err
+	}
+	shared, err = newShared(program)
+	if err != nil {
+		return nil, fmt.Errorf("make the maps of %s: %w", program.Shared, probe.Explain(probe.OpCreateMap, err))
+	}
+	if err := e.root.MakeShared(program.Shared, shared.pin); err != nil {
+		shared.Close()
+		return nil, err
+	}
+	shared.dir = e.root.Shared(program.Shared)
+	return shared, nil
+}
+
+// newShared makes the maps in the kernel alone.
+func newShared(program bpf.Program) (*Shared, error) {
+	spec, err := program.Spec()
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return strings.HasPrefix(name, ".") })
+	clear(spec.Programs)
+	clear(spec.Variables)
+	liftMemlock()
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, err
+	}
+	return &Shared{maps: collection.Maps}, nil
+}
+
+func (s *Shared) pin(dir string) error {
+	for name, m := range s.maps {
+		if err := pinCopy(m, filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// pinCopy pins a map without moving a pin that it has.
+func pinCopy(m *ebpf.Map, path string) error {
+	clone, err := m.Clone()
+	if err != nil {
+		return err
+	}
+	defer clone.Close()
+	if err := clone.Pin(path); err != nil {
+		return probe.Explain(probe.OpPin, err)
+	}
+	return nil
+}
+
+// sharedFor returns the maps that a load must take over, by name: those that the
+// program has in common with others. For a dry run only what is there already.
+func (e *Engine) sharedFor(p *loadPlan, dryRun bool) (map[string]*ebpf.Map, error) {
+	program, ok := lookupBuiltin(p.from.Source)
+	if !ok || !p.from.Builtin || program.Shared == "" {
+		return nil, nil
+	}
+	open := e.makeShared
+	if dryRun {
+		open = func(program bpf.Program) (*Shared, error) { return e.openShared(program.Shared) }
+	}
+	shared, err := open(program)
+	if dryRun && errors.Is(err, fault.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	taken := map[string]*ebpf.Map{}
+	for name, m := range shared.maps {
+		if p.spec.Maps[name] == nil {
+			m.Close() // inside a map of maps
+			continue
+		}
+		taken[name] = m
+	}
+	return taken, nil
+}
