@@ -1,0 +1,698 @@
+package blocklist
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
+	"github.com/cilium/ebpf"
+)
+
+// Add implements API.
+func (s *Store) Add(ctx context.Context, r AddRequest) (change Change, err error) {
+	if err := checkName(r.List); err != nil {
+		return Change{}, err
+	}
+	err = s.write(ctx, r.DryRun, func(st *state) error {
+		change, err = st.add(ctx, r)
+		return err
+	})
+	return change, err
+}
+
+func (s *state) add(ctx context.Context, r AddRequest) (Change, error) {
+	if !r.Force && r.List != AllowList {
+		if err := refuseOwn(r.Prefixes); err != nil {
+			return Change{}, err
+		}
+	}
+	change := Change{List: r.List}
+	if err := s.purge(ctx, &change, r.DryRun); err != nil {
+		return Change{}, err
+	}
+	note, err := s.note(ctx, r.Reason, r.DryRun)
+	if err != nil {
+		return Change{}, err
+	}
+	var wanted []entry
+	for _, p := range r.Prefixes {
+		wanted = append(wanted, entry{prefix: newPrefix(p), expires: s.lifetime(r.Lifetime), note: note})
+	}
+	number, exists := s.find(r.List)
+	fresh, err := s.compare(number, exists, sortEntries(wanted), &change)
+	if err != nil {
+		return Change{}, err
+	}
+	if len(fresh) > 0 && !r.DryRun {
+		err = s.put(ctx, r.List, fresh, change.Added)
+	}
+	return s.finish(change, r.List, change.Added), err
+}
+
+// finish completes what is said about a change.
+func (s *state) finish(change Change, name string, grown uint64) Change {
+	change.Changed = change.Changed || change.Added+change.Updated+change.Removed+change.Expired > 0
+	if number, ok := s.find(name); ok {
+		change.Entries = s.lists[number].Entries4 + s.lists[number].Entries6
+	} else {
+		change.Entries = grown
+	}
+	if s.notes != nil && s.notes.lost > 0 {
+		change.Notes = append(change.Notes, fmt.Sprintf("%d reasons found no room: at most %d different ones are kept", s.notes.lost, s.notes.m.MaxEntries()))
+	}
+	return change
+}
+
+func (s *state) lifetime(lifetime time.Duration) uint32 {
+	if lifetime == 0 {
+		return 0
+	}
+	return s.ends(s.now.Add(lifetime))
+}
+
+// note returns the number of a reason; in a dry run of an unknown one it is a
+// number that no entry has.
+func (s *state) note(ctx context.Context, reason string, dryRun bool) (uint32, error) {
+	if reason == "" || s.Shared == nil {
+		return 0, nil
+	}
+	notes, err := s.readNotes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if dryRun {
+		return notes.known(reason), nil
+	}
+	return notes.number(reason)
+}
+
+// compare counts what entries would change in a list, and returns those.
+func (s *state) compare(number uint32, exists bool, wanted []entry, change *Change) ([]entry, error) {
+	var fresh []entry
+	for _, e := range wanted {
+		var old entry
+		found, err := false, error(nil)
+		if exists {
+			old, found, err = s.lookup(number, e.prefix)
+		}
+		switch {
+		case err != nil:
+			return nil, err
+		case !found:
+			change.Added++
+		case old == e:
+			change.Unchanged++
+			continue
+		default:
+			change.Updated++
+		}
+		fresh = append(fresh, e)
+	}
+	return fresh, nil
+}
+
+// put writes entries to a list: where there is room into its maps, else into new
+// ones.
+func (s *state) put(ctx context.Context, name string, fresh []entry, added uint64) error {
+	number, exists := s.find(name)
+	if exists {
+		room, err := s.hasRoom(number, fresh)
+		if err != nil {
+			return err
+		}
+		if room {
+			return s.putInPlace(number, fresh, added)
+		}
+	}
+	all := fresh
+	if exists {
+		old, err := s.entries(ctx, number)
+		if err != nil {
+			return err
+		}
+		all = append(old, fresh...)
+	}
+	return s.rewrite(ctx, name, sortEntries(all))
+}
+
+// hasRoom says whether the maps of a list have room for more entries, all of
+// which may be new.
+func (s *state) hasRoom(number uint32, fresh []entry) (bool, error) {
+	for _, six := range []bool{false, true} {
+		n := 0
+		for _, e := range fresh {
+			if e.six == six {
+				n++
+			}
+		}
+		if n == 0 {
+			continue
+		}
+		m, err := s.Inner(outerOf(six), number)
+		if err != nil {
+			return false, err
+		}
+		if m == nil || s.count(number, six)+uint64(n) > uint64(m.MaxEntries()) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func (s *state) count(number uint32, six bool) uint64 {
+	if six {
+		return s.lists[number].Entries6
+	}
+	return s.lists[number].Entries4
+}
+
+// putInPlace writes entries to the maps of a list: first the bits that lead to
+// them, then they.
+func (s *state) putInPlace(number uint32, fresh []entry, added uint64) error {
+	live, err := openFilters(s.Shared)
+	if err != nil {
+		return err
+	}
+	defer live.Close()
+	for _, e := range fresh {
+		live.add(e.prefix, number == s.config.Allow)
+	}
+	s.addLengths(fresh)
+	if err := s.saveConfig(); err != nil {
+		return err
+	}
+	var done []entry
+	for _, e := range fresh {
+		_, found, err := s.lookup(number, e.prefix)
+		if err == nil {
+			err = s.putEntry(number, e)
+		}
+		if err != nil {
+			return errors.Join(err, s.delete(number, done))
+		}
+		if !found {
+			done = append(done, e)
+			s.grow(number, e.six, 1)
+		}
+	}
+	s.noteExpiry(number, fresh)
+	return s.touch(number)
+}
+
+func (s *state) grow(number uint32, six bool, by int64) {
+	list := &s.lists[number]
+	if six {
+		list.Entries6 = uint64(int64(list.Entries6) + by)
+	} else {
+		list.Entries4 = uint64(int64(list.Entries4) + by)
+	}
+}
+
+// noteExpiry remembers when the next entry ends.
+func (s *state) noteExpiry(number uint32, entries []entry) {
+	list := &s.lists[number]
+	for _, e := range entries {
+		if e.expires != 0 && (list.Expires == 0 || uint64(e.expires) < list.Expires) {
+			list.Expires = uint64(e.expires)
+		}
+	}
+}
+
+// touch writes what is known of a list that was changed.
+func (s *state) touch(number uint32) error {
+	s.lists[number].Changed = uint64(s.now.Unix())
+	return s.saveList(number)
+}
+
+func (s *state) putEntry(number uint32, e entry) error {
+	m, err := s.Inner(outerOf(e.six), number)
+	if err != nil {
+		return err
+	}
+	if e.six {
+		err = m.Put(e.key6(), e.value())
+	} else {
+		err = m.Put(e.key4(), e.value())
+	}
+	if err != nil {
+		return fmt.Errorf("add %s: %w", e.netip(), err)
+	}
+	return nil
+}
+
+// delete removes entries from the maps of a list. Their bits stay.
+func (s *state) delete(number uint32, entries []entry) error {
+	for _, e := range entries {
+		m, err := s.Inner(outerOf(e.six), number)
+		if err != nil {
+			return err
+		}
+		if e.six {
+			err = m.Delete(e.key6())
+		} else {
+			err = m.Delete(e.key4())
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove %s: %w", e.netip(), err)
+		}
+		s.grow(number, e.six, -1)
+		s.lists[number].Stale++
+	}
+	return nil
+}
+
+// addLengths adds the lengths of prefixes to those that packets are looked up
+// by, the longest first.
+func (s *state) addLengths(entries []entry) {
+	var used [2][129]bool
+	for _, e := range entries {
+		used[family(e.six)][e.length] = true
+	}
+	s.setLengths(func(six bool, length int) bool {
+		return used[family(six)][length] || s.hasLength(six, uint8(length))
+	})
+}
+
+func family(six bool) int {
+	if six {
+		return 1
+	}
+	return 0
+}
+
+func (s *state) hasLength(six bool, length uint8) bool {
+	if six {
+		return slices.ContainsFunc(s.config.Lengths6[:s.config.Lengths6Count], func(l bpf.BlockLength6) bool { return l.Prefixlen == uint32(length) })
+	}
+	return slices.Contains(s.config.Lengths4[:s.config.Lengths4Count], length)
+}
+
+// setLengths makes those the lengths in use that are wanted.
+func (s *state) setLengths(wanted func(six bool, length int) bool) {
+	var next bpf.BlockConfig
+	for length := 128; length >= 0; length-- {
+		if wanted(true, length) {
+			high, low := masks(uint8(length))
+			next.Lengths6[next.Lengths6Count] = bpf.BlockLength6{High: high, Low: low, Prefixlen: uint32(length)}
+			next.Lengths6Count++
+		}
+		if length <= 32 && wanted(false, length) {
+			next.Lengths4[next.Lengths4Count] = uint8(length)
+			next.Lengths4Count++
+		}
+	}
+	s.config.Lengths4, s.config.Lengths4Count = next.Lengths4, next.Lengths4Count
+	s.config.Lengths6, s.config.Lengths6Count = next.Lengths6, next.Lengths6Count
+}
+
+// Remove implements API.
+func (s *Store) Remove(ctx context.Context, list string, prefixes []netip.Prefix, dryRun bool) (change Change, err error) {
+	err = s.write(ctx, dryRun, func(st *state) error {
+		change, err = st.remove(ctx, list, prefixes, dryRun)
+		return err
+	})
+	return change, err
+}
+
+func (s *state) remove(ctx context.Context, name string, prefixes []netip.Prefix, dryRun bool) (Change, error) {
+	number, err := s.mustFind(name)
+	if err != nil {
+		return Change{}, err
+	}
+	change := Change{List: name}
+	if err := s.purge(ctx, &change, dryRun); err != nil {
+		return Change{}, err
+	}
+	if number, err = s.mustFind(name); err != nil {
+		return Change{}, err
+	}
+	var there []entry
+	for _, p := range prefixes {
+		e, found, err := s.lookup(number, newPrefix(p))
+		switch {
+		case err != nil:
+			return Change{}, err
+		case !found:
+			change.Unchanged++
+		case !slices.Contains(there, e):
+			there = append(there, e)
+		}
+	}
+	change.Removed = uint64(len(there))
+	if len(there) == 0 || dryRun {
+		change = s.finish(change, name, 0)
+		change.Entries -= change.Removed
+		return change, nil
+	}
+	if err := s.delete(number, there); err != nil {
+		return Change{}, errors.Join(err, s.touch(number))
+	}
+	if err := s.touch(number); err != nil {
+		return Change{}, err
+	}
+	s.dropHits(number, there)
+	return s.finish(change, name, 0), s.tidyIfStale(ctx, number)
+}
+
+// mostStale is how many removed entries may leave bits behind, beyond a quarter
+// of those that are there, before the filters are computed anew.
+const mostStale = 1024
+
+func (s *state) tidyIfStale(ctx context.Context, number uint32) error {
+	list := s.lists[number]
+	if list.Stale <= mostStale+(list.Entries4+list.Entries6)/4 {
+		return nil
+	}
+	return s.tidy(ctx)
+}
+
+// dropHits forgets what was counted for entries that are gone.
+func (s *state) dropHits(number uint32, gone []entry) {
+	for _, e := range gone {
+		_ = s.Map("hits").Delete(e.hitKey(uint32(s.lists[number].Identity))) // most were never hit
+	}
+}
+
+// Set implements API.
+func (s *Store) Set(ctx context.Context, r SetRequest) (change Change, err error) {
+	if r.List == AllowList {
+		return Change{}, fault.New(fault.ErrUsage, "list %q: it always lets packets pass", r.List)
+	}
+	err = s.write(ctx, r.DryRun, func(st *state) error {
+		number, err := st.mustFind(r.List)
+		if err != nil {
+			return err
+		}
+		before := st.config
+		st.set(number, r)
+		change = st.finish(Change{List: r.List, Changed: st.config != before}, r.List, 0)
+		if r.DryRun {
+			return nil
+		}
+		return st.saveConfig()
+	})
+	return change, err
+}
+
+func (s *state) set(number uint32, r SetRequest) {
+	if r.Action != "" {
+		setBit(&s.config.Drop, number, r.Action != Alert)
+		setBit(&s.config.Alert, number, r.Action != Drop)
+	}
+	if r.Match != "" {
+		setBit(&s.config.Source, number, r.Match != Destination)
+		setBit(&s.config.Destination, number, r.Match != Source)
+	}
+}
+
+// Clear implements API.
+func (s *Store) Clear(ctx context.Context, list string, dryRun bool) (change Change, err error) {
+	err = s.write(ctx, dryRun, func(st *state) error {
+		change, err = st.clear(ctx, list, dryRun)
+		if err != nil || dryRun || st.config.Lists != 0 {
+			return err
+		}
+		return st.DropInner("settings", 0) // now nothing is left
+	})
+	return change, err
+}
+
+func (s *state) clear(ctx context.Context, name string, dryRun bool) (Change, error) {
+	names := s.names()
+	if name != "" {
+		if _, err := s.mustFind(name); err != nil {
+			return Change{}, err
+		}
+		names = []string{name}
+	}
+	change := Change{List: name, Changed: len(names) > 0}
+	for _, name := range names {
+		number, _ := s.find(name)
+		change.Removed += s.lists[number].Entries4 + s.lists[number].Entries6
+		if dryRun {
+			continue
+		}
+		if err := s.drop(ctx, number); err != nil {
+			return Change{}, err
+		}
+	}
+	if dryRun || !change.Changed {
+		return change, nil
+	}
+	return change, s.tidy(ctx)
+}
+
+// drop takes a list out of force, then its entries away.
+func (s *state) drop(ctx context.Context, number uint32) error {
+	identity := uint32(s.lists[number].Identity)
+	s.undefine(number)
+	if err := s.saveConfig(); err != nil {
+		return err
+	}
+	if err := s.discard(number); err != nil {
+		return err
+	}
+	return s.forgetHits(ctx, identity, func(prefix) bool { return false })
+}
+
+// discard empties the place of a list that isn't in force.
+func (s *state) discard(number uint32) error {
+	for _, six := range []bool{false, true} {
+		if err := s.DropInner(outerOf(six), number); err != nil {
+			return err
+		}
+	}
+	if err := s.Map("block_lists").Put(number, bpf.BlockList{}); err != nil {
+		return fmt.Errorf("write map block_lists: %w", err)
+	}
+	return nil
+}
+
+// forgetHits deletes what was counted for entries of a list that aren't kept.
+func (s *state) forgetHits(ctx context.Context, identity uint32, kept func(prefix) bool) error {
+	var gone []bpf.HitKey
+	err := s.eachHit(ctx, func(key bpf.HitKey, _ bpf.HitCounters) error {
+		if list, p := unhit(key); list == identity && !kept(p) {
+			gone = append(gone, key)
+		}
+		return nil
+	})
+	for _, key := range gone {
+		_ = s.Map("hits").Delete(key)
+	}
+	return err
+}
+
+// Sync implements API.
+func (s *Store) Sync(ctx context.Context, dryRun bool) (change Change, err error) {
+	err = s.write(ctx, dryRun, func(st *state) error {
+		if err := st.purge(ctx, &change, dryRun); err != nil {
+			return err
+		}
+		change.Changed = change.Expired > 0
+		if dryRun || st.config.Lists == 0 {
+			return nil
+		}
+		return st.tidy(ctx)
+	})
+	return change, err
+}
+
+// purge removes what has expired, and counts it.
+func (s *state) purge(ctx context.Context, change *Change, dryRun bool) error {
+	for _, name := range s.names() {
+		number, _ := s.find(name)
+		if due := s.lists[number].Expires; due == 0 || due > uint64(s.boot) {
+			continue
+		}
+		all, err := s.entries(ctx, number)
+		if err != nil {
+			return err
+		}
+		before := len(all)
+		all = slices.DeleteFunc(all, s.isOver)
+		change.Expired += uint64(before - len(all))
+		if dryRun {
+			continue
+		}
+		if err := s.rewrite(ctx, name, sortEntries(all)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// batch is how many entries are written in one call.
+const batch = 1 << 15
+
+// spare is how many entries beyond those that it begins with a list has room
+// for.
+func spare(n int) int { return n/8 + 1024 }
+
+// rewrite makes entries, sorted, the whole content of a list, in one step for
+// packets: the new list is laid out under a number of its own, and then takes the
+// place of the old one in the settings.
+func (s *state) rewrite(ctx context.Context, name string, entries []entry) error {
+	before := *s
+	number, err := s.free()
+	if err != nil {
+		return err
+	}
+	if err := s.layOut(number, entries); err != nil {
+		return errors.Join(err, s.discard(number))
+	}
+	old, exists := s.find(name)
+	if exists {
+		s.move(old, number)
+	} else {
+		s.define(number, name)
+	}
+	list := &s.lists[number]
+	list.Entries4, list.Entries6, list.Stale, list.Expires = 0, 0, 0, 0
+	for _, e := range entries {
+		s.grow(number, e.six, 1)
+	}
+	s.noteExpiry(number, entries)
+	s.addLengths(entries)
+	err = s.touch(number)
+	if err == nil {
+		err = s.enforce(number, entries)
+	}
+	if err != nil {
+		s.config, s.lists = before.config, before.lists
+		return errors.Join(err, s.discard(number))
+	}
+	if exists {
+		if err := s.discard(old); err != nil {
+			return err
+		}
+	}
+	return s.settle(ctx, number, entries)
+}
+
+// layOut writes entries into maps that packets don't meet yet.
+func (s *state) layOut(number uint32, entries []entry) error {
+	split, _ := slices.BinarySearchFunc(entries, true, func(e entry, six bool) int { return family(e.six) - family(six) })
+	four, err := fill("lists4", entries[:split], func(e entry) rawKey4 { return e.key4() })
+	if err != nil {
+		return err
+	}
+	if err := s.SetInner("lists4", number, four); err != nil {
+		return err
+	}
+	six, err := fill("lists6", entries[split:], func(e entry) rawKey6 { return e.key6() })
+	if err != nil {
+		return err
+	}
+	return s.SetInner("lists6", number, six)
+}
+
+// fill makes a map with entries.
+func fill[K rawKey4 | rawKey6](outer string, entries []entry, key func(entry) K) (*ebpf.Map, error) {
+	m, err := newInner(outer, len(entries)+spare(len(entries)))
+	if err != nil {
+		return nil, err
+	}
+	keys, values := make([]K, 0, min(batch, len(entries))), make([]rawEntry, 0, min(batch, len(entries)))
+	for chunk := range slices.Chunk(entries, batch) {
+		keys, values = keys[:0], values[:0]
+		for _, e := range chunk {
+			keys, values = append(keys, key(e)), append(values, e.value())
+		}
+		if _, err := m.BatchUpdate(keys, values, nil); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("write %d entries: %w", len(entries), err)
+		}
+	}
+	return m, nil
+}
+
+// enforce sets the bits that lead to a list's entries, and then puts the settings
+// in force.
+func (s *state) enforce(number uint32, entries []entry) error {
+	live, err := openFilters(s.Shared)
+	if err != nil {
+		return err
+	}
+	defer live.Close()
+	for _, e := range entries {
+		live.add(e.prefix, number == s.config.Allow)
+	}
+	return s.saveConfig()
+}
+
+// settle takes away what a list that was rewritten no longer needs: bits, counted
+// hits and reasons.
+func (s *state) settle(ctx context.Context, number uint32, entries []entry) error {
+	kept := func(p prefix) bool {
+		_, found := slices.BinarySearchFunc(entries, p, func(e entry, p prefix) int { return e.compare(p) })
+		return found
+	}
+	if err := s.forgetHits(ctx, uint32(s.lists[number].Identity), kept); err != nil {
+		return err
+	}
+	return s.tidyWith(ctx, number, entries)
+}
+
+// tidy computes filters and lengths from the entries that there are, and drops
+// reasons that none has.
+func (s *state) tidy(ctx context.Context) error { return s.tidyWith(ctx, 0, nil) }
+
+// tidyWith is tidy where the entries of one list are known, unless they are nil.
+func (s *state) tidyWith(ctx context.Context, known uint32, entries []entry) error {
+	exact, used := NewFilters(), map[uint32]bool{}
+	var lengths [2][129]bool
+	for number := range s.lists {
+		if nameOf(s.lists[number]) == "" {
+			continue
+		}
+		listed, err := entries, error(nil)
+		if entries == nil || uint32(number) != known {
+			listed, err = s.entries(ctx, uint32(number))
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range listed {
+			exact.add(e.prefix, uint32(number) == s.config.Allow)
+			lengths[family(e.six)][e.length] = true
+			used[e.note] = true
+		}
+		s.lists[number].Stale = 0
+		if err := s.saveList(uint32(number)); err != nil {
+			return err
+		}
+	}
+	s.setLengths(func(six bool, length int) bool { return lengths[family(six)][length] })
+	if err := s.saveConfig(); err != nil {
+		return err
+	}
+	live, err := openFilters(s.Shared)
+	if err != nil {
+		return err
+	}
+	defer live.Close()
+	live.Set(exact)
+	notes, err := s.readNotes(ctx)
+	if err != nil {
+		return err
+	}
+	notes.keep(used)
+	return nil
+}
+
+func (s *state) eachHit(ctx context.Context, visit func(bpf.HitKey, bpf.HitCounters) error) error {
+	err := maps.Walk(ctx, s.Map("hits"), func(key, value []byte) error {
+		return visit(readHit(key, value))
+	})
+	if err != nil {
+		return fmt.Errorf("read map hits: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,389 @@
+package blocklist
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
+)
+
+// group is the name of the maps that all programs share.
+const group = "blocklist"
+
+// episode is how long after an event an entry and an address make no other.
+const episode = 10 * time.Second
+
+// Engine is what a Store needs of the datapath.
+type Engine interface {
+	WithShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
+	ReadShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
+}
+
+// Store implements API on the pinned maps.
+type Store struct{ engine Engine }
+
+var _ API = (*Store)(nil)
+
+// New returns the lists that are pinned where the engine works. It doesn't touch
+// the kernel before the first call.
+func New(engine Engine) *Store { return &Store{engine} }
+
+// state is what is pinned, while the lock is held.
+type state struct {
+	*datapath.Shared
+	config bpf.BlockConfig
+	lists  [bpf.MaxLists]bpf.BlockList
+	notes  *notes // nil until needed
+	now    time.Time
+	boot   uint32        // seconds of CLOCK_BOOTTIME
+	up     time.Duration // the same, exactly
+}
+
+// openState reads what is pinned; without maps there are no lists.
+func openState(shared *datapath.Shared) (*state, error) {
+	var clock unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &clock); err != nil {
+		return nil, fmt.Errorf("read the clock: %w", err)
+	}
+	s := &state{
+		Shared: shared, config: bpf.BlockConfig{Allow: bpf.NoAllowList},
+		now: time.Now(), boot: uint32(clock.Sec), up: time.Duration(clock.Nano()),
+	}
+	if shared == nil {
+		return s, nil
+	}
+	settings, err := s.Inner("settings", 0)
+	if err != nil {
+		return nil, err
+	}
+	if settings != nil {
+		if err := settings.Lookup(uint32(0), &s.config); err != nil {
+			return nil, fmt.Errorf("read map settings: %w", err)
+		}
+	}
+	for i := range s.lists {
+		var list bpf.BlockList
+		if err := s.Map("block_lists").Lookup(uint32(i), &list); err != nil {
+			return nil, fmt.Errorf("read map block_lists: %w", err)
+		}
+		if s.config.Lists>>i&1 != 0 {
+			s.lists[i] = list
+		}
+	}
+	return s, nil
+}
+
+// write runs fn on what is pinned, with the exclusive lock; a dry run only looks
+// at what there is.
+func (s *Store) write(ctx context.Context, dryRun bool, fn func(*state) error) error {
+	if dryRun {
+		return s.read(ctx, fn)
+	}
+	return s.engine.WithShared(ctx, group, onState(fn))
+}
+
+// read runs fn on what is pinned, which may be nothing.
+func (s *Store) read(ctx context.Context, fn func(*state) error) error {
+	return s.engine.ReadShared(ctx, group, onState(fn))
+}
+
+func onState(fn func(*state) error) func(*datapath.Shared) error {
+	return func(shared *datapath.Shared) error {
+		s, err := openState(shared)
+		if err != nil {
+			return err
+		}
+		return fn(s)
+	}
+}
+
+func nameOf(list bpf.BlockList) string {
+	var b strings.Builder
+	for _, c := range list.Name {
+		if c == 0 {
+			break
+		}
+		b.WriteByte(byte(c))
+	}
+	return b.String()
+}
+
+// find returns the number of a list.
+func (s *state) find(name string) (uint32, bool) {
+	for i := range s.lists {
+		if nameOf(s.lists[i]) == name {
+			return uint32(i), true
+		}
+	}
+	return 0, false
+}
+
+// names lists the lists, sorted.
+func (s *state) names() []string {
+	var names []string
+	for i := range s.lists {
+		if name := nameOf(s.lists[i]); name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// mustFind is find for a list that has to be there.
+func (s *state) mustFind(name string) (uint32, error) {
+	if number, ok := s.find(name); ok {
+		return number, nil
+	}
+	err := fault.New(fault.ErrNotFound, "no list %q", name)
+	if names := s.names(); len(names) > 0 {
+		return 0, err.Hint("lists: %s", strings.Join(names, ", "))
+	}
+	return 0, err.Hint("bpfnet blocklist add ADDRESS makes one")
+}
+
+// free returns a number that no list has.
+func (s *state) free() (uint32, error) {
+	for number := range s.lists {
+		if s.config.Lists>>number&1 == 0 {
+			return uint32(number), nil
+		}
+	}
+	return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be", bpf.MaxLists)
+}
+
+// define adds a list to the settings, with the actions it has at first. Nothing
+// is written yet.
+func (s *state) define(number uint32, name string) {
+	bit := uint32(1) << number
+	s.config.Lists |= bit
+	if name == AllowList {
+		s.config.Allow = number
+	} else {
+		s.config.Drop, s.config.Alert = s.config.Drop|bit, s.config.Alert|bit
+		s.config.Source, s.config.Destination = s.config.Source|bit, s.config.Destination|bit
+	}
+	s.lists[number] = bpf.BlockList{Identity: s.newIdentity()}
+	for i := range name {
+		s.lists[number].Name[i] = int8(name[i])
+	}
+	s.config.Identities[number] = uint8(s.lists[number].Identity)
+}
+
+// newIdentity returns one that no list in force has.
+func (s *state) newIdentity() uint64 {
+	for identity := uint64(0); ; identity++ {
+		if !slices.ContainsFunc(s.lists[:], func(l bpf.BlockList) bool { return nameOf(l) != "" && l.Identity == identity }) {
+			return identity
+		}
+	}
+}
+
+// move gives a list another number.
+func (s *state) move(from, to uint32) {
+	for _, mask := range []*uint32{&s.config.Lists, &s.config.Drop, &s.config.Alert, &s.config.Source, &s.config.Destination} {
+		setBit(mask, to, *mask>>from&1 != 0)
+		setBit(mask, from, false)
+	}
+	if s.config.Allow == from {
+		s.config.Allow = to
+	}
+	s.config.Identities[to], s.config.Identities[from] = s.config.Identities[from], 0
+	s.lists[to], s.lists[from] = s.lists[from], bpf.BlockList{}
+}
+
+// undefine takes a list out of the settings.
+func (s *state) undefine(number uint32) {
+	for _, mask := range []*uint32{&s.config.Lists, &s.config.Drop, &s.config.Alert, &s.config.Source, &s.config.Destination} {
+		setBit(mask, number, false)
+	}
+	if s.config.Allow == number {
+		s.config.Allow = bpf.NoAllowList
+	}
+	s.config.Identities[number] = 0
+	s.lists[number] = bpf.BlockList{}
+}
+
+// checkName refuses names that can't be stored or told from other words.
+func checkName(name string) error {
+	valid := func(r rune) bool {
+		return r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	}
+	if name == "" || len(name) >= len(bpf.BlockList{}.Name) || name[0] == '-' || strings.IndexFunc(name, func(r rune) bool { return !valid(r) }) >= 0 {
+		return fault.New(fault.ErrUsage, "list %q: a name has 1 to %d letters, digits and the signs - _ .", name, len(bpf.BlockList{}.Name)-1)
+	}
+	return nil
+}
+
+func (s *state) action(number uint32) Action {
+	drop, alert := s.config.Drop>>number&1 != 0, s.config.Alert>>number&1 != 0
+	switch {
+	case number == s.config.Allow:
+		return Allow
+	case drop && alert:
+		return AlertAndDrop
+	case drop:
+		return Drop
+	default:
+		return Alert
+	}
+}
+
+func (s *state) match(number uint32) Match {
+	source, destination := s.config.Source>>number&1 != 0, s.config.Destination>>number&1 != 0
+	switch {
+	case source && destination:
+		return Both
+	case source:
+		return Source
+	default:
+		return Destination
+	}
+}
+
+// setBit sets or clears a list's bit of a mask.
+func setBit(mask *uint32, number uint32, set bool) {
+	*mask &^= 1 << number
+	if set {
+		*mask |= 1 << number
+	}
+}
+
+// saveConfig puts the settings in force, as a whole.
+func (s *state) saveConfig() error {
+	current, err := s.Inner("settings", 0)
+	if err != nil {
+		return err
+	}
+	var before bpf.BlockConfig
+	if current != nil {
+		if err := current.Lookup(uint32(0), &before); err != nil {
+			return fmt.Errorf("read map settings: %w", err)
+		}
+	}
+	s.config.EpisodeSeconds = uint32(episode / time.Second)
+	if before == s.config {
+		return nil
+	}
+	inner, err := newInner("settings", 0)
+	if err != nil {
+		return err
+	}
+	if err := inner.Put(uint32(0), s.config); err != nil {
+		inner.Close()
+		return fmt.Errorf("write map settings: %w", err)
+	}
+	return s.SetInner("settings", 0, inner)
+}
+
+// saveList writes what is known of a list.
+func (s *state) saveList(number uint32) error {
+	if err := s.Map("block_lists").Put(number, s.lists[number]); err != nil {
+		return fmt.Errorf("write map block_lists: %w", err)
+	}
+	return nil
+}
+
+// newInner makes a map for an entry of a map of maps, for a number of entries.
+func newInner(outer string, entries int) (*ebpf.Map, error) {
+	program, _ := bpf.Lookup("blocklist")
+	spec, err := program.Spec()
+	if err != nil {
+		return nil, err
+	}
+	inner := spec.Maps[outer].InnerMap.Copy()
+	inner.Name = strings.TrimSuffix(outer, "s")
+	if entries > 0 {
+		inner.MaxEntries = uint32(entries)
+	}
+	m, err := ebpf.NewMap(inner)
+	if err != nil {
+		return nil, fmt.Errorf("make a map for %d entries: %w", entries, err)
+	}
+	return m, nil
+}
+
+// outerOf names the map of maps that has the entries of a family.
+func outerOf(six bool) string {
+	if six {
+		return "lists6"
+	}
+	return "lists4"
+}
+
+// entries reads all entries of a list, unsorted.
+func (s *state) entries(ctx context.Context, number uint32) ([]entry, error) {
+	var all []entry
+	for _, six := range []bool{false, true} {
+		m, err := s.Inner(outerOf(six), number)
+		if err != nil {
+			return nil, err
+		}
+		if m == nil {
+			continue
+		}
+		err = maps.Walk(ctx, m, func(key, value []byte) error {
+			all = append(all, readEntry(key, value))
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read the entries of list %s: %w", nameOf(s.lists[number]), err)
+		}
+	}
+	return all, nil
+}
+
+// lookup reads one entry.
+func (s *state) lookup(number uint32, p prefix) (entry, bool, error) {
+	m, err := s.Inner(outerOf(p.six), number)
+	if err != nil || m == nil {
+		return entry{}, false, err
+	}
+	var value rawEntry
+	if p.six {
+		err = m.Lookup(p.key6(), &value)
+	} else {
+		err = m.Lookup(p.key4(), &value)
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return entry{}, false, nil
+	}
+	if err != nil {
+		return entry{}, false, fmt.Errorf("look up %s: %w", p.netip(), err)
+	}
+	e := entry{prefix: p, expires: binary.NativeEndian.Uint32(value[:]), note: binary.NativeEndian.Uint32(value[4:])}
+	return e, true, nil
+}
+
+// isOver says whether an entry has expired.
+func (s *state) isOver(e entry) bool { return e.expires != 0 && e.expires <= s.boot }
+
+// ends is the time of an entry's end as the maps have it.
+func (s *state) ends(at time.Time) uint32 {
+	if at.IsZero() {
+		return 0
+	}
+	left := at.Sub(s.now)
+	if left <= 0 {
+		return max(s.boot, 1) // it is over
+	}
+	return s.boot + uint32((left+time.Second-1)/time.Second)
+}
+
+func (s *state) expiry(e entry) time.Time {
+	if e.expires == 0 {
+		return time.Time{}
+	}
+	return s.now.Add(time.Duration(int64(e.expires)-int64(s.boot)) * time.Second).UTC().Truncate(time.Second)
+}
