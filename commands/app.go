@@ -105,6 +105,7 @@ func builders() []builder {
 		{"map", mapCommand},
 		{"watch", watchCommand},
 		{"ports", portsCommand},
+		{"blocklist", blocklistCommand},
 		{"programs", programsCommand},
 		{"doctor", doctorCommand},
 		{"completion", completionCommand},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
@@ -65,6 +66,7 @@ type Backend interface {
 	PodTraffic(instance string) (traffic.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)
 	Ports(instance string) (ports.API, error)
+	Blocklist() blocklist.API
 	Close() error
 }
 

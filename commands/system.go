@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
@@ -145,6 +146,7 @@ func enoughFiles() error {
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
+func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine) }
 func (s *system) Close() error                              { return nil }
 
 func (s *system) Maps() maps.API {

@@ -1,0 +1,357 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/blocklist"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/feed"
+	"bpfnet/output"
+)
+
+func blocklistCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "blocklist",
+		Usage: "lists of addresses that are dropped or reported",
+		Description: "Lists need no program to be loaded and outlive it. `bpfnet load blocklist` and `bpfnet attach tc|xdp|cgroup blocklist` put them in force. " +
+			"In each list the longest prefix that covers an address counts; a packet is dropped if any list drops it, and goes on if the list \"allow\" covers the address.",
+		Subcommands: []*cli.Command{
+			blocklistAddCommand(env),
+			blocklistRemoveCommand(env),
+			blocklistImportCommand(env),
+			blocklistListCommand(env),
+			blocklistExportCommand(env),
+			blocklistListsCommand(env),
+			blocklistTestCommand(env),
+			blocklistActionCommand(env),
+			blocklistClearCommand(env),
+			blocklistSyncCommand(env),
+		},
+	}
+}
+
+func listFlag() cli.Flag {
+	return &cli.StringFlag{Name: "list", Value: blocklist.DefaultList, Usage: "`NAME` of the list"}
+}
+
+func expiresFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "expires", Usage: "entries end after this `TIME` (24h)"}
+}
+
+func forceFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "force", Usage: "take private and other special prefixes, this machine's addresses and its gateway, too"}
+}
+
+func blocklistAddCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "add",
+		Usage:     "put addresses, prefixes and ranges on a list",
+		ArgsUsage: "ADDRESS|PREFIX|FIRST-LAST...",
+		Flags: []cli.Flag{
+			listFlag(),
+			&cli.StringFlag{Name: "reason", Usage: "`TEXT` to remember with the entries, up to 127 bytes"},
+			expiresFlag(), forceFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			prefixes, err := prefixArgs(c)
+			if err != nil {
+				return err
+			}
+			lifetime, err := lifetime(c)
+			if err != nil {
+				return err
+			}
+			return env.changeBlocklist(c, "added entries to", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+				return api.Add(ctx, blocklist.AddRequest{
+					List: c.String("list"), Prefixes: prefixes, Reason: c.String("reason"), Lifetime: lifetime,
+					Force: c.Bool("force"), DryRun: c.Bool("dry-run"),
+				})
+			})
+		},
+	}
+}
+
+func blocklistRemoveCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "remove",
+		Usage:     "take entries off a list, given as they are listed",
+		ArgsUsage: "ADDRESS|PREFIX|FIRST-LAST...",
+		Flags:     []cli.Flag{listFlag()},
+		Action: func(c *cli.Context) error {
+			prefixes, err := prefixArgs(c)
+			if err != nil {
+				return err
+			}
+			return env.changeBlocklist(c, "removed entries from", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+				return api.Remove(ctx, c.String("list"), prefixes, c.Bool("dry-run"))
+			})
+		},
+	}
+}
+
+func blocklistActionCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "action",
+		Usage:     "what happens to packets that a list covers; a new list alerts and drops",
+		ArgsUsage: "[drop|alert|alert+drop]",
+		Flags: []cli.Flag{
+			listFlag(),
+			&cli.StringFlag{Name: "match", Usage: "look up `ADDRESSES` of packets: source, destination or both"},
+		},
+		Action: func(c *cli.Context) error {
+			request := blocklist.SetRequest{List: c.String("list"), DryRun: c.Bool("dry-run")}
+			if err := args(c, "[drop|alert|alert+drop]"); err != nil {
+				return err
+			}
+			var err error
+			if c.NArg() > 0 {
+				if request.Action, err = blocklist.ParseAction(c.Args().First()); err != nil {
+					return err
+				}
+			}
+			if c.IsSet("match") {
+				if request.Match, err = blocklist.ParseMatch(c.String("match")); err != nil {
+					return err
+				}
+			}
+			if request.Action == "" && request.Match == "" {
+				return usage(c, "nothing to change: give an action or --match")
+			}
+			return env.changeBlocklist(c, "changed what happens by", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+				return api.Set(ctx, request)
+			})
+		},
+	}
+}
+
+func blocklistClearCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "clear",
+		Usage: "remove a list, or all of them",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "list", Usage: "`NAME` of the list; without it all lists, the allow list too"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			return env.changeBlocklist(c, "removed", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+				return api.Clear(ctx, c.String("list"), c.Bool("dry-run"))
+			})
+		},
+	}
+}
+
+func blocklistSyncCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:        "sync",
+		Usage:       "clear entries that have expired, and what removed ones left behind",
+		Description: "Expired entries are not in force from their end on; this frees their room. Every command that changes a list does it, too.",
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			return env.changeBlocklist(c, "cleared expired entries of", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+				return api.Sync(ctx, c.Bool("dry-run"))
+			})
+		},
+	}
+}
+
+// prefixArgs reads the arguments as addresses, prefixes and ranges.
+func prefixArgs(c *cli.Context) ([]netip.Prefix, error) {
+	if err := args(c, "ADDRESS..."); err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, text := range c.Args().Slice() {
+		prefixes, err := feed.ParseAddress(text)
+		if err != nil {
+			return nil, fault.New(fault.ErrUsage, "%w", err).Hint("198.51.100.7, 198.51.100.0/24, 198.51.100.7-198.51.100.20, 2001:db8::/32")
+		}
+		all = append(all, prefixes...)
+	}
+	return all, nil
+}
+
+func lifetime(c *cli.Context) (time.Duration, error) {
+	d := c.Duration("expires")
+	if c.IsSet("expires") && d <= 0 {
+		return 0, usage(c, "--expires %s: must be more than 0", d)
+	}
+	return d, nil
+}
+
+// blocklistChange is the document of a writer.
+type blocklistChange struct {
+	Schema    string    `json:"schema"`
+	Changed   bool      `json:"changed"`
+	DryRun    bool      `json:"dry_run"`
+	List      *string   `json:"list"` // null: all
+	Added     uint64    `json:"added"`
+	Updated   uint64    `json:"updated"`
+	Removed   uint64    `json:"removed"`
+	Unchanged uint64    `json:"unchanged"`
+	Covered   uint64    `json:"covered"`
+	Expired   uint64    `json:"expired"`
+	Refused   uint64    `json:"refused"`
+	Refusals  []refusal `json:"refusals"`
+	Entries   uint64    `json:"entries"`
+	Notes     []string  `json:"notes"`
+}
+
+type refusal struct {
+	Entry string `json:"entry"`
+	Cause string `json:"cause"`
+}
+
+func newBlocklistChange(change blocklist.Change, dryRun bool) blocklistChange {
+	doc := blocklistChange{
+		Schema: "bpfnet.blocklist_change/v1", Changed: change.Changed, DryRun: dryRun,
+		Added: change.Added, Updated: change.Updated, Removed: change.Removed, Unchanged: change.Unchanged,
+		Covered: change.Covered, Expired: change.Expired, Refused: change.RefusedN, Refusals: []refusal{},
+		Entries: change.Entries, Notes: list(change.Notes),
+	}
+	if change.List != "" {
+		doc.List = &change.List
+	}
+	for _, r := range change.Refused {
+		doc.Refusals = append(doc.Refusals, refusal{r.Where, r.Reason})
+	}
+	return doc
+}
+
+// changeBlocklist makes a change and prints what it did.
+func (e *Env) changeBlocklist(c *cli.Context, did string, change func(context.Context, blocklist.API) (blocklist.Change, error)) error {
+	p, b, err := e.open(c)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	result, err := change(c.Context, b.Blocklist())
+	if err != nil {
+		return err
+	}
+	what := "all lists"
+	if result.List != "" {
+		what = "list " + result.List
+	}
+	e.done(c, p, done{changed: result.Changed, did: did + " " + what, already: what + " needed no change", notes: result.Notes})
+	for _, r := range result.Refused {
+		e.note(c, "refused: %s: %s", r.Where, r.Reason)
+	}
+	doc := newBlocklistChange(result, c.Bool("dry-run"))
+	if err := p.Object(doc, func() output.Table { return changeTable(doc) }); err != nil {
+		return err
+	}
+	if err := e.noteUnattachedBlocklist(c, b, result); err != nil {
+		return err
+	}
+	if result.RefusedN > 0 {
+		return fault.New(fault.ErrPartial, "import into list %s: refused entries: %d; the others are in", result.List, result.RefusedN)
+	}
+	return nil
+}
+
+// noteUnattachedBlocklist says how to put lists in force that no program reads.
+func (e *Env) noteUnattachedBlocklist(c *cli.Context, b Backend, change blocklist.Change) error {
+	if change.Added == 0 {
+		return nil
+	}
+	attachments, err := b.Attachments(c.Context, "blocklist")
+	if err != nil && !errors.Is(err, fault.ErrNotFound) {
+		return err
+	}
+	if err != nil {
+		e.note(c, "note: blocklist is not loaded, so nothing is blocked: bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both")
+	} else if len(attachments) == 0 {
+		e.note(c, "note: blocklist is not attached, so nothing is blocked: bpfnet attach tc blocklist --dev DEVICE --direction both")
+	}
+	return nil
+}
+
+func changeTable(d blocklistChange) output.Table {
+	t := output.Table{Header: []string{"list", "entries", "added", "updated", "removed", "unchanged", "expired", "refused"}}
+	name := "all"
+	if d.List != nil {
+		name = *d.List
+	}
+	row := []string{name}
+	for _, n := range []uint64{d.Entries, d.Added, d.Updated, d.Removed, d.Unchanged, d.Expired, d.Refused} {
+		row = append(row, output.Count(n))
+	}
+	t.Rows = [][]string{row}
+	return t
+}
+
+func blocklistTestCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:      "test",
+		Usage:     "which entries cover an address, and what would happen to its packets; no packet is sent",
+		ArgsUsage: "ADDRESS",
+		Action: func(c *cli.Context) error {
+			if err := args(c, "ADDRESS"); err != nil {
+				return err
+			}
+			address, err := netip.ParseAddr(c.Args().First())
+			if err != nil {
+				return usage(c, "%q is not an address", c.Args().First())
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			verdict, err := b.Blocklist().Test(c.Context, address)
+			if err != nil {
+				return err
+			}
+			doc := newVerdict(verdict)
+			return p.Object(doc, func() output.Table { return verdictTable(doc) })
+		},
+	}
+}
+
+// blocklistVerdict is the document of blocklist test.
+type blocklistVerdict struct {
+	Schema  string       `json:"schema"`
+	Address string       `json:"address"`
+	Verdict string       `json:"verdict"`
+	Entries []foundEntry `json:"entries"`
+}
+
+type foundEntry struct {
+	entryDocument
+	Decides bool `json:"decides"`
+}
+
+func newVerdict(v blocklist.Verdict) blocklistVerdict {
+	doc := blocklistVerdict{"bpfnet.blocklist_test/v1", v.Address.String(), v.Action, []foundEntry{}}
+	for _, f := range v.Found {
+		doc.Entries = append(doc.Entries, foundEntry{newEntryDocument(f.Entry), f.Decides})
+	}
+	return doc
+}
+
+func verdictTable(d blocklistVerdict) output.Table {
+	t := output.Table{Header: []string{"address", "verdict", "list", "entry", "action", "reason"}}
+	for _, e := range d.Entries {
+		t.Rows = append(t.Rows, []string{d.Address, d.Verdict, e.List, e.Prefix, e.Action, orEmpty(e.Reason)})
+	}
+	if len(d.Entries) == 0 {
+		t.Rows = append(t.Rows, []string{d.Address, d.Verdict})
+	}
+	return t
+}
+
+func orEmpty(text *string) string {
+	if text == nil {
+		return ""
+	}
+	return *text
+}

@@ -1,0 +1,220 @@
+package commands
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/blocklist"
+	"bpfnet/output"
+)
+
+// entryDocument is an entry of a list.
+type entryDocument struct {
+	List      string     `json:"list"`
+	Prefix    string     `json:"prefix"`
+	Action    string     `json:"action"`
+	Reason    *string    `json:"reason"`
+	ExpiresAt *time.Time `json:"expires_at"`
+	Packets   *uint64    `json:"packets"`
+	Bytes     *uint64    `json:"bytes"`
+	LastSeen  *time.Time `json:"last_seen"`
+}
+
+type entryRow struct {
+	Schema string `json:"schema"`
+	entryDocument
+}
+
+func newEntryDocument(e blocklist.Entry) entryDocument {
+	d := entryDocument{List: e.List, Prefix: e.Prefix.String(), Action: string(e.Action)}
+	if e.Reason != "" {
+		d.Reason = &e.Reason
+	}
+	if !e.Expires.IsZero() {
+		d.ExpiresAt = &e.Expires
+	}
+	if e.Hits == nil {
+		return d
+	}
+	d.Packets, d.Bytes = &e.Hits.Packets, &e.Hits.Bytes
+	if !e.Hits.LastSeen.IsZero() {
+		d.LastSeen = &e.Hits.LastSeen
+	}
+	return d
+}
+
+// everyListFlag chooses a list; without it all of them.
+func everyListFlag() cli.Flag {
+	return &cli.StringFlag{Name: "list", Usage: "`NAME` of the list; without it all lists"}
+}
+
+func blocklistListCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "list",
+		Usage: "the entries of a list, or of all, sorted by list and address",
+		Flags: []cli.Flag{
+			everyListFlag(),
+			&cli.BoolFlag{Name: "hits", Usage: "with the packets and bytes that each entry was hit by; the most hit ones come first"},
+			&cli.Uint64Flag{Name: "limit", Usage: "at most `N` entries; 0: all"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			if c.Bool("hits") {
+				return printHits(c, p, b.Blocklist())
+			}
+			return printEntries(c, p, b.Blocklist(), entryLine)
+		},
+	}
+}
+
+func blocklistExportCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:        "export",
+		Usage:       "the entries of a list, or of all, for `bpfnet blocklist import`",
+		Description: "The table format is one prefix a line, with the reason as a comment; the others have everything.",
+		Flags:       []cli.Flag{everyListFlag()},
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			return printEntries(c, p, b.Blocklist(), exportLine)
+		},
+	}
+}
+
+// printEntries writes entries as they are read.
+func printEntries(c *cli.Context, p *output.Printer, api blocklist.API, line func(entryDocument) string) error {
+	rows, written, limit := p.Rows(), uint64(0), c.Uint64("limit")
+	err := api.Entries(c.Context, c.String("list"), false, func(e blocklist.Entry) error {
+		if limit > 0 && written == limit {
+			return errEnough
+		}
+		written++
+		return addRow(rows, newEntryDocument(e), line)
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	return rows.Close()
+}
+
+// errEnough ends a list that has as many entries as were asked for.
+var errEnough = errors.New("enough")
+
+// printHits writes the entries that were hit most first.
+func printHits(c *cli.Context, p *output.Printer, api blocklist.API) error {
+	var all []entryDocument
+	err := api.Entries(c.Context, c.String("list"), true, func(e blocklist.Entry) error {
+		all = append(all, newEntryDocument(e))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(all, func(a, b entryDocument) int { return cmp.Compare(*b.Packets, *a.Packets) })
+	if n := c.Uint64("limit"); n > 0 && n < uint64(len(all)) {
+		all = all[:n]
+	}
+	rows := p.Rows()
+	for _, d := range all {
+		if err := addRow(rows, d, hitLine); err != nil {
+			return err
+		}
+	}
+	return rows.Close()
+}
+
+func addRow(rows *output.Rows, d entryDocument, line func(entryDocument) string) error {
+	text, err := json.Marshal(entryRow{"bpfnet.blocklist_entry/v1", d})
+	if err != nil {
+		return err
+	}
+	return rows.Add(text, func() string { return line(d) })
+}
+
+func entryLine(d entryDocument) string {
+	parts := []string{d.List, d.Prefix, d.Action}
+	if d.ExpiresAt != nil {
+		parts = append(parts, "until "+d.ExpiresAt.Format(time.RFC3339))
+	}
+	if d.Reason != nil {
+		parts = append(parts, *d.Reason)
+	}
+	return strings.Join(parts, "  ")
+}
+
+func hitLine(d entryDocument) string {
+	parts := []string{d.List, d.Prefix, d.Action, output.Count(*d.Packets) + " packets", output.Bytes(*d.Bytes)}
+	if d.LastSeen != nil {
+		parts = append(parts, "last "+d.LastSeen.Format(time.RFC3339))
+	}
+	if d.Reason != nil {
+		parts = append(parts, *d.Reason)
+	}
+	return strings.Join(parts, "  ")
+}
+
+func exportLine(d entryDocument) string {
+	if d.Reason == nil {
+		return d.Prefix
+	}
+	return d.Prefix + "  # " + *d.Reason
+}
+
+func blocklistListsCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "lists",
+		Usage: "all lists: what they do, how large they are, and what became of packets",
+		Action: func(c *cli.Context) error {
+			if err := args(c); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			overview, err := b.Blocklist().Overview(c.Context)
+			if err != nil {
+				return err
+			}
+			doc := struct {
+				Schema string `json:"schema"`
+				blocklist.Overview
+			}{"bpfnet.blocklist_lists/v1", overview}
+			return p.Object(doc, func() output.Table { return listsTable(overview) })
+		},
+	}
+}
+
+func listsTable(o blocklist.Overview) output.Table {
+	t := output.Table{Header: []string{"list", "action", "match", "ipv4", "ipv6", "memory", "changed"}}
+	for _, l := range o.Lists {
+		t.Rows = append(t.Rows, []string{
+			l.Name, string(l.Action), string(l.Match), output.Count(l.IPv4), output.Count(l.IPv6), output.Bytes(l.MemoryBytes),
+			l.ChangedAt.Format(time.RFC3339),
+		})
+	}
+	if o.MemoryBytes > 0 {
+		t.Footer = []string{"all", "", "", "", "", output.Bytes(o.MemoryBytes)}
+	}
+	return t
+}
