@@ -38,20 +38,28 @@ func prepare(tb testing.TB, c benchCase, yardsticks *ebpf.Collection) subject {
 			tb.Fatal(err)
 		}
 	}
-	collection := load(tb, spec)
+	var maps map[string]*ebpf.Map
+	if c.maps != nil {
+		maps = c.maps(tb)
+	}
+	collection := load(tb, spec, maps)
 	if c.prepare != nil {
 		if err := c.prepare(collection); err != nil {
 			tb.Fatal(err)
 		}
 	}
-	s := subject{c, collection.Programs[c.program], yardsticks.Programs[c.empty]}
+	base := collection.Programs[c.empty]
+	if base == nil {
+		base = yardsticks.Programs[c.empty]
+	}
+	s := subject{c, collection.Programs[c.program], base}
 	s.register(tb)
 	return s
 }
 
-func load(tb testing.TB, spec *ebpf.CollectionSpec) *ebpf.Collection {
+func load(tb testing.TB, spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) *ebpf.Collection {
 	tb.Helper()
-	collection, err := ebpf.NewCollection(spec)
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if errors.Is(err, unix.EPERM) {
 		tb.Skipf("loading BPF programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %v", err)
 	}
@@ -68,7 +76,7 @@ func loadEmpty(tb testing.TB) *ebpf.Collection {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return load(tb, spec)
+	return load(tb, spec, nil)
 }
 
 // settle keeps the test on one CPU, the last one, which is the least busy with

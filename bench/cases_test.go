@@ -2,6 +2,7 @@ package bench
 
 import (
 	"net/netip"
+	"testing"
 
 	"github.com/cilium/ebpf"
 
@@ -14,10 +15,11 @@ type benchCase struct {
 	name    string
 	program string // function
 	object  func() (*ebpf.CollectionSpec, error)
-	empty   string // function of the yardsticks that does nothing, or only what comes before
+	empty   string // function of the object or the yardsticks that does nothing, or only what comes before
 	packet  []byte
 	prepare func(*ebpf.Collection) error
 	adjust  func(*ebpf.CollectionSpec) error
+	maps    func(testing.TB) map[string]*ebpf.Map // that take the place of the object's
 	goal    float64 // net ns; 0 for yardsticks and what has no goal
 }
 
@@ -45,7 +47,7 @@ var (
 
 func cases() []benchCase {
 	counter, filter, traffic := builtin("xdp-counter"), builtin("port-filter"), builtin("pod-traffic")
-	return []benchCase{
+	return append(blocklistCases(), []benchCase{
 		{name: "yardstick/array-counter", program: "xdp_array", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
 		{name: "yardstick/by-protocol", program: "xdp_protocol", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
 		{name: "yardstick/port-bitmap", program: "xdp_bitmap", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
@@ -79,7 +81,7 @@ func cases() []benchCase {
 		{name: "pod-traffic/tc-v6-prefix-miss", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, adjust: matchPrefixes},
 		{name: "pod-traffic/cgroup-v4", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp4},
 		{name: "pod-traffic/cgroup-v6", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp6},
-	}
+	}...)
 }
 
 func matchPrefixes(spec *ebpf.CollectionSpec) error {
