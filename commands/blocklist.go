@@ -189,23 +189,23 @@ func lifetime(c *cli.Context) (time.Duration, error) {
 
 // blocklistChange is the document of a writer.
 type blocklistChange struct {
-	Schema    string    `json:"schema"`
-	Changed   bool      `json:"changed"`
-	DryRun    bool      `json:"dry_run"`
-	List      *string   `json:"list"` // null: all
-	Added     uint64    `json:"added"`
-	Updated   uint64    `json:"updated"`
-	Removed   uint64    `json:"removed"`
-	Unchanged uint64    `json:"unchanged"`
-	Covered   uint64    `json:"covered"`
-	Expired   uint64    `json:"expired"`
-	Refused   uint64    `json:"refused"`
-	Refusals  []refusal `json:"refusals"`
-	Entries   uint64    `json:"entries"`
-	Notes     []string  `json:"notes"`
+	Schema    string         `json:"schema"`
+	Changed   bool           `json:"changed"`
+	DryRun    bool           `json:"dry_run"`
+	List      *string        `json:"list"` // null: all
+	Added     uint64         `json:"added"`
+	Updated   uint64         `json:"updated"`
+	Removed   uint64         `json:"removed"`
+	Unchanged uint64         `json:"unchanged"`
+	Covered   uint64         `json:"covered"`
+	Expired   uint64         `json:"expired"`
+	Refused   uint64         `json:"refused"`
+	Refusals  []refusedEntry `json:"refusals"`
+	Entries   uint64         `json:"entries"`
+	Notes     []string       `json:"notes"`
 }
 
-type refusal struct {
+type refusedEntry struct {
 	Entry string `json:"entry"`
 	Cause string `json:"cause"`
 }
@@ -214,14 +214,14 @@ func newBlocklistChange(change blocklist.Change, dryRun bool) blocklistChange {
 	doc := blocklistChange{
 		Schema: "bpfnet.blocklist_change/v1", Changed: change.Changed, DryRun: dryRun,
 		Added: change.Added, Updated: change.Updated, Removed: change.Removed, Unchanged: change.Unchanged,
-		Covered: change.Covered, Expired: change.Expired, Refused: change.RefusedN, Refusals: []refusal{},
+		Covered: change.Covered, Expired: change.Expired, Refused: change.RefusedN, Refusals: []refusedEntry{},
 		Entries: change.Entries, Notes: list(change.Notes),
 	}
 	if change.List != "" {
 		doc.List = &change.List
 	}
 	for _, r := range change.Refused {
-		doc.Refusals = append(doc.Refusals, refusal{r.Where, r.Reason})
+		doc.Refusals = append(doc.Refusals, refusedEntry{r.Where, r.Reason})
 	}
 	return doc
 }

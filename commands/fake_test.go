@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
@@ -39,6 +40,7 @@ type fake struct {
 	traffic  traffic.Sampler
 	counters counter.Sampler
 	ports    ports.API
+	blocked  fakeBlocklist
 }
 
 func newFake() *fake {
@@ -299,4 +301,5 @@ func (f *fake) SelfTest(context.Context) []probe.Step           { return f.steps
 func (f *fake) PodTraffic(string) (traffic.Sampler, error)      { return f.traffic, nil }
 func (f *fake) Counters(string) (counter.Sampler, error)        { return f.counters, nil }
 func (f *fake) Ports(string) (ports.API, error)                 { return f.ports, nil }
+func (f *fake) Blocklist() blocklist.API                        { return &f.blocked }
 func (f *fake) Close() error                                    { return nil }
