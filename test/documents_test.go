@@ -151,7 +151,9 @@ func TestDocuments(t *testing.T) {
 	for _, line := range []string{
 		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "load xdp-counter",
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
-		"ports allow 80/tcp", "ports list", "status", "status --interval 100ms --once", "prog list", "link list", "programs",
+		"ports allow 80/tcp", "ports list",
+		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "blocklist clear",
+		"status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
 		"map create $PIN --type hash --key-size 4 --value-size 4 --max-entries 1 --dry-run", "map freeze pod-traffic/pods --dry-run", "map next xdp-counter/packets", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
@@ -164,6 +166,11 @@ func TestDocuments(t *testing.T) {
 		}
 		if line == "send" { // a record
 			n.sh(t, "head -c 60 /dev/zero | tr '\\0' r | bpftool prog run pinned $BPFNET_BPFFS/ev/progs/send_record data_in - repeat 1")
+			continue
+		}
+		if line == "refuse" { // an entry of an import; exit 8
+			out, _ := n.bpfnet("blocklist", "import", "testdata/prefixes.csv", "-o", "ndjson", "-q").Output()
+			note(t, string(out), page, seen)
 			continue
 		}
 		for text := range strings.Lines(n.must(t, append(strings.Fields(strings.NewReplacer("$CGROUP", cgroup, "$PIN", n.root+"-kept").Replace(line)), "-o", "ndjson", "-q")...)) {
