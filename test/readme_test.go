@@ -20,9 +20,10 @@ var (
 	interrupted = "timeout --foreground --preserve-status --signal=INT 1.5s $1"
 )
 
-func TestReadme(t *testing.T)   { runBlocks(t, "../README.md") }
-func TestArticles(t *testing.T) { runBlocks(t, "../docs/articles.md") }
-func TestMaps(t *testing.T)     { runBlocks(t, "../docs/maps.md") }
+func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
+func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
+func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
+func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
 
 func runBlocks(t *testing.T, document string) {
 	text, err := os.ReadFile(document)
