@@ -20,7 +20,7 @@ type benchCase struct {
 	prepare func(*ebpf.Collection) error
 	adjust  func(*ebpf.CollectionSpec) error
 	maps    func(testing.TB) map[string]*ebpf.Map // that take the place of the object's
-	goal    float64 // net ns; 0 for yardsticks and what has no goal
+	goal    float64                               // net ns; 0 for yardsticks and what has no goal
 }
 
 // record is the name of what is measured of a case.

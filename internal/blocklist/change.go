@@ -321,15 +321,12 @@ func (s *Store) Remove(ctx context.Context, list string, prefixes []netip.Prefix
 }
 
 func (s *state) remove(ctx context.Context, name string, prefixes []netip.Prefix, dryRun bool) (Change, error) {
-	number, err := s.mustFind(name)
-	if err != nil {
-		return Change{}, err
-	}
 	change := Change{List: name}
 	if err := s.purge(ctx, &change, dryRun); err != nil {
 		return Change{}, err
 	}
-	if number, err = s.mustFind(name); err != nil {
+	number, err := s.mustFind(name)
+	if err != nil {
 		return Change{}, err
 	}
 	var there []entry
