@@ -133,7 +133,7 @@ func number(text string) bool {
 	if digits == "" || strings.Count(digits, ".") > 1 || strings.Trim(digits, "0123456789.") != "" {
 		return false
 	}
-	return unit == "" || units[unit]
+	return isUnit(unit)
 }
 
 // trimBlanks copies a table without trailing blanks and empty lines, its header

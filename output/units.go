@@ -2,22 +2,21 @@ package output
 
 import (
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // prefixes of 1000, 1000², …
 var prefixes = []string{"", "k", "M", "G", "T", "P", "E"}
 
-// units are the words that may follow a number in a table.
-var units = func() map[string]bool {
-	words := map[string]bool{"ns": true, "us": true, "ms": true, "s": true}
-	for _, p := range prefixes {
-		for _, unit := range []string{"", "/s", "B", "B/s"} {
-			words[p+unit] = true
-		}
+// isUnit says whether a word may follow a number in a table: "ms", "kB", "MB/s".
+func isUnit(word string) bool {
+	if slices.Contains([]string{"ns", "us", "ms", "s"}, word) {
+		return true
 	}
-	return words
-}()
+	return slices.Contains(prefixes, strings.TrimSuffix(strings.TrimSuffix(word, "/s"), "B"))
+}
 
 // Bytes writes a number of bytes for people, in powers of 1000: "1.2 MB".
 func Bytes(n uint64) string { return scale(float64(n)) + "B" }

@@ -31,13 +31,15 @@ const (
 	Link Kind = "link"
 )
 
-// marks say how the descriptors of a kind look in /proc: what the descriptor is
+// marks says how the descriptors of a kind look in /proc: what the descriptor is
 // a link to, with dashes, and the field of its fdinfo that has the id. A link that
 // was opened by its pin or id is a bpf-link, one that was made a bpf_link.
-var marks = map[Kind]struct{ target, field string }{
-	Map:  {"anon_inode:bpf-map", "map_id:"},
-	Prog: {"anon_inode:bpf-prog", "prog_id:"},
-	Link: {"anon_inode:bpf-link", "link_id:"},
+func (k Kind) marks() (target, field string) {
+	switch k {
+	case Map, Prog, Link:
+		return "anon_inode:bpf-" + string(k), string(k) + "_id:"
+	}
+	return "", ""
 }
 
 // Process is a process that has an object open.
@@ -54,7 +56,12 @@ var ErrIncomplete = errors.New("not every process can be looked into")
 
 // ErrBlind is the ErrIncomplete of a scan that missed most: it couldn't look into
 // half of the processes, or /proc doesn't show those of the whole machine.
-var ErrBlind = fmt.Errorf("%w", ErrIncomplete)
+var ErrBlind error = blind{}
+
+type blind struct{}
+
+func (blind) Error() string { return ErrIncomplete.Error() }
+func (blind) Unwrap() error { return ErrIncomplete }
 
 // initPIDNamespace is the inode of the namespace that has all processes
 // (PROC_PID_INIT_INO, the same in every kernel).
@@ -69,7 +76,7 @@ func Scan(kind Kind, ids []uint32) (map[uint32][]Process, error) {
 }
 
 func scan(proc string, kind Kind, ids []uint32) (map[uint32][]Process, error) {
-	if _, ok := marks[kind]; !ok {
+	if target, _ := kind.marks(); target == "" {
 		return nil, fmt.Errorf("find holders of a %q: no such kind of object", kind)
 	}
 	pids, err := processes(proc)
@@ -134,7 +141,7 @@ func seesAll(proc string) error {
 // opened returns the ids of the objects that a process has open, each once. With
 // an error those that were found before it.
 func opened(process string, kind Kind) ([]uint32, error) {
-	mark := marks[kind]
+	mark, field := kind.marks()
 	descriptors, err := readNames(filepath.Join(process, "fd"))
 	if err != nil {
 		return nil, err
@@ -142,13 +149,13 @@ func opened(process string, kind Kind) ([]uint32, error) {
 	var ids []uint32
 	for _, fd := range descriptors {
 		target, err := os.Readlink(filepath.Join(process, "fd", fd))
-		if err == nil && strings.Replace(target, "bpf_", "bpf-", 1) != mark.target || vanished(err) {
+		if err == nil && strings.Replace(target, "bpf_", "bpf-", 1) != mark || vanished(err) {
 			continue
 		}
 		if err != nil {
 			return ids, err
 		}
-		id, ok, err := objectID(filepath.Join(process, "fdinfo", fd), mark.field)
+		id, ok, err := objectID(filepath.Join(process, "fdinfo", fd), field)
 		if err != nil && !vanished(err) {
 			return ids, err
 		}
