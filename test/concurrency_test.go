@@ -68,6 +68,7 @@ func TestCrowd(t *testing.T) {
 	}
 	c.work(length)
 	c.do(works, "unload", "--all", "--detach")
+	c.do(works, "blocklist", "clear")
 	c.didEverything()
 	testkit.Unhooked(t, "/run/netns/"+c.host)
 	if _, err := os.Stat(c.root); !errors.Is(err, os.ErrNotExist) {
@@ -129,7 +130,7 @@ func (c *crowd) work(length time.Duration) {
 	for k := range 3 {
 		turns = append(turns, turn{1, func(i int) { c.ownsKeys(k, i) }}, turn{2, func(i int) { c.changesPolicy(k, i) }}, turn{4, func(i int) { c.managesInstance(k, i) }})
 	}
-	for _, do := range []func(i int){c.racesForKeys, c.imports, c.clears, c.queues, c.makesMaps, c.attachesToDevice, c.attachesToCgroup, c.attachesToTrace, c.setsDefault} {
+	for _, do := range []func(i int){c.racesForKeys, c.imports, c.clears, c.queues, c.makesMaps, c.attachesToDevice, c.attachesToCgroup, c.attachesToTrace, c.setsDefault, c.blocks} {
 		turns = append(turns, turn{1, do})
 	}
 	for k := range 2 {
@@ -317,6 +318,35 @@ func (c *crowd) changesPolicy(k, i int) {
 	}
 }
 
+// blocks adds entries to a list at the same time, of which none is lost, and
+// replaces another list.
+func (c *crowd) blocks(i int) {
+	var all sync.WaitGroup
+	for k := range 3 {
+		all.Go(func() {
+			c.do(works, "blocklist", "add", fmt.Sprintf("198.51.%d.%d", 100+k, i%250), "--list", "crowd", "-q")
+		})
+	}
+	all.Wait()
+	var entries []struct{ Prefix string }
+	c.decode(&entries, "blocklist", "list", "--list", "crowd")
+	if want := 3 * (i%20 + 1); len(entries) != want {
+		c.Errorf("the list has %d entries, %d were added", len(entries), want)
+	}
+	if i%20 == 19 {
+		c.do(works, "blocklist", "clear", "--list", "crowd", "-q")
+	}
+	file := filepath.Join(c.TempDir(), "feed")
+	if err := os.WriteFile(file, []byte(feed(i%2*500+1)), 0o600); err != nil {
+		c.Error(err)
+	}
+	c.do(works, "blocklist", "import", file, "--list", "feed", "--replace", "-q")
+	c.do(works, "blocklist", "action", []string{"drop", "alert"}[i%2], "--list", "feed", "-q")
+	c.do(works, "blocklist", "test", "198.18.0.0")
+	c.do(works, "blocklist", "remove", "198.51.100.250", "--list", "feed", "-q")
+	c.do(works, "blocklist", "sync", "-q")
+}
+
 func (c *crowd) setsDefault(i int) {
 	c.do(works, "ports", "default", []string{"drop", "pass"}[i%2], "-q")
 	c.do(works, "ports", "deny", "22/tcp", "-q", "--dry-run")
@@ -356,4 +386,5 @@ var readers = []string{
 	"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
 	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
+	"blocklist list --hits", "blocklist lists", "blocklist export",
 }

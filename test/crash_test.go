@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -181,9 +183,17 @@ func (h *harness) prepare(t *testing.T) {
 func (h *harness) removeAll(t *testing.T) {
 	t.Helper()
 	h.must(t, "unload", "--all", "--detach")
+	if h.hasLists() {
+		h.must(t, "blocklist", "clear")
+	}
 	if err := os.Remove(h.variables["PIN"]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
+}
+
+func (h *harness) hasLists() bool {
+	_, err := os.Stat(filepath.Join(h.root, "@shared:blocklist"))
+	return err == nil
 }
 
 // kill runs the command on a prepared node until the given call, and checks what
@@ -229,7 +239,23 @@ func (h *harness) converged(t *testing.T, made []object) {
 		t.Errorf("verdicts %v, want %v", got, h.after)
 	}
 	known := h.wholeStatus(t)
+	h.addPinned(t, known)
 	gone(t, slices.DeleteFunc(slices.Clone(made), func(o object) bool { return known[o] }))
+}
+
+// addPinned adds the maps of lists, which belong to no instance.
+func (h *harness) addPinned(t *testing.T, known map[object]bool) {
+	t.Helper()
+	if !h.hasLists() {
+		return
+	}
+	for line := range strings.Lines(h.sh(t, "for pin in $BPFNET_BPFFS/@shared:blocklist/*; do bpftool -j map show pinned $pin | jq .id; done")) {
+		id, err := strconv.ParseUint(strings.TrimSpace(line), 10, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known[object{"map_id", uint32(id)}] = true
+	}
 }
 
 // without lists the lines of one text that another doesn't have.
@@ -357,6 +383,9 @@ func (h *harness) state(t *testing.T) string {
 	return text
 }
 
+// listNumber is what a list has any of.
+var listNumber = regexp.MustCompile(`(lists[46]):\d+`)
+
 // tree lists the bpffs directory, with the texts of symbolic links.
 func (h *harness) tree(t *testing.T) string {
 	t.Helper()
@@ -369,7 +398,7 @@ func (h *harness) tree(t *testing.T) string {
 			return err
 		}
 		text, _ := os.Readlink(path)
-		fmt.Fprintf(&b, "%s %s %s\n", entry.Type(), path, text)
+		fmt.Fprintf(&b, "%s %s %s\n", entry.Type(), listNumber.ReplaceAllString(path, "$1:N"), text)
 		return nil
 	})
 	if err != nil {

@@ -17,6 +17,9 @@ var crashPorts = [...]int{81, 82, 83, 80}
 // verdicts say which of crashPorts packets reach.
 type verdicts [len(crashPorts)]bool
 
+// addressListed is where Pod a sends from to all of crashPorts but the last.
+const addressListed = "10.77.0.6"
+
 // traffic sends from Pod a to crashPorts of Pod b.
 type traffic struct {
 	conns    [len(crashPorts)]net.Conn
@@ -26,10 +29,15 @@ type traffic struct {
 func newTraffic(t *testing.T, n node) traffic {
 	t.Helper()
 	var tr traffic
+	n.sh(t, "ip -n $POD_A addr add "+addressListed+"/24 dev eth0")
 	for i, port := range crashPorts {
+		from := net.UDPAddr{IP: net.ParseIP(addressListed)}
+		if i == len(crashPorts)-1 {
+			from.IP = net.ParseIP(addressA)
+		}
 		tr.received[i] = n.listen(t, port)
 		err := netns.Do("/run/netns/"+n.podA, func() (err error) {
-			tr.conns[i], err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.ParseIP(addressB), Port: port})
+			tr.conns[i], err = net.DialUDP("udp4", &from, &net.UDPAddr{IP: net.ParseIP(addressB), Port: port})
 			return err
 		})
 		if err != nil {

@@ -43,10 +43,13 @@ func crashes() []crash {
 		sockops  = "attach sockops mine --cgroup $CGROUP"
 		probes   = "load $OBJECTS/probes.o --name mine --prog "
 	)
+	blocked := lines("load blocklist --prog blocklist_ingress --prog blocklist_egress", "attach tc blocklist --dev veth-a --direction ingress",
+		"blocklist add 10.77.0.6 2001:db8:bad::/48 --list feed --reason scans --force", "blocklist add 203.0.113.0/24")
 	everywhere := filter("load port-filter", tcBoth, xdp, "attach tc port-filter --dev veth-a --direction ingress")
 	full := lines(loadMine, `map set mine/limits 10.9.0.0/16 {"pps":1,"action":"pass"}`, `map set mine/limits 10.0.0.0/24 {"pps":1,"action":"pass"}`)
 
 	list := words("ports list")
+	entries := words("blocklist list")
 	limited, allowed, counted := words("map dump mine/limits"), words("map dump mine/allow"), words("map dump mine/packets_by_source_address")
 	return []crash{
 		{name: "load", command: words("load port-filter")},
@@ -89,6 +92,11 @@ func crashes() []crash {
 		{name: "delete", prepare: full, command: words("map delete mine/limits 10.0.0.0/24"), compare: limited},
 		{name: "pin", prepare: lines(loadMine), command: words("map pin mine/limits $PIN")},
 		{name: "unpin", prepare: lines(loadMine, "map pin mine/limits $PIN"), command: words("map unpin $PIN")},
+		{name: "blocklist-add", prepare: blocked, command: words("blocklist add 192.0.2.0/24 2001:db8::/48 --list feed --reason new"), compare: entries, keeps: true},
+		{name: "blocklist-remove", prepare: blocked, command: words("blocklist remove 10.77.0.6 --list feed"), compare: entries},
+		{name: "blocklist-import", prepare: blocked, command: words("blocklist import $INPUT --list feed"), input: feed(3000), compare: entries, keeps: true},
+		{name: "blocklist-replace", prepare: blocked, command: words("blocklist import $INPUT --list feed --replace --force"), input: "10.77.0.6\n" + feed(3000), compare: entries, keeps: true},
+		{name: "blocklist-replace-all", prepare: blocked, command: words("blocklist import $INPUT --list feed --replace"), input: feed(3000), compare: entries},
 	}
 }
 
@@ -106,6 +114,16 @@ func addresses(count int) string {
 	var text strings.Builder
 	for i := range count {
 		fmt.Fprintf(&text, "10.1.%d.%d 1\n", i/250, i%250)
+	}
+	return text.String()
+}
+
+// feed is a list of addresses to block.
+func feed(count int) string {
+	var text strings.Builder
+	text.WriteString("2001:db8:feed::/48\n")
+	for i := range count {
+		fmt.Fprintf(&text, "198.18.%d.%d ; SBL%d\n", i/250, i%250, i%100)
 	}
 	return text.String()
 }
