@@ -92,11 +92,16 @@ func crashes() []crash {
 		{name: "delete", prepare: full, command: words("map delete mine/limits 10.0.0.0/24"), compare: limited},
 		{name: "pin", prepare: lines(loadMine), command: words("map pin mine/limits $PIN")},
 		{name: "unpin", prepare: lines(loadMine, "map pin mine/limits $PIN"), command: words("map unpin $PIN")},
+		{name: "blocklist-first", command: words("blocklist add 203.0.113.0/24 --reason scans"), compare: entries},
 		{name: "blocklist-add", prepare: blocked, command: words("blocklist add 192.0.2.0/24 2001:db8::/48 --list feed --reason new"), compare: entries, keeps: true},
+		{name: "blocklist-add-list", prepare: blocked, command: words("blocklist add 10.77.0.6 --list allow"), compare: entries},
 		{name: "blocklist-remove", prepare: blocked, command: words("blocklist remove 10.77.0.6 --list feed"), compare: entries},
 		{name: "blocklist-import", prepare: blocked, command: words("blocklist import $INPUT --list feed"), input: feed(3000), compare: entries, keeps: true},
 		{name: "blocklist-replace", prepare: blocked, command: words("blocklist import $INPUT --list feed --replace --force"), input: "10.77.0.6\n" + feed(3000), compare: entries, keeps: true},
 		{name: "blocklist-replace-all", prepare: blocked, command: words("blocklist import $INPUT --list feed --replace"), input: feed(3000), compare: entries},
+		{name: "blocklist-action", prepare: blocked, command: words("blocklist action alert --list feed --match source"), compare: words("blocklist test 10.77.0.6")},
+		{name: "blocklist-clear", prepare: blocked, command: words("blocklist clear"), compare: entries},
+		{name: "blocklist-sync", prepare: slices.Concat(blocked, lines("blocklist add 192.0.2.1 --list feed --expires 1ms", "status --interval 1100ms --once")), command: words("blocklist sync"), compare: entries, keeps: true},
 	}
 }
 
