@@ -2,7 +2,6 @@ package commands
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -263,14 +262,24 @@ func (e *Env) noteUnattachedBlocklist(c *cli.Context, b Backend, change blocklis
 	if change.Added == 0 {
 		return nil
 	}
-	attachments, err := b.Attachments(c.Context, "blocklist")
-	if err != nil && !errors.Is(err, fault.ErrNotFound) {
+	instances, err := b.Instances(c.Context, "")
+	if err != nil {
 		return err
 	}
-	if err != nil {
+	loaded := ""
+	for _, in := range instances {
+		switch {
+		case !in.Builtin || in.Source != "blocklist":
+		case len(in.Attachments) > 0:
+			return nil
+		default:
+			loaded = in.Name
+		}
+	}
+	if loaded == "" {
 		e.note(c, "note: blocklist is not loaded, so nothing is blocked: bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both")
-	} else if len(attachments) == 0 {
-		e.note(c, "note: blocklist is not attached, so nothing is blocked: bpfnet attach tc blocklist --dev DEVICE --direction both")
+	} else {
+		e.note(c, "note: %s is not attached, so nothing is blocked: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
 	}
 	return nil
 }
