@@ -220,7 +220,7 @@ type refusal struct {
 var refusals = []refusal{
 	{"ENOMEM", []int{1, 8}},
 	{"ENOSPC", []int{1, 4, 8}}, // 4: an LPM trie that is full says this
-	{"EBUSY", []int{1, 4, 8}}, // 1 where cilium/ebpf tells the error only in the text
+	{"EBUSY", []int{1, 4, 8}},  // 1 where cilium/ebpf tells the error only in the text
 	{"EPERM", []int{1, 4, 5, 6, 8}},
 	{"E2BIG", []int{1, 4, 8}},
 	{"EINTR", []int{1, 8}},

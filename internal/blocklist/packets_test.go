@@ -306,7 +306,11 @@ func TestReplaceUnderTraffic(t *testing.T) {
 			sent++
 		}
 	}()
-	for i := range 40 {
+	replacements := 40
+	if testing.Short() {
+		replacements = 5
+	}
+	for i := range replacements {
 		if _, err := p.Import(ctx, ImportRequest{List: "feed", Read: items(lists[(i+1)%2]...), Replace: true}); err != nil {
 			t.Error(err)
 		}
