@@ -83,9 +83,9 @@ func blocklistListCommand(env *Env) *cli.Command {
 func blocklistExportCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:        "export",
-		Usage:       "the entries of a list, or of all, for `bpfnet blocklist import`",
+		Usage:       "the entries of a list, for `bpfnet blocklist import`",
 		Description: "The table format is one prefix a line, with the reason as a comment; the others have everything.",
-		Flags:       []cli.Flag{everyListFlag()},
+		Flags:       []cli.Flag{listFlag()},
 		Action: func(c *cli.Context) error {
 			if err := args(c); err != nil {
 				return err

@@ -172,11 +172,6 @@ func (f *fakeBlocklist) Import(_ context.Context, r blocklist.ImportRequest) (bl
 
 func (f *fakeBlocklist) Clear(_ context.Context, list string, dryRun bool) (blocklist.Change, error) {
 	change := blocklist.Change{List: list}
-	if list != "" {
-		if _, err := f.find(list); err != nil {
-			return change, err
-		}
-	}
 	kept := slices.DeleteFunc(slices.Clone(f.lists), func(l fakeList) bool { return list == "" || l.Name == list })
 	for _, l := range f.lists {
 		if list == "" || l.Name == list {

@@ -423,10 +423,7 @@ func (s *Store) Clear(ctx context.Context, list string, dryRun bool) (change Cha
 func (s *state) clear(ctx context.Context, name string, dryRun bool) (Change, error) {
 	names := s.names()
 	if name != "" {
-		if _, err := s.mustFind(name); err != nil {
-			return Change{}, err
-		}
-		names = []string{name}
+		names = slices.DeleteFunc(names, func(other string) bool { return other != name })
 	}
 	change := Change{List: name, Changed: len(names) > 0}
 	for _, name := range names {
@@ -537,7 +534,7 @@ func spare(n int) int { return n/8 + 1024 }
 // place of the old one in the settings.
 func (s *state) rewrite(ctx context.Context, name string, entries []entry) error {
 	before := *s
-	number, err := s.free()
+	number, err := s.free(name)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -90,7 +91,31 @@ func (s *Store) write(ctx context.Context, dryRun bool, fn func(*state) error) e
 	if dryRun {
 		return s.read(ctx, fn)
 	}
-	return s.engine.WithShared(ctx, group, onState(fn))
+	return s.engine.WithShared(ctx, group, onState(func(st *state) error {
+		if err := st.repair(); err != nil {
+			return err
+		}
+		return fn(st)
+	}))
+}
+
+// repair takes away what a killed writer left of lists that aren't in force.
+func (s *state) repair() error {
+	for number := range uint32(bpf.MaxLists) {
+		if s.config.Lists>>number&1 != 0 {
+			continue
+		}
+		for _, six := range []bool{false, true} {
+			m, err := s.Inner(outerOf(six), number)
+			if err == nil && m != nil {
+				err = s.discard(number)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // read runs fn on what is pinned, which may be nothing.
@@ -153,14 +178,21 @@ func (s *state) mustFind(name string) (uint32, error) {
 	return 0, err.Hint("bpfnet blocklist add ADDRESS makes one")
 }
 
-// free returns a number that no list has.
-func (s *state) free() (uint32, error) {
+// mostLists is how many lists there can be: one number stays free, to lay a list
+// out that takes the place of another.
+const mostLists = bpf.MaxLists - 1
+
+// free returns a number that no list has, for a list of that name.
+func (s *state) free(name string) (uint32, error) {
+	if _, exists := s.find(name); !exists && len(s.names()) >= mostLists {
+		return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be", mostLists)
+	}
 	for number := range s.lists {
 		if s.config.Lists>>number&1 == 0 {
 			return uint32(number), nil
 		}
 	}
-	return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be", bpf.MaxLists)
+	return 0, errors.New("no number is free for the list")
 }
 
 // define adds a list to the settings, with the actions it has at first. Nothing
@@ -378,7 +410,7 @@ func (s *state) ends(at time.Time) uint32 {
 	if left <= 0 {
 		return max(s.boot, 1) // it is over
 	}
-	return s.boot + uint32((left+time.Second-1)/time.Second)
+	return uint32(min(int64(s.boot)+int64((left+time.Second-1)/time.Second), math.MaxUint32))
 }
 
 func (s *state) expiry(e entry) time.Time {

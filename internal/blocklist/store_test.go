@@ -229,3 +229,22 @@ func TestGrows(t *testing.T) {
 		t.Errorf("%d entries", got)
 	}
 }
+
+// There is always a number free for a list that takes the place of another.
+func TestMostLists(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	for i := range mostLists {
+		mustAdd(t, s, fmt.Sprintf("list%d", i), "192.0.2.1/32")
+	}
+	if _, err := s.Add(ctx, AddRequest{List: "more", Prefixes: prefixes("192.0.2.1/32"), Force: true}); !errors.Is(err, fault.ErrConflict) {
+		t.Errorf("one more: %v", err)
+	}
+	if change, err := s.Import(ctx, ImportRequest{List: "list3", Read: items("192.0.2.2/32"), Replace: true}); err != nil || !change.Changed {
+		t.Errorf("replace: %+v, %v", change, err)
+	}
+	wantContents(t, s, "list3", "192.0.2.2/32")
+	if change, err := s.Clear(ctx, "more", false); err != nil || change.Changed {
+		t.Errorf("clear what isn't there: %+v, %v", change, err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -87,8 +88,52 @@ func (s *Shared) DropInner(outer string, index uint32) error {
 	return errors.Join(removePin(filepath.Join(s.dir, innerPin(outer, index))), removePin(filepath.Join(s.dir, nextPin(outer, index))))
 }
 
+// finish completes or undoes what a SetInner or DropInner that was killed left: the
+// pin of a map that is in its place already takes the place of the one before; pins
+// of maps that are in no place go.
+func (s *Shared) finish() error {
+	for _, pin := range keys(s.maps) { // that in place in front of the next one
+		outer, number, ok := strings.Cut(pin, ":")
+		if !ok {
+			continue
+		}
+		number, isNext := strings.CutSuffix(number, nextSuffix)
+		inPlace, err := s.holds(outer, number, s.maps[pin])
+		switch {
+		case err != nil:
+		case !inPlace:
+			err = removePin(filepath.Join(s.dir, pin))
+		case isNext:
+			err = os.Rename(filepath.Join(s.dir, pin), filepath.Join(s.dir, outer+":"+number))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holds says whether a map is in an entry of a map of maps.
+func (s *Shared) holds(outer, number string, m *ebpf.Map) (bool, error) {
+	index, err := strconv.ParseUint(number, 10, 32)
+	if err != nil || s.maps[outer] == nil {
+		return false, nil
+	}
+	var id uint32
+	err = s.maps[outer].Lookup(uint32(index), &id)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read map %s: %w", outer, err)
+	}
+	return hasID(m, id), nil
+}
+
+const nextSuffix = ":next"
+
 func innerPin(outer string, index uint32) string { return fmt.Sprintf("%s:%d", outer, index) }
-func nextPin(outer string, index uint32) string  { return innerPin(outer, index) + ":next" }
+func nextPin(outer string, index uint32) string  { return innerPin(outer, index) + nextSuffix }
 
 func removePin(path string) error {
 	if err := os.Remove(path); err != nil && !isNotExist(err) {
@@ -119,6 +164,9 @@ func (e *Engine) WithShared(ctx context.Context, group string, fn func(*Shared) 
 			return err
 		}
 		defer shared.Close()
+		if err := shared.finish(); err != nil {
+			return err
+		}
 		return fn(shared)
 	})
 }
