@@ -141,7 +141,7 @@ func fillLists(t testing.TB, s *Store) {
 	}
 }
 
-// rowOf finds the row that was counted since before.
+// counted is what became of packets so far.
 func counted(t testing.TB, s *Store) map[string]Counter {
 	t.Helper()
 	o, err := s.Overview(context.Background())
@@ -163,6 +163,7 @@ func (f fate) word() string {
 func TestPackets(t *testing.T) {
 	p := loadPrograms(t)
 	fillLists(t, p.Store)
+	before := counted(t, p.Store)
 	for _, hook := range hooks {
 		program := p.program(t, hook.function)
 		for _, c := range packets {
@@ -177,17 +178,18 @@ func TestPackets(t *testing.T) {
 			if c.fate == fate(bpf.BlockDropped) {
 				want = hook.drop
 			}
-			before := counted(t, p.Store)
 			packet := Build(append(layers, Payload(30))...)
 			if got := run(t, program, packet); got != want {
 				t.Errorf("%s, %s: verdict %d, want %d", hook.function, c.name, got, want)
 			}
-			for name, now := range counted(t, p.Store) {
-				grown := now.Packets - before[name].Packets
+			after := counted(t, p.Store)
+			for name := range after {
+				grown := after[name].Packets - before[name].Packets
 				if name == c.fate.word() && grown != 1 || name != c.fate.word() && grown != 0 && name != "events_suppressed" {
 					t.Errorf("%s, %s: %s grew by %d", hook.function, c.name, name, grown)
 				}
 			}
+			before = after
 		}
 	}
 }
