@@ -194,7 +194,7 @@ func (s *state) putInPlace(number uint32, fresh []entry, added uint64) error {
 			err = s.putEntry(number, e)
 		}
 		if err != nil {
-			return errors.Join(err, s.delete(number, done))
+			return fault.Join(err, s.delete(number, done))
 		}
 		if !found {
 			done = append(done, e)
@@ -348,7 +348,7 @@ func (s *state) remove(ctx context.Context, name string, prefixes []netip.Prefix
 		return change, nil
 	}
 	if err := s.delete(number, there); err != nil {
-		return Change{}, errors.Join(err, s.touch(number))
+		return Change{}, fault.Join(err, s.touch(number))
 	}
 	if err := s.touch(number); err != nil {
 		return Change{}, err
@@ -539,7 +539,7 @@ func (s *state) rewrite(ctx context.Context, name string, entries []entry) error
 		return err
 	}
 	if err := s.layOut(number, entries); err != nil {
-		return errors.Join(err, s.discard(number))
+		return fault.Join(err, s.discard(number))
 	}
 	old, exists := s.find(name)
 	if exists {
@@ -560,7 +560,7 @@ func (s *state) rewrite(ctx context.Context, name string, entries []entry) error
 	}
 	if err != nil {
 		s.config, s.lists = before.config, before.lists
-		return errors.Join(err, s.discard(number))
+		return fault.Join(err, s.discard(number))
 	}
 	if exists {
 		if err := s.discard(old); err != nil {

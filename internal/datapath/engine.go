@@ -58,7 +58,7 @@ func (e *Engine) write(ctx context.Context, fn func() error) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	return errors.Join(netns.Do(e.netns, fn), e.dropUnusedShared())
+	return fault.Join(netns.Do(e.netns, fn), e.dropUnusedShared())
 }
 
 // plan is write for a request that changes nothing: a dry run must not even

@@ -70,7 +70,7 @@ func (s *Shared) SetInner(outer string, index uint32, m *ebpf.Map) error {
 		return fmt.Errorf("pin the next map of %s: %w", outer, err)
 	}
 	if err := s.maps[outer].Put(index, m); err != nil {
-		return errors.Join(fmt.Errorf("replace entry %d of map %s: %w", index, outer, err), removePin(filepath.Join(s.dir, next)))
+		return fault.Join(fmt.Errorf("replace entry %d of map %s: %w", index, outer, err), removePin(filepath.Join(s.dir, next)))
 	}
 	s.maps[pin].Close()
 	s.maps[pin] = m
@@ -85,7 +85,7 @@ func (s *Shared) DropInner(outer string, index uint32) error {
 	if err := s.maps[outer].Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("empty entry %d of map %s: %w", index, outer, err)
 	}
-	return errors.Join(removePin(filepath.Join(s.dir, innerPin(outer, index))), removePin(filepath.Join(s.dir, nextPin(outer, index))))
+	return fault.Join(removePin(filepath.Join(s.dir, innerPin(outer, index))), removePin(filepath.Join(s.dir, nextPin(outer, index))))
 }
 
 // finish completes or undoes what a SetInner or DropInner that was killed left: the
