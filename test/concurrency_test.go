@@ -330,6 +330,7 @@ func (c *crowd) blocks(i int) {
 	all.Wait()
 	var entries []struct{ Prefix string }
 	c.decode(&entries, "blocklist", "list", "--list", "crowd")
+	c.do(works, "blocklist", "export", "--list", "crowd")
 	if want := 3 * (i%20 + 1); len(entries) != want {
 		c.Errorf("the list has %d entries, %d were added", len(entries), want)
 	}
@@ -386,5 +387,5 @@ var readers = []string{
 	"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
 	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
-	"blocklist list --hits", "blocklist lists", "blocklist export",
+	"blocklist list --hits", "blocklist lists",
 }
