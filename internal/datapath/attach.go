@@ -382,6 +382,9 @@ func explainTrace(typ ebpf.ProgramType, err error) error {
 			return fault.New(fault.ErrUnsupported, "tracefs is not mounted: %w", err).Hint("mount -t tracefs nodev /sys/kernel/tracing")
 		}
 	}
+	if _, statErr := os.Stat("/sys/kernel/tracing/kprobe_events"); typ == ebpf.Kprobe && isNotExist(statErr) {
+		return fault.New(fault.ErrUnsupported, "this kernel has no kprobes: it was built without CONFIG_KPROBE_EVENTS").Hint("bpfnet doctor lists what it has instead")
+	}
 	if isNotExist(err) {
 		return fault.New(fault.ErrNotFound, "the kernel has nothing of that name: %w", err)
 	}
