@@ -8,9 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"bpfnet/bpf"
 	"bpfnet/internal/fault"
-	"github.com/cilium/ebpf"
 )
 
 // Add implements API.

@@ -52,8 +52,7 @@ func (s *state) load(ctx context.Context, r ImportRequest) (Change, error) {
 		change.Covered = uint64(before - len(wanted))
 	}
 	count(old, wanted, &change)
-	_, exists := s.find(r.List)
-	if change.Added+change.Updated+change.Removed > 0 && !r.DryRun || !exists && !r.DryRun && len(wanted) > 0 {
+	if change.Added+change.Updated+change.Removed > 0 && !r.DryRun {
 		if err := s.rewrite(ctx, r.List, wanted); err != nil {
 			return Change{}, err
 		}
