@@ -16,6 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	listedMapBlockAnswers            = "block_answers"
+	listedMapBlockDomains            = "block_domains"
 	listedMapBlockEvents             = "block_events"
 	listedMapBlockLists              = "block_lists"
 	listedMapBlockNotes              = "block_notes"
@@ -104,6 +106,8 @@ type listedProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type listedMapSpecs struct {
+	BlockAnswers   *ebpf.MapSpec `ebpf:"block_answers"`
+	BlockDomains   *ebpf.MapSpec `ebpf:"block_domains"`
 	BlockEvents    *ebpf.MapSpec `ebpf:"block_events"`
 	BlockLists     *ebpf.MapSpec `ebpf:"block_lists"`
 	BlockNotes     *ebpf.MapSpec `ebpf:"block_notes"`
@@ -146,6 +150,8 @@ func (o *listedObjects) Close() error {
 //
 // It can be passed to loadListedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type listedMaps struct {
+	BlockAnswers   *ebpf.Map `ebpf:"block_answers"`
+	BlockDomains   *ebpf.Map `ebpf:"block_domains"`
 	BlockEvents    *ebpf.Map `ebpf:"block_events"`
 	BlockLists     *ebpf.Map `ebpf:"block_lists"`
 	BlockNotes     *ebpf.Map `ebpf:"block_notes"`
@@ -164,6 +170,8 @@ type listedMaps struct {
 
 func (m *listedMaps) Close() error {
 	return _ListedClose(
+		m.BlockAnswers,
+		m.BlockDomains,
 		m.BlockEvents,
 		m.BlockLists,
 		m.BlockNotes,

@@ -13,6 +13,35 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type blocklistAnswerKey struct {
+	_       structs.HostLayout
+	List    uint32
+	Domain  uint32
+	Ipv4    uint16
+	Pad     uint16
+	Address struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+}
+
+type blocklistAnswerSource uint32
+
+const (
+	blocklistAnswerSourceANSWER_RESOLVED blocklistAnswerSource = 1
+	blocklistAnswerSourceANSWER_SEEN     blocklistAnswerSource = 2
+)
+
+type blocklistBlockAnswer struct {
+	_       structs.HostLayout
+	Expires uint32
+	Note    uint32
+	Source  blocklistAnswerSource
+}
+
 type blocklistBlockConfig struct {
 	_              structs.HostLayout
 	Lists          uint32
@@ -28,6 +57,18 @@ type blocklistBlockConfig struct {
 	Lengths4       [33]uint8
 	Pad            [3]uint8
 	Lengths6       [129]blocklistBlockLength6
+}
+
+type blocklistBlockDomain struct {
+	_       structs.HostLayout
+	Number  uint32
+	Note    uint32
+	Expires uint32
+	Grace   uint32
+	Due     uint32
+	Checked uint32
+	Status  blocklistDomainStatus
+	Forced  uint32
 }
 
 type blocklistBlockEntry struct {
@@ -127,6 +168,21 @@ type blocklistCounter struct {
 	Bytes   uint64
 }
 
+type blocklistDomainKey struct {
+	_    structs.HostLayout
+	List uint32
+	Name [256]int8
+}
+
+type blocklistDomainStatus uint32
+
+const (
+	blocklistDomainStatusDOMAIN_PENDING  blocklistDomainStatus = 0
+	blocklistDomainStatusDOMAIN_RESOLVED blocklistDomainStatus = 1
+	blocklistDomainStatusDOMAIN_NO_NAME  blocklistDomainStatus = 2
+	blocklistDomainStatusDOMAIN_FAILED   blocklistDomainStatus = 3
+)
+
 type blocklistEpisode struct {
 	_          structs.HostLayout
 	Tag        uint32
@@ -159,6 +215,8 @@ type blocklistHitKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	blocklistMapBlockAnswers            = "block_answers"
+	blocklistMapBlockDomains            = "block_domains"
 	blocklistMapBlockEvents             = "block_events"
 	blocklistMapBlockLists              = "block_lists"
 	blocklistMapBlockNotes              = "block_notes"
@@ -238,6 +296,8 @@ type blocklistProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type blocklistMapSpecs struct {
+	BlockAnswers   *ebpf.MapSpec `ebpf:"block_answers"`
+	BlockDomains   *ebpf.MapSpec `ebpf:"block_domains"`
 	BlockEvents    *ebpf.MapSpec `ebpf:"block_events"`
 	BlockLists     *ebpf.MapSpec `ebpf:"block_lists"`
 	BlockNotes     *ebpf.MapSpec `ebpf:"block_notes"`
@@ -279,6 +339,8 @@ func (o *blocklistObjects) Close() error {
 //
 // It can be passed to loadBlocklistObjects or ebpf.CollectionSpec.LoadAndAssign.
 type blocklistMaps struct {
+	BlockAnswers   *ebpf.Map `ebpf:"block_answers"`
+	BlockDomains   *ebpf.Map `ebpf:"block_domains"`
 	BlockEvents    *ebpf.Map `ebpf:"block_events"`
 	BlockLists     *ebpf.Map `ebpf:"block_lists"`
 	BlockNotes     *ebpf.Map `ebpf:"block_notes"`
@@ -296,6 +358,8 @@ type blocklistMaps struct {
 
 func (m *blocklistMaps) Close() error {
 	return _BlocklistClose(
+		m.BlockAnswers,
+		m.BlockDomains,
 		m.BlockEvents,
 		m.BlockLists,
 		m.BlockNotes,

@@ -78,6 +78,8 @@ func blocklist() Program {
 			{"lists6", "the IPv6 entries of each list"},
 			{"block_lists", "the names of the lists"},
 			{"block_notes", "why entries are listed"},
+			{"block_domains", "the domains on the lists"},
+			{"block_answers", "the addresses that domains have"},
 			{"hits", "what each entry was hit by"},
 			{"episodes", "which hits were reported lately"},
 			{"block_events", "reported hits, a ring buffer"},

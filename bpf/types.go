@@ -53,6 +53,18 @@ type (
 	BlockList = blocklistBlockList
 	// BlockNote is a value of the map block_notes.
 	BlockNote = blocklistBlockNote
+	// DomainKey is a key of the map block_domains.
+	DomainKey = blocklistDomainKey
+	// BlockDomain is a value of the map block_domains.
+	BlockDomain = blocklistBlockDomain
+	// DomainStatus is how the last question for a domain's addresses ended.
+	DomainStatus = blocklistDomainStatus
+	// AnswerKey is a key of the map block_answers: IPv4 addresses are mapped.
+	AnswerKey = blocklistAnswerKey
+	// BlockAnswer is a value of the map block_answers.
+	BlockAnswer = blocklistBlockAnswer
+	// AnswerSource is who found an address of a domain.
+	AnswerSource = blocklistAnswerSource
 	// HitKey is a key of the map hits: IPv4 addresses are mapped, the length of
 	// their prefix is 0 to 32.
 	HitKey = blocklistHitKey
@@ -67,9 +79,22 @@ type (
 // The layout of the blocklist's maps; see headers/blocklist.h.
 const (
 	MaxLists       = 32
-	NoAllowList    = MaxLists // as the number of the allow list: there is none
-	CoarseHashed   = 262144   // words of coarse_filters6 in front of those for each /16
+	CoarseHashed   = 262144 // words of coarse_filters6 in front of those for each /16
 	HashMultiplier = 0x9e3779b97f4a7c15
+)
+
+// How the last question for a domain's addresses ended.
+const (
+	DomainPending  = blocklistDomainStatusDOMAIN_PENDING
+	DomainResolved = blocklistDomainStatusDOMAIN_RESOLVED
+	DomainNoName   = blocklistDomainStatusDOMAIN_NO_NAME
+	DomainFailed   = blocklistDomainStatusDOMAIN_FAILED
+)
+
+// Who found an address of a domain.
+const (
+	AnswerResolved = blocklistAnswerSourceANSWER_RESOLVED
+	AnswerSeen     = blocklistAnswerSourceANSWER_SEEN
 )
 
 // What became of packets: keys of the map block_rows.

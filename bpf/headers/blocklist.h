@@ -15,8 +15,7 @@
 
 #include "packet.h"
 
-#define MAX_LISTS     32
-#define NO_ALLOW_LIST MAX_LISTS
+#define MAX_LISTS 32
 
 #define FILTER4_WORDS  262144  /* a bit for each /24 */
 #define LENGTHS4       65536   /* a word for each /16 */
@@ -26,6 +25,10 @@
 
 #define MAX_LENGTHS4 33
 #define MAX_LENGTHS6 129
+
+#define MAX_DOMAINS 65536
+#define MAX_ANSWERS 131072
+#define DOMAIN_SIZE 256
 
 #define MAX_HITS     262144
 #define EPISODES     16384
@@ -68,7 +71,7 @@ struct block_config {
 	__u32 alert;           /* whose entries report it */
 	__u32 source;          /* that source addresses are looked up in */
 	__u32 destination;     /* that destination addresses are looked up in */
-	__u32 allow;           /* number of the list that overrules the others, or NO_ALLOW_LIST */
+	__u32 allow;           /* whose entries overrule those of the others */
 	__u32 episode_seconds; /* how long after an event an entry and an address make no other */
 	__u32 lengths4_count;
 	__u32 lengths6_count;
@@ -79,9 +82,9 @@ struct block_config {
 	struct block_length6 lengths6[MAX_LENGTHS6];
 };
 
-/* What people call a list; for user space alone. It is in force if its bit is in the settings. */
+/* What is known of a list; for user space alone. It is in force if its bit is in the settings. */
 struct block_list {
-	char name[64];
+	char name[64]; /* what people call it; with a * behind it: the addresses of its domains */
 	__u64 changed; /* when, in seconds since 1970 */
 	__u64 entries4;
 	__u64 entries6;
@@ -92,6 +95,50 @@ struct block_list {
 
 struct block_note {
 	char text[128];
+};
+
+/* A domain on a list; for user space alone, like its answers. */
+struct domain_key {
+	__u32 list;             /* its identity */
+	char name[DOMAIN_SIZE]; /* lower case, without the last dot; may begin with "*." */
+};
+
+enum domain_status {
+	DOMAIN_PENDING, /* nobody has asked yet */
+	DOMAIN_RESOLVED,
+	DOMAIN_NO_NAME,
+	DOMAIN_FAILED, /* no server gave an answer */
+};
+
+struct block_domain {
+	__u32 number;  /* in the keys of its answers; from 1 */
+	__u32 note;    /* key of notes; 0: none */
+	__u32 expires; /* seconds of CLOCK_BOOTTIME; 0: never */
+	__u32 grace;   /* seconds that an address stays after it left the answer */
+	__u32 due;     /* when to ask again, in seconds of CLOCK_BOOTTIME */
+	__u32 checked; /* when somebody asked last; 0: never */
+	enum domain_status status;
+	__u32 forced;  /* 1: addresses that lock people out are taken, too */
+};
+
+/* An address that a domain has. */
+struct answer_key {
+	__u32 list; /* identity of the domain's list */
+	__u32 domain;
+	__u16 ipv4; /* 1 if it is one: its address is mapped */
+	__u16 pad;
+	ip_addr_t address;
+};
+
+enum answer_source {
+	ANSWER_RESOLVED = 1,
+	ANSWER_SEEN, /* on the wire */
+};
+
+struct block_answer {
+	__u32 expires; /* seconds of CLOCK_BOOTTIME; 0: as long as the domain has it */
+	__u32 note;
+	enum answer_source source;
 };
 
 /* An entry of a list that was hit. */
@@ -281,6 +328,28 @@ struct {
 	__type(key, __u32);
 	__type(value, struct block_note);
 } block_notes SEC(".maps");
+
+/* The domains on the lists.
+ * Key: list and name. Value: see struct block_domain. Writer, reader: bpfnet blocklist. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DOMAINS);
+	__type(key, struct domain_key);
+	__type(value, struct block_domain);
+} block_domains SEC(".maps");
+
+/* The addresses that domains have. Those of a list's domains are the entries of a list of their own,
+ * which the programs read.
+ * Key: list, domain, address. Value: how long, why, and who found it. Writer, reader: bpfnet
+ * blocklist. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ANSWERS);
+	__type(key, struct answer_key);
+	__type(value, struct block_answer);
+} block_answers SEC(".maps");
 
 /* What each entry was hit by.
  * Key: list and prefix. Value: packets, bytes, and when the last one came. Writer: the programs;
@@ -608,7 +677,11 @@ static __always_inline int hit(const struct block_packet *packet, enum end end, 
 static __always_inline _Bool is_allowed(const struct block_config *config, const ip_addr_t *address,
                                         _Bool ipv4)
 {
-	return config->allow < MAX_LISTS && longest_match(config->allow, address, ipv4) >= 0;
+	for (__u32 list = 0; list < MAX_LISTS; list++) {
+		if (config->allow >> list & 1 && longest_match(list, address, ipv4) >= 0)
+			return 1;
+	}
+	return 0;
 }
 
 /* Judges one address of a packet by every list. record is a global function that counts a hit: so

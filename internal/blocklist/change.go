@@ -181,7 +181,7 @@ func (s *state) putInPlace(number uint32, fresh []entry, added uint64) error {
 	}
 	defer live.Close()
 	for _, e := range fresh {
-		live.add(e.prefix, number == s.config.Allow)
+		live.add(e.prefix, s.allows(number))
 	}
 	s.addLengths(fresh)
 	if err := s.saveConfig(); err != nil {

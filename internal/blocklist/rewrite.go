@@ -106,7 +106,7 @@ func (s *state) enforce(number uint32, entries []entry) error {
 	}
 	defer live.Close()
 	for _, e := range entries {
-		live.add(e.prefix, number == s.config.Allow)
+		live.add(e.prefix, s.allows(number))
 	}
 	return s.saveConfig()
 }
@@ -144,7 +144,7 @@ func (s *state) tidyWith(ctx context.Context, known uint32, entries []entry) err
 			return err
 		}
 		for _, e := range listed {
-			exact.add(e.prefix, uint32(number) == s.config.Allow)
+			exact.add(e.prefix, s.allows(uint32(number)))
 			lengths[family(e.six)][e.length] = true
 			used[e.note] = true
 		}

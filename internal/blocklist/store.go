@@ -58,8 +58,7 @@ func openState(shared *datapath.Shared) (*state, error) {
 		return nil, fmt.Errorf("read the clock: %w", err)
 	}
 	s := &state{
-		Shared: shared, config: bpf.BlockConfig{Allow: bpf.NoAllowList},
-		now: time.Now(), boot: uint32(clock.Sec), up: time.Duration(clock.Nano()),
+		Shared: shared, now: time.Now(), boot: uint32(clock.Sec), up: time.Duration(clock.Nano()),
 	}
 	if shared == nil {
 		return s, nil
@@ -201,7 +200,7 @@ func (s *state) define(number uint32, name string) {
 	bit := uint32(1) << number
 	s.config.Lists |= bit
 	if name == AllowList {
-		s.config.Allow = number
+		s.config.Allow |= bit
 	} else {
 		s.config.Drop, s.config.Alert = s.config.Drop|bit, s.config.Alert|bit
 		s.config.Source, s.config.Destination = s.config.Source|bit, s.config.Destination|bit
@@ -222,14 +221,19 @@ func (s *state) newIdentity() uint64 {
 	}
 }
 
+// masks are the settings that have a bit for each list.
+func (s *state) masks() []*uint32 {
+	return []*uint32{&s.config.Lists, &s.config.Drop, &s.config.Alert, &s.config.Source, &s.config.Destination, &s.config.Allow}
+}
+
+// allows says whether a list overrules the others.
+func (s *state) allows(number uint32) bool { return s.config.Allow>>number&1 != 0 }
+
 // move gives a list another number.
 func (s *state) move(from, to uint32) {
-	for _, mask := range []*uint32{&s.config.Lists, &s.config.Drop, &s.config.Alert, &s.config.Source, &s.config.Destination} {
+	for _, mask := range s.masks() {
 		setBit(mask, to, *mask>>from&1 != 0)
 		setBit(mask, from, false)
-	}
-	if s.config.Allow == from {
-		s.config.Allow = to
 	}
 	s.config.Identities[to], s.config.Identities[from] = s.config.Identities[from], 0
 	s.lists[to], s.lists[from] = s.lists[from], bpf.BlockList{}
@@ -237,11 +241,8 @@ func (s *state) move(from, to uint32) {
 
 // undefine takes a list out of the settings.
 func (s *state) undefine(number uint32) {
-	for _, mask := range []*uint32{&s.config.Lists, &s.config.Drop, &s.config.Alert, &s.config.Source, &s.config.Destination} {
+	for _, mask := range s.masks() {
 		setBit(mask, number, false)
-	}
-	if s.config.Allow == number {
-		s.config.Allow = bpf.NoAllowList
 	}
 	s.config.Identities[number] = 0
 	s.lists[number] = bpf.BlockList{}
@@ -261,7 +262,7 @@ func checkName(name string) error {
 func (s *state) action(number uint32) Action {
 	drop, alert := s.config.Drop>>number&1 != 0, s.config.Alert>>number&1 != 0
 	switch {
-	case number == s.config.Allow:
+	case s.allows(number):
 		return Allow
 	case drop && alert:
 		return AlertAndDrop
