@@ -1,11 +1,8 @@
 package commands
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -35,67 +32,39 @@ func blocklistImportCommand(env *Env) *cli.Command {
 			if err := args(c, "FILE..."); err != nil {
 				return err
 			}
-			request, options, err := env.importRequest(c)
+			request, err := env.importRequest(c)
 			if err != nil {
 				return err
 			}
 			return env.changeBlocklist(c, "imported into", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
-				feeds, err := env.readFeeds(c)
-				if err != nil {
-					return blocklist.Change{}, err
-				}
-				request.Read = reader(request, feeds, options)
 				return api.Import(ctx, request)
 			})
 		},
 	}
 }
 
-func (e *Env) importRequest(c *cli.Context) (blocklist.ImportRequest, feed.Options, error) {
+func (e *Env) importRequest(c *cli.Context) (blocklist.ImportRequest, error) {
 	options := feed.Options{Column: c.String("column"), Now: e.Now()}
 	var err error
 	if c.IsSet("format") {
 		if options.Format, err = feed.ParseFormat(c.String("format")); err != nil {
-			return blocklist.ImportRequest{}, options, err
+			return blocklist.ImportRequest{}, err
 		}
 	}
 	ends, err := lifetime(c)
 	return blocklist.ImportRequest{
-		List: c.String("list"), Lifetime: ends, Replace: c.Bool("replace"), Aggregate: c.Bool("aggregate"),
+		List: c.String("list"), Read: e.reader(c, options), Lifetime: ends, Replace: c.Bool("replace"), Aggregate: c.Bool("aggregate"),
 		Strict: c.Bool("strict"), Force: c.Bool("force"), DryRun: c.Bool("dry-run"),
-	}, options, err
+	}, err
 }
 
-// feedText is all that a file holds.
-type feedText struct {
-	source string
-	text   []byte
-}
-
-// readFeeds reads the files as a whole, before there is a lock that others wait
-// for: what comes out of a pipe may take its time, or be an export.
-func (e *Env) readFeeds(c *cli.Context) (all []feedText, err error) {
-	for _, name := range c.Args().Slice() {
-		source, input, err := e.input(c.Context, name)
-		if err != nil {
-			return nil, err
-		}
-		text, err := io.ReadAll(input)
-		input.Close()
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", source, err)
-		}
-		all = append(all, feedText{source, text})
-	}
-	return all, nil
-}
-
-// reader passes on what files hold. A download that failed must not empty a list.
-func reader(r blocklist.ImportRequest, feeds []feedText, o feed.Options) func(func(blocklist.Item) error, func(blocklist.Refusal)) error {
+// reader reads the files one after the other. A download that failed must not
+// empty a list.
+func (e *Env) reader(c *cli.Context, o feed.Options) func(func(blocklist.Item) error, func(blocklist.Refusal)) error {
 	return func(add func(blocklist.Item) error, refuse func(blocklist.Refusal)) error {
 		found, refused := false, []blocklist.Refusal(nil)
-		for _, f := range feeds {
-			err := f.read(o, func(item blocklist.Item) error {
+		for _, name := range c.Args().Slice() {
+			err := e.readFeed(c.Context, name, o, func(item blocklist.Item) error {
 				found = true
 				return add(item)
 			}, func(r blocklist.Refusal) {
@@ -106,8 +75,8 @@ func reader(r blocklist.ImportRequest, feeds []feedText, o feed.Options) func(fu
 				return err
 			}
 		}
-		if r.Replace && !found {
-			return noEntry(r.List, refused)
+		if c.Bool("replace") && !found {
+			return noEntry(c.String("list"), refused)
 		}
 		return nil
 	}
@@ -121,19 +90,24 @@ func noEntry(list string, refused []blocklist.Refusal) error {
 	return err.Hint("bpfnet blocklist clear --list %s", list)
 }
 
-func (f feedText) read(o feed.Options, add func(blocklist.Item) error, refuse func(blocklist.Refusal)) error {
-	o.Name = f.source
+func (e *Env) readFeed(ctx context.Context, name string, o feed.Options, add func(blocklist.Item) error, refuse func(blocklist.Refusal)) error {
+	source, input, err := e.input(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer input.Close()
+	o.Name = source
 	bad := func(err feed.LineError) {
 		where, cause, _ := strings.Cut(err.Error(), ": ")
 		refuse(blocklist.Refusal{Where: where, Reason: cause})
 	}
-	return feed.Read(bytes.NewReader(f.text), o, func(entry feed.Entry) error {
+	return feed.Read(input, o, func(entry feed.Entry) error {
 		if entry.Domain != "" {
-			bad(feed.LineError{Name: f.source, Line: entry.Line, Column: entry.Column, Err: errDomain})
+			bad(feed.LineError{Name: source, Line: entry.Line, Column: entry.Column, Err: errDomain})
 			return nil
 		}
 		return add(blocklist.Item{
-			Prefix: entry.Prefix, Reason: entry.Reason, Expires: entry.Expires, Source: f.source, Line: entry.Line, Column: entry.Column,
+			Prefix: entry.Prefix, Reason: entry.Reason, Expires: entry.Expires, Source: source, Line: entry.Line, Column: entry.Column,
 		})
 	}, bad)
 }

@@ -122,8 +122,8 @@ type Item struct {
 // ImportRequest says what to put on a list from files.
 type ImportRequest struct {
 	List string
-	// Read passes what the files hold on. An error means that nothing is to be
-	// changed.
+	// Read passes what the files hold on. It is called before there is a lock that
+	// others wait for. An error means that nothing is to be changed.
 	Read      func(add func(Item) error, refuse func(Refusal)) error
 	Lifetime  time.Duration // of entries that don't say it; 0: for ever
 	Replace   bool          // remove what isn't in the files

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -69,13 +68,6 @@ func (s *state) finish(change Change, name string, grown uint64) Change {
 	return change
 }
 
-func (s *state) lifetime(lifetime time.Duration) uint32 {
-	if lifetime == 0 {
-		return 0
-	}
-	return s.ends(s.now.Add(lifetime))
-}
-
 // note returns the number of a reason; in a dry run of an unknown one it is a
 // number that no entry has.
 func (s *state) note(ctx context.Context, reason string, dryRun bool) (uint32, error) {
@@ -130,15 +122,14 @@ func (s *state) put(ctx context.Context, name string, fresh []entry, added uint6
 			return s.putInPlace(number, fresh, added)
 		}
 	}
-	all := fresh
 	if exists {
 		old, err := s.entries(ctx, number)
 		if err != nil {
 			return err
 		}
-		all = append(old, fresh...)
+		return s.rewrite(ctx, name, sortEntries(old, fresh))
 	}
-	return s.rewrite(ctx, name, sortEntries(all))
+	return s.rewrite(ctx, name, sortEntries(fresh))
 }
 
 // hasRoom says whether the maps of a list have room for more entries, all of

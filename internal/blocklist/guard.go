@@ -32,24 +32,27 @@ var reserved = []struct {
 }
 
 // guard knows what must not be listed without --force.
-type guard struct{ own []ownAddress }
+type guard []guarded
 
-type ownAddress struct {
-	address netip.Addr
-	what    string
+type guarded struct {
+	prefix
+	what string // "10.0.0.0/8 is private"
 }
 
 // newGuard reads the machine's addresses and default gateways in the network
 // namespace of the thread.
 func newGuard() (guard, error) {
 	var g guard
+	for _, r := range reserved {
+		g = append(g, guarded{newPrefix(r.prefix), fmt.Sprintf("%s is %s", r.prefix, r.what)})
+	}
 	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return g, fmt.Errorf("read the machine's addresses: %w", err)
 	}
 	for _, a := range addresses {
 		if address, ok := netip.AddrFromSlice(a.IP); ok {
-			g.own = append(g.own, ownAddress{address.Unmap(), "this machine's address"})
+			g = append(g, own(address, "this machine's address"))
 		}
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
@@ -58,10 +61,15 @@ func newGuard() (guard, error) {
 	}
 	for _, r := range routes {
 		if address, ok := netip.AddrFromSlice(r.Gw); ok && isDefault(r) {
-			g.own = append(g.own, ownAddress{address.Unmap(), "the default gateway"})
+			g = append(g, own(address, "the default gateway"))
 		}
 	}
 	return g, nil
+}
+
+func own(address netip.Addr, what string) guarded {
+	address = address.Unmap()
+	return guarded{newPrefix(netip.PrefixFrom(address, address.BitLen())), fmt.Sprintf("%s is %s", address, what)}
 }
 
 func isDefault(r netlink.Route) bool {
@@ -73,18 +81,14 @@ func isDefault(r netlink.Route) bool {
 }
 
 // refuses says why a prefix must not be listed, "" if it may.
-func (g guard) refuses(p netip.Prefix) string {
-	if p.Bits() == 0 {
-		return "it covers every address"
-	}
-	for _, r := range reserved {
-		if r.prefix.Overlaps(p) {
-			return fmt.Sprintf("%s is %s", r.prefix, r.what)
-		}
-	}
-	for _, own := range g.own {
-		if p.Contains(own.address) {
-			return fmt.Sprintf("%s is %s", own.address, own.what)
+func (g guard) refuses(p prefix) string {
+	for _, other := range g {
+		switch {
+		case !p.overlaps(other.prefix):
+		case p.length == 0:
+			return "it covers every address"
+		default:
+			return other.what
 		}
 	}
 	return ""
@@ -97,7 +101,7 @@ func refuseOwn(prefixes []netip.Prefix) error {
 		return err
 	}
 	for _, p := range prefixes {
-		if why := g.refuses(p); why != "" {
+		if why := g.refuses(newPrefix(p)); why != "" {
 			return fault.New(fault.ErrUsage, "%s: %s", p, why).Hint("--force lists it all the same")
 		}
 	}

@@ -3,7 +3,6 @@ package blocklist
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"bpfnet/internal/fault"
 )
@@ -16,36 +15,40 @@ func (s *Store) Import(ctx context.Context, r ImportRequest) (change Change, err
 	if err := checkName(r.List); err != nil {
 		return Change{}, err
 	}
+	in, err := s.collect(ctx, r)
+	if err != nil {
+		return Change{}, err
+	}
+	if r.Strict && in.refusedN > 0 {
+		return Change{}, in.strictly()
+	}
 	err = s.write(ctx, r.DryRun, func(st *state) error {
-		change, err = st.load(ctx, r)
+		change, err = st.load(ctx, r, in)
 		return err
 	})
 	return change, err
 }
 
-func (s *state) load(ctx context.Context, r ImportRequest) (Change, error) {
-	change := Change{List: r.List}
+func (s *state) load(ctx context.Context, r ImportRequest, in *collected) (Change, error) {
+	change := Change{List: r.List, Refused: in.refused, RefusedN: in.refusedN}
 	if err := s.purge(ctx, &change, r.DryRun); err != nil {
 		return Change{}, err
 	}
-	wanted, err := s.collect(ctx, r, &change)
-	if err != nil {
+	if err := s.complete(ctx, r, in); err != nil {
 		return Change{}, err
-	}
-	if r.Strict && change.RefusedN > 0 {
-		return Change{}, strictly(change)
 	}
 	var old []entry
 	if number, ok := s.find(r.List); ok {
+		var err error
 		if old, err = s.entries(ctx, number); err != nil {
 			return Change{}, err
 		}
-		old = sortEntries(old)
 	}
 	if !r.Replace {
-		wanted = append(slices.Clone(old), wanted...)
+		in.parts = append([][]entry{old}, in.parts...)
 	}
-	wanted = sortEntries(wanted)
+	wanted := sortEntries(in.parts...)
+	in.parts = nil
 	if r.Aggregate {
 		before := len(wanted)
 		wanted = aggregate(wanted)
@@ -62,90 +65,125 @@ func (s *state) load(ctx context.Context, r ImportRequest) (Change, error) {
 	return change, nil
 }
 
-func strictly(change Change) error {
-	first := change.Refused[0]
+// collected is what an import has read, before it knows what is pinned. A note
+// is a place in reasons; entries that don't say when they end have no end yet.
+type collected struct {
+	parts    [][]entry
+	reasons  []string
+	refused  []Refusal
+	refusedN uint64
+
+	places map[string]uint32 // in reasons
+}
+
+// partEntries is how many entries a part has room for: growing copies nothing.
+const partEntries = 1 << 14
+
+func (in *collected) add(e entry, reason string) {
+	place, known := in.places[reason]
+	if !known {
+		place = uint32(len(in.reasons))
+		in.places[reason] = place
+		in.reasons = append(in.reasons, reason)
+	}
+	e.note = place
+	last := len(in.parts) - 1
+	if last < 0 || len(in.parts[last]) == partEntries {
+		in.parts = append(in.parts, make([]entry, 0, partEntries))
+		last++
+	}
+	in.parts[last] = append(in.parts[last], e)
+}
+
+func (in *collected) refuse(refusal Refusal) {
+	in.refusedN++
+	if len(in.refused) < mostRefusals {
+		in.refused = append(in.refused, refusal)
+	}
+}
+
+func (in *collected) strictly() error {
+	first := in.refused[0]
 	return fault.New(fault.ErrUsage, "%s: %s", first.Where, first.Reason).
-		Hint("%d entries are refused, so nothing was changed; without --strict the others go in", change.RefusedN)
+		Hint("%d entries are refused, so nothing was changed; without --strict the others go in", in.refusedN)
 }
 
 // collect reads the files of an import.
-func (s *state) collect(ctx context.Context, r ImportRequest, change *Change) ([]entry, error) {
+func (s *Store) collect(ctx context.Context, r ImportRequest) (*collected, error) {
 	var g guard
 	if !r.Force && r.List != AllowList {
-		var err error
-		if g, err = newGuard(); err != nil {
+		err := s.engine.InNetNS(func() (err error) {
+			g, err = newGuard()
+			return err
+		})
+		if err != nil {
 			return nil, err
 		}
 	}
-	notes := map[string]uint32{}
-	lifetime := s.lifetime(r.Lifetime)
-	refuse := func(refusal Refusal) error {
-		change.RefusedN++
-		if len(change.Refused) < mostRefusals {
-			change.Refused = append(change.Refused, refusal)
-		}
-		return nil
+	clock, err := readClock()
+	if err != nil {
+		return nil, err
 	}
-	var all []entry
-	err := r.Read(func(item Item) error {
-		if len(all)%(1<<16) == 0 && ctx.Err() != nil {
+	in := &collected{places: map[string]uint32{}}
+	n := 0
+	err = r.Read(func(item Item) error {
+		if n++; n%partEntries == 0 && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if !r.Force && r.List != AllowList {
-			if why := g.refuses(item.Prefix); why != "" {
-				return refuse(Refusal{item.where(), why})
-			}
+		e := entry{prefix: newPrefix(item.Prefix), expires: clock.ends(item.Expires)}
+		if why := g.refuses(e.prefix); why != "" {
+			in.refuse(Refusal{item.where(), why})
+			return nil
 		}
-		note, known := notes[item.Reason]
-		if !known {
-			var err error
-			if note, err = s.note(ctx, item.Reason, r.DryRun); err != nil {
-				return err
-			}
-			notes[item.Reason] = note
-		}
-		e := entry{prefix: newPrefix(item.Prefix), expires: lifetime, note: note}
-		if !item.Expires.IsZero() {
-			e.expires = s.ends(item.Expires)
-		}
-		if !s.isOver(e) {
-			all = append(all, e)
-		}
+		in.add(e, item.Reason)
 		return nil
-	}, func(refusal Refusal) { _ = refuse(refusal) })
-	return all, err
+	}, in.refuse)
+	return in, err
 }
 
 func (i Item) where() string {
 	return fmt.Sprintf("%s:%d:%d: %s", i.Source, i.Line, i.Column, i.Prefix)
 }
 
-// count compares two sorted lists.
-func count(old, wanted []entry, change *Change) {
-	for len(old) > 0 || len(wanted) > 0 {
-		order := 0
-		switch {
-		case len(old) == 0:
-			order = 1
-		case len(wanted) == 0:
-			order = -1
-		default:
-			order = old[0].compare(wanted[0].prefix)
-		}
-		switch {
-		case order < 0:
-			change.Removed++
-			old = old[1:]
-		case order > 0:
-			change.Added++
-			wanted = wanted[1:]
-		default:
-			if old[0] == wanted[0] {
-				change.Unchanged++
-			} else {
-				change.Updated++
-			}
-			old, wanted = old[1:], wanted[1:]
+// complete numbers the reasons of what was collected, sets ends where none is
+// given, and drops what is over.
+func (s *state) complete(ctx context.Context, r ImportRequest, in *collected) error {
+	notes := make([]uint32, len(in.reasons))
+	for i, reason := range in.reasons {
+		var err error
+		if notes[i], err = s.note(ctx, reason, r.DryRun); err != nil {
+			return err
 		}
 	}
+	lifetime := s.lifetime(r.Lifetime)
+	for i, part := range in.parts {
+		kept := part[:0]
+		for _, e := range part {
+			e.note = notes[e.note]
+			if e.expires == 0 {
+				e.expires = lifetime
+			}
+			if !s.isOver(e) {
+				kept = append(kept, e)
+			}
+		}
+		in.parts[i] = kept
+	}
+	return nil
+}
+
+// count compares a list with sorted entries that are to take its place.
+func count(old, wanted []entry, change *Change) {
+	next := newIndex(wanted)
+	for _, e := range old {
+		switch now, found := next.find(e.prefix); {
+		case !found:
+			change.Removed++
+		case now == e:
+			change.Unchanged++
+		default:
+			change.Updated++
+		}
+	}
+	change.Added = uint64(len(wanted)) - change.Unchanged - change.Updated
 }

@@ -59,6 +59,14 @@ func (p prefix) covers(q prefix) bool {
 	return (p.high^q.high)&high == 0 && (p.low^q.low)&low == 0
 }
 
+// overlaps says whether p and q have an address in common.
+func (p prefix) overlaps(q prefix) bool {
+	if p.length > q.length {
+		return q.covers(p)
+	}
+	return p.covers(q)
+}
+
 func masks(length uint8) (high, low uint64) {
 	if length > 64 {
 		return ^uint64(0), ^uint64(0) << (128 - length)
@@ -132,16 +140,80 @@ func unhit(key bpf.HitKey) (list uint32, p prefix) {
 	return uint32(key.List), newPrefix(netip.PrefixFrom(address, int(key.Prefixlen)))
 }
 
+// buckets are how entries are told apart at first: by family and the first 16
+// bits.
+const buckets = 2 << 16
+
+func (p prefix) bucket() int { return family(p.six)<<16 | int(p.high>>48) }
+
 // sortEntries sorts entries and drops all but the last one of each prefix.
-func sortEntries(entries []entry) []entry {
+func sortEntries(parts ...[]entry) []entry {
+	next := make([]uint32, buckets) // where the next entry of a bucket goes
+	for _, part := range parts {
+		for _, e := range part {
+			next[e.bucket()]++
+		}
+	}
+	total := uint32(0)
+	for i, n := range next {
+		next[i] = total
+		total += n
+	}
+	sorted := make([]entry, total)
+	for _, part := range parts {
+		for _, e := range part {
+			at := &next[e.bucket()]
+			sorted[*at] = e
+			*at++
+		}
+	}
+	kept, from := sorted[:0], uint32(0)
+	for _, end := range next {
+		kept = appendSorted(kept, sorted[from:end])
+		from = end
+	}
+	return kept
+}
+
+// appendSorted sorts entries and appends the last one of each prefix.
+func appendSorted(kept, entries []entry) []entry {
 	slices.SortStableFunc(entries, func(a, b entry) int { return a.compare(b.prefix) })
-	kept := entries[:0]
 	for i, e := range entries {
 		if i+1 == len(entries) || entries[i+1].prefix != e.prefix {
 			kept = append(kept, e)
 		}
 	}
 	return kept
+}
+
+// index finds entries among sorted ones.
+type index struct {
+	entries []entry
+	ends    []uint32 // where a bucket ends
+}
+
+func newIndex(entries []entry) index {
+	x := index{entries, make([]uint32, buckets)}
+	for _, e := range entries {
+		x.ends[e.bucket()]++
+	}
+	for i := range buckets - 1 {
+		x.ends[i+1] += x.ends[i]
+	}
+	return x
+}
+
+func (x index) find(p prefix) (entry, bool) {
+	from, bucket := uint32(0), p.bucket()
+	if bucket > 0 {
+		from = x.ends[bucket-1]
+	}
+	within := x.entries[from:x.ends[bucket]]
+	at, found := slices.BinarySearchFunc(within, p, func(e entry, p prefix) int { return e.compare(p) })
+	if !found {
+		return entry{}, false
+	}
+	return within[at], true
 }
 
 // aggregate drops what another entry covers, of sorted entries.

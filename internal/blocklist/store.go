@@ -5,13 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
@@ -29,6 +27,7 @@ const episode = 10 * time.Second
 type Engine interface {
 	WithShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
 	ReadShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
+	InNetNS(fn func() error) error
 }
 
 // Store implements API on the pinned maps.
@@ -46,20 +45,16 @@ type state struct {
 	config bpf.BlockConfig
 	lists  [bpf.MaxLists]bpf.BlockList
 	notes  *notes // nil until needed
-	now    time.Time
-	boot   uint32        // seconds of CLOCK_BOOTTIME
-	up     time.Duration // the same, exactly
+	clock
 }
 
 // openState reads what is pinned; without maps there are no lists.
 func openState(shared *datapath.Shared) (*state, error) {
-	var clock unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &clock); err != nil {
-		return nil, fmt.Errorf("read the clock: %w", err)
+	clock, err := readClock()
+	if err != nil {
+		return nil, err
 	}
-	s := &state{
-		Shared: shared, now: time.Now(), boot: uint32(clock.Sec), up: time.Duration(clock.Nano()),
-	}
+	s := &state{Shared: shared, clock: clock}
 	if shared == nil {
 		return s, nil
 	}
@@ -357,7 +352,7 @@ func outerOf(six bool) string {
 
 // entries reads all entries of a list, unsorted.
 func (s *state) entries(ctx context.Context, number uint32) ([]entry, error) {
-	var all []entry
+	all := make([]entry, 0, s.lists[number].Entries4+s.lists[number].Entries6)
 	for _, six := range []bool{false, true} {
 		m, err := s.Inner(outerOf(six), number)
 		if err != nil {
@@ -397,26 +392,4 @@ func (s *state) lookup(number uint32, p prefix) (entry, bool, error) {
 	}
 	e := entry{prefix: p, expires: binary.NativeEndian.Uint32(value[:]), note: binary.NativeEndian.Uint32(value[4:])}
 	return e, true, nil
-}
-
-// isOver says whether an entry has expired.
-func (s *state) isOver(e entry) bool { return e.expires != 0 && e.expires <= s.boot }
-
-// ends is the time of an entry's end as the maps have it.
-func (s *state) ends(at time.Time) uint32 {
-	if at.IsZero() {
-		return 0
-	}
-	left := at.Sub(s.now)
-	if left <= 0 {
-		return max(s.boot, 1) // it is over
-	}
-	return uint32(min(int64(s.boot)+int64((left+time.Second-1)/time.Second), math.MaxUint32))
-}
-
-func (s *state) expiry(e entry) time.Time {
-	if e.expires == 0 {
-		return time.Time{}
-	}
-	return s.now.Add(time.Duration(int64(e.expires)-int64(s.boot)) * time.Second).UTC().Truncate(time.Second)
 }

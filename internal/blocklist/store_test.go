@@ -192,6 +192,20 @@ func TestImport(t *testing.T) {
 	wantContents(t, s, "feed", "192.0.2.0/24", "198.51.100.0/24")
 }
 
+// Nobody waits for what an import reads.
+func TestImportReadsBeforeItLocks(t *testing.T) {
+	s := newStore(t)
+	read := items("192.0.2.1/32")
+	change, err := s.Import(context.Background(), ImportRequest{List: "feed", Read: func(add func(Item) error, refuse func(Refusal)) error {
+		mustAdd(t, s, "feed", "198.51.100.1/32")
+		return read(add, refuse)
+	}})
+	if err != nil || change.Added != 1 || change.Unchanged != 1 {
+		t.Errorf("%+v, %v", change, err)
+	}
+	wantContents(t, s, "feed", "192.0.2.1/32", "198.51.100.1/32")
+}
+
 func TestVerdicts(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)

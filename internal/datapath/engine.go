@@ -89,6 +89,9 @@ func (e *Engine) change(ctx context.Context, dryRun bool, fn func() error) error
 // Update runs fn while it holds the exclusive lock.
 func (e *Engine) Update(ctx context.Context, fn func() error) error { return e.write(ctx, fn) }
 
+// InNetNS runs fn in the engine's namespace, without a lock.
+func (e *Engine) InNetNS(fn func() error) error { return netns.Do(e.netns, fn) }
+
 // OpenMap opens a pinned map of an instance. readOnly asks for a descriptor that
 // can't write.
 func (e *Engine) OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error) {
