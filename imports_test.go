@@ -38,6 +38,7 @@ var reserved = []struct {
 	{"github.com/urfave/cli", []string{"commands"}, false},
 	{"github.com/olekukonko/tablewriter", []string{"output"}, false},
 	{"gopkg.in/yaml.v3", []string{"output", "internal/feed"}, true}, // the writer, and the reader of YAML input
+	{"github.com/miekg/dns", []string{"internal/dns"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},
 }
@@ -127,6 +128,7 @@ func TestRefuse(t *testing.T) {
 		{"output/table.go", "github.com/olekukonko/tablewriter/tw", false},
 		{"commands/app.go", "github.com/olekukonko/tablewriter", true},
 		{"internal/maps/store.go", "github.com/urfave/cli/v2", true},
+		{"commands/blocklist.go", "github.com/miekg/dns", true},
 		{"internal/maps/store.go", "github.com/cilium/ebpf/link", true},
 		{"internal/maps/store.go", "github.com/cilium/ebpf/btf", false},
 		{"commands/map.go", "github.com/cilium/ebpf", true},
