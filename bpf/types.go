@@ -79,6 +79,7 @@ type (
 // The layout of the blocklist's maps; see headers/blocklist.h.
 const (
 	MaxLists       = 32
+	DomainSize     = 256    // bytes of a domain with its end
 	CoarseHashed   = 262144 // words of coarse_filters6 in front of those for each /16
 	HashMultiplier = 0x9e3779b97f4a7c15
 )

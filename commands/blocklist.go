@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -48,16 +49,18 @@ func forceFlag() cli.Flag {
 
 func blocklistAddCommand(env *Env) *cli.Command {
 	return &cli.Command{
-		Name:      "add",
-		Usage:     "put addresses, prefixes and ranges on a list",
-		ArgsUsage: "ADDRESS|PREFIX|FIRST-LAST...",
+		Name:        "add",
+		Usage:       "put addresses, prefixes, ranges and domains on a list",
+		ArgsUsage:   "ADDRESS|PREFIX|FIRST-LAST...",
+		Description: "A domain is blocked by its addresses, which the system's resolver is asked for at once, and by `bpfnet blocklist sync` when their time to live is over. *.NAME is every name below NAME.",
 		Flags: []cli.Flag{
-			listFlag(),
+			listFlag(), domainFlag(),
+			&cli.DurationFlag{Name: "grace", Value: blocklist.DefaultGrace, Usage: "keep an address for this `TIME` after it left the answer of its domain"},
 			&cli.StringFlag{Name: "reason", Usage: "`TEXT` to remember with the entries, up to 127 bytes"},
 			expiresFlag(), forceFlag(),
 		},
 		Action: func(c *cli.Context) error {
-			prefixes, err := prefixArgs(c)
+			prefixes, domains, err := entryArgs(c)
 			if err != nil {
 				return err
 			}
@@ -65,9 +68,12 @@ func blocklistAddCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
+			if c.Duration("grace") < time.Second {
+				return usage(c, "--grace %s: the least is 1s", c.Duration("grace"))
+			}
 			return env.changeBlocklist(c, "added entries to", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
 				return api.Add(ctx, blocklist.AddRequest{
-					List: c.String("list"), Prefixes: prefixes, Reason: c.String("reason"), Lifetime: lifetime,
+					List: c.String("list"), Prefixes: prefixes, Domains: domains, Grace: c.Duration("grace"), Reason: c.String("reason"), Lifetime: lifetime,
 					Force: c.Bool("force"), DryRun: c.Bool("dry-run"),
 				})
 			})
@@ -80,14 +86,14 @@ func blocklistRemoveCommand(env *Env) *cli.Command {
 		Name:      "remove",
 		Usage:     "take entries off a list, given as they are listed",
 		ArgsUsage: "ADDRESS|PREFIX|FIRST-LAST...",
-		Flags:     []cli.Flag{listFlag()},
+		Flags:     []cli.Flag{listFlag(), domainFlag()},
 		Action: func(c *cli.Context) error {
-			prefixes, err := prefixArgs(c)
+			prefixes, domains, err := entryArgs(c)
 			if err != nil {
 				return err
 			}
 			return env.changeBlocklist(c, "removed entries from", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
-				return api.Remove(ctx, c.String("list"), prefixes, c.Bool("dry-run"))
+				return api.Remove(ctx, blocklist.RemoveRequest{List: c.String("list"), Prefixes: prefixes, Domains: domains, DryRun: c.Bool("dry-run")})
 			})
 		},
 	}
@@ -149,33 +155,53 @@ func blocklistClearCommand(env *Env) *cli.Command {
 func blocklistSyncCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:        "sync",
-		Usage:       "clear entries that have expired, and what removed ones left behind",
-		Description: "Expired entries are not in force from their end on; this frees their room. Every command that changes a list does it, too.",
+		Usage:       "clear entries that have expired, and ask for domains whose addresses may have changed",
+		Description: "Expired entries are not in force from their end on; this frees their room. Every command that changes a list does it, too. Domains are asked for when the time to live of their addresses is over.",
 		Action: func(c *cli.Context) error {
 			if err := args(c); err != nil {
 				return err
 			}
-			return env.changeBlocklist(c, "cleared expired entries of", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
+			return env.changeBlocklist(c, "updated", func(ctx context.Context, api blocklist.API) (blocklist.Change, error) {
 				return api.Sync(ctx, c.Bool("dry-run"))
 			})
 		},
 	}
 }
 
-// prefixArgs reads the arguments as addresses, prefixes and ranges.
-func prefixArgs(c *cli.Context) ([]netip.Prefix, error) {
-	if err := args(c, "ADDRESS..."); err != nil {
-		return nil, err
+func domainFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "domain", Usage: "`NAME` of a domain, *.NAME for all below it; may be repeated"}
+}
+
+// entryArgs reads the arguments as addresses, prefixes and ranges, and the domains.
+func entryArgs(c *cli.Context) (all []netip.Prefix, domains []string, err error) {
+	if !c.IsSet("domain") {
+		if err := args(c, "ADDRESS..."); err != nil {
+			return nil, nil, err
+		}
 	}
-	var all []netip.Prefix
 	for _, text := range c.Args().Slice() {
 		prefixes, err := feed.ParseAddress(text)
 		if err != nil {
-			return nil, fault.New(fault.ErrUsage, "%w", err).Hint("198.51.100.7, 198.51.100.0/24, 198.51.100.7-198.51.100.20, 2001:db8::/32")
+			return nil, nil, badEntry(text, err)
 		}
 		all = append(all, prefixes...)
 	}
-	return all, nil
+	for _, text := range c.StringSlice("domain") {
+		domain, err := feed.ParseDomain(text)
+		if err != nil {
+			return nil, nil, fault.New(fault.ErrUsage, "%w", err).Hint("evil.example, *.bad.example")
+		}
+		domains = append(domains, domain)
+	}
+	return all, domains, nil
+}
+
+func badEntry(text string, err error) error {
+	bad := fault.New(fault.ErrUsage, "%w", err)
+	if _, err := feed.ParseDomain(text); err == nil {
+		return bad.Hint("--domain %s", text)
+	}
+	return bad.Hint("198.51.100.7, 198.51.100.0/24, 198.51.100.7-198.51.100.20, 2001:db8::/32")
 }
 
 func lifetime(c *cli.Context) (time.Duration, error) {
@@ -202,6 +228,18 @@ type blocklistChange struct {
 	Refusals  []refusedEntry `json:"refusals"`
 	Entries   uint64         `json:"entries"`
 	Notes     []string       `json:"notes"`
+
+	Domains domainChange `json:"domains"`
+}
+
+// domainChange is what became of domains that were asked for.
+type domainChange struct {
+	Resolved         uint64         `json:"resolved"`
+	Failed           uint64         `json:"failed"`
+	Unanswered       uint64         `json:"unanswered"`
+	Failures         []refusedEntry `json:"failures"`
+	AddressesAdded   uint64         `json:"addresses_added"`
+	AddressesRemoved uint64         `json:"addresses_removed"`
 }
 
 type refusedEntry struct {
@@ -215,12 +253,18 @@ func newBlocklistChange(change blocklist.Change, dryRun bool) blocklistChange {
 		Added: change.Added, Updated: change.Updated, Removed: change.Removed, Unchanged: change.Unchanged,
 		Covered: change.Covered, Expired: change.Expired, Refused: change.RefusedN, Refusals: []refusedEntry{},
 		Entries: change.Entries, Notes: list(change.Notes),
+		Domains: domainChange{
+			change.Resolved, change.FailedN, change.Unanswered, []refusedEntry{}, change.AddressesAdded, change.AddressesRemoved,
+		},
 	}
 	if change.List != "" {
 		doc.List = &change.List
 	}
 	for _, r := range change.Refused {
 		doc.Refusals = append(doc.Refusals, refusedEntry{r.Where, r.Reason})
+	}
+	for _, r := range change.Failed {
+		doc.Domains.Failures = append(doc.Domains.Failures, refusedEntry{r.Where, r.Reason})
 	}
 	return doc
 }
@@ -236,13 +280,13 @@ func (e *Env) changeBlocklist(c *cli.Context, did string, change func(context.Co
 	if err != nil {
 		return err
 	}
-	what := "all lists"
-	if result.List != "" {
-		what = "list " + result.List
-	}
+	what := whichLists(result)
 	e.done(c, p, done{changed: result.Changed, did: did + " " + what, already: what + " needed no change", notes: result.Notes})
 	for _, r := range result.Refused {
 		e.note(c, "refused: %s: %s", r.Where, r.Reason)
+	}
+	for _, r := range result.Failed {
+		e.note(c, "not resolved: %s: %s", r.Where, r.Reason)
 	}
 	doc := newBlocklistChange(result, c.Bool("dry-run"))
 	if err := p.Object(doc, func() output.Table { return changeTable(doc) }); err != nil {
@@ -251,10 +295,26 @@ func (e *Env) changeBlocklist(c *cli.Context, did string, change func(context.Co
 	if err := e.noteUnattachedBlocklist(c, b, result); err != nil {
 		return err
 	}
-	if result.RefusedN > 0 {
-		return fault.New(fault.ErrPartial, "import into list %s: refused entries: %d; the others are in", result.List, result.RefusedN)
+	return partial(result)
+}
+
+// partial is the error of a change that left something undone.
+func partial(change blocklist.Change) error {
+	switch {
+	case change.RefusedN > 0:
+		return fault.New(fault.ErrPartial, "change %s: refused entries: %d; the others are in", whichLists(change), change.RefusedN)
+	case change.Unanswered > 0:
+		return fault.New(fault.ErrPartial, "resolve the domains of %s: no answer for %d of %d", whichLists(change), change.Unanswered, change.Resolved).
+			Hint("bpfnet blocklist sync asks again; addresses that are known stay blocked")
 	}
 	return nil
+}
+
+func whichLists(change blocklist.Change) string {
+	if change.List == "" {
+		return "all lists"
+	}
+	return "list " + change.List
 }
 
 // noteUnattachedBlocklist says how to put lists in force that no program reads.
@@ -301,22 +361,22 @@ func changeTable(d blocklistChange) output.Table {
 func blocklistTestCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:      "test",
-		Usage:     "which entries cover an address, and what would happen to its packets; no packet is sent",
-		ArgsUsage: "ADDRESS",
+		Usage:     "which entries cover an address or a domain, and what would happen to packets; none is sent",
+		ArgsUsage: "ADDRESS|DOMAIN",
 		Action: func(c *cli.Context) error {
-			if err := args(c, "ADDRESS"); err != nil {
+			if err := args(c, "ADDRESS|DOMAIN"); err != nil {
 				return err
 			}
-			address, err := netip.ParseAddr(c.Args().First())
+			test, err := testOf(c.Args().First())
 			if err != nil {
-				return usage(c, "%q is not an address", c.Args().First())
+				return err
 			}
 			p, b, err := env.open(c)
 			if err != nil {
 				return err
 			}
 			defer b.Close()
-			verdict, err := b.Blocklist().Test(c.Context, address)
+			verdict, err := test(c.Context, b.Blocklist())
 			if err != nil {
 				return err
 			}
@@ -326,10 +386,25 @@ func blocklistTestCommand(env *Env) *cli.Command {
 	}
 }
 
+// testOf returns the test of an address, or of a domain.
+func testOf(text string) (func(context.Context, blocklist.API) (blocklist.Verdict, error), error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		return func(ctx context.Context, api blocklist.API) (blocklist.Verdict, error) { return api.Test(ctx, address) }, nil
+	}
+	domain, err := feed.ParseDomain(text)
+	if err != nil || strings.HasPrefix(domain, "*.") {
+		return nil, fault.New(fault.ErrUsage, "%q is neither an address nor a domain", text)
+	}
+	return func(ctx context.Context, api blocklist.API) (blocklist.Verdict, error) {
+		return api.TestDomain(ctx, domain)
+	}, nil
+}
+
 // blocklistVerdict is the document of blocklist test.
 type blocklistVerdict struct {
 	Schema  string       `json:"schema"`
-	Address string       `json:"address"`
+	Address *string      `json:"address"`
+	Domain  *string      `json:"domain"`
 	Verdict string       `json:"verdict"`
 	Entries []foundEntry `json:"entries"`
 }
@@ -340,7 +415,13 @@ type foundEntry struct {
 }
 
 func newVerdict(v blocklist.Verdict) blocklistVerdict {
-	doc := blocklistVerdict{"bpfnet.blocklist_test/v1", v.Address.String(), v.Action, []foundEntry{}}
+	doc := blocklistVerdict{Schema: "bpfnet.blocklist_test/v1", Verdict: v.Action, Entries: []foundEntry{}}
+	if v.Domain != "" {
+		doc.Domain = &v.Domain
+	} else {
+		address := v.Address.String()
+		doc.Address = &address
+	}
 	for _, f := range v.Found {
 		doc.Entries = append(doc.Entries, foundEntry{newEntryDocument(f.Entry), f.Decides})
 	}
@@ -348,12 +429,17 @@ func newVerdict(v blocklist.Verdict) blocklistVerdict {
 }
 
 func verdictTable(d blocklistVerdict) output.Table {
-	t := output.Table{Header: []string{"address", "verdict", "list", "entry", "action", "reason"}}
+	about := "address"
+	if d.Domain != nil {
+		about = "domain"
+	}
+	what := orEmpty(d.Address) + orEmpty(d.Domain)
+	t := output.Table{Header: []string{about, "verdict", "list", "entry", "action", "reason"}}
 	for _, e := range d.Entries {
-		t.Rows = append(t.Rows, []string{d.Address, d.Verdict, e.List, e.Prefix, e.Action, orEmpty(e.Reason)})
+		t.Rows = append(t.Rows, []string{what, d.Verdict, e.List, e.subject(), e.Action, orEmpty(e.Reason)})
 	}
 	if len(d.Entries) == 0 {
-		t.Rows = append(t.Rows, []string{d.Address, d.Verdict})
+		t.Rows = append(t.Rows, []string{what, d.Verdict})
 	}
 	return t
 }

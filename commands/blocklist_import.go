@@ -2,7 +2,6 @@ package commands
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -18,7 +17,7 @@ func blocklistImportCommand(env *Env) *cli.Command {
 		Usage:     "put what files hold on a list, in one step for packets; - is standard input",
 		ArgsUsage: "FILE|-...",
 		Description: "One address, prefix or range a line; ipset save files, nft set listings, Spamhaus DROP (text and JSON), CSV, JSON, NDJSON, and what bpfnet blocklist export prints. " +
-			"Entries that are wrong or would lock people out are refused and told; the others go in, and the exit code is 8. Names are not looked up: domains are refused.",
+			"Entries that are wrong or would lock people out are refused and told; the others go in, and the exit code is 8. Domains are asked for as `bpfnet blocklist sync` does it, after all entries are in force.",
 		Flags: []cli.Flag{
 			listFlag(),
 			&cli.BoolFlag{Name: "replace", Usage: "remove the entries that the files don't have"},
@@ -102,14 +101,8 @@ func (e *Env) readFeed(ctx context.Context, name string, o feed.Options, add fun
 		refuse(blocklist.Refusal{Where: where, Reason: cause})
 	}
 	return feed.Read(input, o, func(entry feed.Entry) error {
-		if entry.Domain != "" {
-			bad(feed.LineError{Name: source, Line: entry.Line, Column: entry.Column, Err: errDomain})
-			return nil
-		}
 		return add(blocklist.Item{
-			Prefix: entry.Prefix, Reason: entry.Reason, Expires: entry.Expires, Source: source, Line: entry.Line, Column: entry.Column,
+			Prefix: entry.Prefix, Domain: entry.Domain, Reason: entry.Reason, Expires: entry.Expires, Source: source, Line: entry.Line, Column: entry.Column,
 		})
 	}, bad)
 }
-
-var errDomain = errors.New("names are not looked up: give addresses")

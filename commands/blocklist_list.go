@@ -17,7 +17,11 @@ import (
 // entryDocument is an entry of a list.
 type entryDocument struct {
 	List      string     `json:"list"`
-	Prefix    string     `json:"prefix"`
+	Prefix    *string    `json:"prefix"`
+	Domain    *string    `json:"domain"`
+	FoundBy   *string    `json:"found_by"`
+	Status    *string    `json:"status"`
+	CheckedAt *time.Time `json:"checked_at"`
 	Action    string     `json:"action"`
 	Reason    *string    `json:"reason"`
 	ExpiresAt *time.Time `json:"expires_at"`
@@ -32,21 +36,45 @@ type entryRow struct {
 }
 
 func newEntryDocument(e blocklist.Entry) entryDocument {
-	d := entryDocument{List: e.List, Prefix: e.Prefix.String(), Action: string(e.Action)}
-	if e.Reason != "" {
-		d.Reason = &e.Reason
+	d := entryDocument{
+		List: e.List, Domain: known(e.Domain), FoundBy: known(string(e.FoundBy)), Status: known(string(e.Status)), CheckedAt: when(e.Checked),
+		Action: string(e.Action), Reason: known(e.Reason), ExpiresAt: when(e.Expires),
 	}
-	if !e.Expires.IsZero() {
-		d.ExpiresAt = &e.Expires
+	if e.Prefix.IsValid() {
+		d.Prefix = known(e.Prefix.String())
 	}
 	if e.Hits == nil {
 		return d
 	}
-	d.Packets, d.Bytes = &e.Hits.Packets, &e.Hits.Bytes
-	if !e.Hits.LastSeen.IsZero() {
-		d.LastSeen = &e.Hits.LastSeen
-	}
+	d.Packets, d.Bytes, d.LastSeen = &e.Hits.Packets, &e.Hits.Bytes, when(e.Hits.LastSeen)
 	return d
+}
+
+// known is nil for an empty text.
+func known(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
+// when is nil for no time.
+func when(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// subject is what an entry lists: a prefix, a domain, or an address and its domain.
+func (d entryDocument) subject() string {
+	switch {
+	case d.Prefix == nil:
+		return orEmpty(d.Domain)
+	case d.Domain == nil:
+		return *d.Prefix
+	}
+	return *d.Prefix + " of " + *d.Domain
 }
 
 // everyListFlag chooses a list; without it all of them.
@@ -75,7 +103,7 @@ func blocklistListCommand(env *Env) *cli.Command {
 			if c.Bool("hits") {
 				return printHits(c, p, b.Blocklist())
 			}
-			return printEntries(c, p, b.Blocklist(), entryLine)
+			return printEntries(c, p, b.Blocklist(), entryLine, nil)
 		},
 	}
 }
@@ -95,15 +123,21 @@ func blocklistExportCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			return printEntries(c, p, b.Blocklist(), exportLine)
+			return printEntries(c, p, b.Blocklist(), exportLine, isGiven)
 		},
 	}
 }
 
-// printEntries writes entries as they are read.
-func printEntries(c *cli.Context, p *output.Printer, api blocklist.API, line func(entryDocument) string) error {
+// isGiven says whether an entry was given by users: addresses of domains are not.
+func isGiven(e blocklist.Entry) bool { return e.FoundBy == "" }
+
+// printEntries writes entries as they are read, or those that are chosen.
+func printEntries(c *cli.Context, p *output.Printer, api blocklist.API, line func(entryDocument) string, chosen func(blocklist.Entry) bool) error {
 	rows, written, limit := p.Rows(), uint64(0), c.Uint64("limit")
 	err := api.Entries(c.Context, c.String("list"), false, func(e blocklist.Entry) error {
+		if chosen != nil && !chosen(e) {
+			return nil
+		}
 		if limit > 0 && written == limit {
 			return errEnough
 		}
@@ -151,7 +185,10 @@ func addRow(rows *output.Rows, d entryDocument, line func(entryDocument) string)
 }
 
 func entryLine(d entryDocument) string {
-	parts := []string{d.List, d.Prefix, d.Action}
+	parts := []string{d.List, d.subject(), d.Action}
+	if d.Status != nil {
+		parts = append(parts, *d.Status)
+	}
 	if d.ExpiresAt != nil {
 		parts = append(parts, "until "+d.ExpiresAt.Format(time.RFC3339))
 	}
@@ -162,7 +199,7 @@ func entryLine(d entryDocument) string {
 }
 
 func hitLine(d entryDocument) string {
-	parts := []string{d.List, d.Prefix, d.Action, output.Count(*d.Packets) + " packets", output.Bytes(*d.Bytes)}
+	parts := []string{d.List, d.subject(), d.Action, output.Count(*d.Packets) + " packets", output.Bytes(*d.Bytes)}
 	if d.LastSeen != nil {
 		parts = append(parts, "last "+d.LastSeen.Format(time.RFC3339))
 	}
@@ -174,9 +211,9 @@ func hitLine(d entryDocument) string {
 
 func exportLine(d entryDocument) string {
 	if d.Reason == nil {
-		return d.Prefix
+		return d.subject()
 	}
-	return d.Prefix + "  # " + *d.Reason
+	return d.subject() + "  # " + *d.Reason
 }
 
 func blocklistListsCommand(env *Env) *cli.Command {
@@ -206,15 +243,15 @@ func blocklistListsCommand(env *Env) *cli.Command {
 }
 
 func listsTable(o blocklist.Overview) output.Table {
-	t := output.Table{Header: []string{"list", "action", "match", "ipv4", "ipv6", "memory", "changed"}}
+	t := output.Table{Header: []string{"list", "action", "match", "ipv4", "ipv6", "domains", "memory", "changed"}}
 	for _, l := range o.Lists {
 		t.Rows = append(t.Rows, []string{
-			l.Name, string(l.Action), string(l.Match), output.Count(l.IPv4), output.Count(l.IPv6), output.Bytes(l.MemoryBytes),
+			l.Name, string(l.Action), string(l.Match), output.Count(l.IPv4), output.Count(l.IPv6), output.Count(l.Domains), output.Bytes(l.MemoryBytes),
 			l.ChangedAt.Format(time.RFC3339),
 		})
 	}
 	if o.MemoryBytes > 0 {
-		t.Footer = []string{"all", "", "", "", "", output.Bytes(o.MemoryBytes)}
+		t.Footer = []string{"all", "", "", "", "", "", output.Bytes(o.MemoryBytes)}
 	}
 	return t
 }

@@ -13,12 +13,14 @@ import (
 )
 
 // fakeBlocklist keeps lists in memory, sorted by name. It guards 10.0.0.0/8; the
-// entry of 198.51.100.7 was hit.
+// entry of 198.51.100.7 was hit. evil.example has that address, silent.example no
+// answer, and other domains aren't there.
 type fakeBlocklist struct{ lists []fakeList }
 
 type fakeList struct {
 	blocklist.List
 	entries []blocklist.Entry
+	domains []blocklist.Entry
 }
 
 var fakeNow = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -124,7 +126,40 @@ func (f *fakeBlocklist) Add(_ context.Context, r blocklist.AddRequest) (blocklis
 	if l, err := f.find(r.List); err == nil {
 		before = l.entries
 	}
-	return f.count(f.replace(r.List, with(before, more...), r.DryRun), len(before)), nil
+	change := f.count(f.replace(r.List, with(before, more...), r.DryRun), len(before))
+	return f.addDomains(change, r), nil
+}
+
+func (f *fakeBlocklist) addDomains(change blocklist.Change, r blocklist.AddRequest) blocklist.Change {
+	for _, name := range r.Domains {
+		change.Changed, change.Added, change.Entries = true, change.Added+1, change.Entries+1
+		if r.DryRun {
+			continue
+		}
+		l := f.make(r.List)
+		e := blocklist.Entry{Domain: name, Reason: r.Reason, Status: blocklist.NoName, Checked: fakeNow}
+		switch {
+		case strings.HasPrefix(name, "*."):
+			e.Status, e.Checked = blocklist.Wildcard, time.Time{}
+		case name == "evil.example":
+			e.Status, change.AddressesAdded = blocklist.Resolved, 1
+		case name == "silent.example":
+			e.Status = blocklist.Failed
+			change.Unanswered, change.FailedN = 1, 1
+			change.Failed = []blocklist.Refusal{{Where: name, Reason: "no answer from 192.0.2.53 within 5s"}}
+		default:
+			change.FailedN = 1
+			change.Failed = []blocklist.Refusal{{Where: name, Reason: "no such name (NXDOMAIN)"}}
+		}
+		if e.Checked != (time.Time{}) {
+			change.Resolved++
+		}
+		l.domains = append(l.domains, e)
+		if e.Status == blocklist.Resolved {
+			l.domains = append(l.domains, blocklist.Entry{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Domain: name, FoundBy: blocklist.ByResolver, Reason: r.Reason})
+		}
+	}
+	return change
 }
 
 // count leaves out of a change what nobody asked for.
@@ -133,22 +168,35 @@ func (f *fakeBlocklist) count(change blocklist.Change, before int) blocklist.Cha
 	return change
 }
 
-func (f *fakeBlocklist) Remove(_ context.Context, list string, prefixes []netip.Prefix, dryRun bool) (blocklist.Change, error) {
-	l, err := f.find(list)
+func (f *fakeBlocklist) Remove(_ context.Context, r blocklist.RemoveRequest) (blocklist.Change, error) {
+	l, err := f.find(r.List)
 	if err != nil {
 		return blocklist.Change{}, err
 	}
-	next := slices.DeleteFunc(slices.Clone(l.entries), func(e blocklist.Entry) bool { return slices.Contains(prefixes, e.Prefix) })
-	change := f.replace(list, next, dryRun)
-	change.Unchanged = uint64(len(prefixes)) - change.Removed
+	next := slices.DeleteFunc(slices.Clone(l.entries), func(e blocklist.Entry) bool { return slices.Contains(r.Prefixes, e.Prefix) })
+	change := f.replace(r.List, next, r.DryRun)
+	domains := slices.DeleteFunc(slices.Clone(l.domains), func(e blocklist.Entry) bool { return slices.Contains(r.Domains, e.Domain) })
+	if removed := uint64(len(l.domains) - len(domains)); removed > 0 {
+		change.Changed, change.Removed = true, change.Removed+uint64(len(r.Domains))
+		change.AddressesRemoved = removed - uint64(len(r.Domains))
+	}
+	if !r.DryRun {
+		l.domains = domains
+	}
+	change.Unchanged = uint64(len(r.Prefixes)+len(r.Domains)) - change.Removed
 	return change, nil
 }
 
 func (f *fakeBlocklist) Import(_ context.Context, r blocklist.ImportRequest) (blocklist.Change, error) {
 	var wanted []blocklist.Entry
 	var refused []blocklist.Refusal
+	var domains []string
 	refuse := func(r blocklist.Refusal) { refused = append(refused, r) }
 	err := r.Read(func(item blocklist.Item) error {
+		if item.Domain != "" {
+			domains = append(domains, item.Domain)
+			return nil
+		}
 		if why := guarded(item.Prefix, r.Force); why != "" {
 			refuse(blocklist.Refusal{Where: fmt.Sprintf("%s:%d:%d: %s", item.Source, item.Line, item.Column, item.Prefix), Reason: why})
 			return nil
@@ -167,7 +215,7 @@ func (f *fakeBlocklist) Import(_ context.Context, r blocklist.ImportRequest) (bl
 	}
 	change := f.replace(r.List, wanted, r.DryRun)
 	change.Refused, change.RefusedN = refused, uint64(len(refused))
-	return change, nil
+	return f.addDomains(change, blocklist.AddRequest{List: r.List, Domains: domains, DryRun: r.DryRun}), nil
 }
 
 func (f *fakeBlocklist) Clear(_ context.Context, list string, dryRun bool) (blocklist.Change, error) {
@@ -230,7 +278,7 @@ func (f *fakeBlocklist) Entries(_ context.Context, list string, hits bool, visit
 		}
 	}
 	for _, l := range f.lists {
-		for _, e := range l.entries {
+		for _, e := range slices.Concat(l.entries, l.domains) {
 			if list != "" && list != l.Name {
 				continue
 			}
@@ -247,7 +295,7 @@ func (l fakeList) entry(e blocklist.Entry, hits bool) blocklist.Entry {
 	if hits {
 		e.Hits = &blocklist.Hits{}
 	}
-	if hits && e.Prefix.Contains(netip.MustParseAddr("198.51.100.7")) {
+	if hits && e.Prefix.IsValid() && e.Prefix.Contains(netip.MustParseAddr("198.51.100.7")) {
 		e.Hits = &blocklist.Hits{Packets: 3, Bytes: 180, LastSeen: fakeNow}
 	}
 	return e
@@ -267,3 +315,21 @@ func (f *fakeBlocklist) Test(_ context.Context, address netip.Addr) (blocklist.V
 	}
 	return v, nil
 }
+
+func (f *fakeBlocklist) TestDomain(_ context.Context, name string) (blocklist.Verdict, error) {
+	v := blocklist.Verdict{Domain: name, Action: "pass", Found: []blocklist.Found{}}
+	for _, l := range f.lists {
+		for _, e := range l.domains {
+			if e.Domain == name && e.FoundBy == "" {
+				v.Found, v.Action = append(v.Found, blocklist.Found{Entry: l.entry(e, true), Decides: true}), string(l.Action)
+			}
+		}
+	}
+	return v, nil
+}
+
+func (f *fakeBlocklist) Refresh(context.Context) (blocklist.Change, time.Duration, error) {
+	return blocklist.Change{}, time.Minute, nil
+}
+
+func (f *fakeBlocklist) Follow() blocklist.Follower { return nil }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/dns"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
@@ -146,8 +149,23 @@ func enoughFiles() error {
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
-func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine) }
+func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
 func (s *system) Close() error                              { return nil }
+
+func (s *system) resolver() (blocklist.Resolver, error) {
+	return dns.NewResolver(resolvConf(s.netns), s.netns)
+}
+
+// resolvConf is the resolv.conf of a network namespace: that of its name in
+// /etc/netns, as in ip-netns(8), or else "" for the system's.
+func resolvConf(netns string) string {
+	name, named := strings.CutPrefix(netns, "/run/netns/")
+	path := filepath.Join("/etc/netns", name, "resolv.conf")
+	if _, err := os.Stat(path); !named || err != nil {
+		return ""
+	}
+	return path
+}
 
 func (s *system) Maps() maps.API {
 	store := maps.New(s.root)

@@ -152,7 +152,7 @@ func TestDocuments(t *testing.T) {
 		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "load xdp-counter",
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list",
-		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "blocklist clear",
+		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "blocklist clear",
 		"status", "status --interval 100ms --once", "prog list", "link list", "programs",
 		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
@@ -170,6 +170,11 @@ func TestDocuments(t *testing.T) {
 		}
 		if line == "refuse" { // an entry of an import; exit 8
 			out, _ := n.bpfnet("blocklist", "import", "testdata/prefixes.csv", "-o", "ndjson", "-q").Output()
+			note(t, string(out), page, seen)
+			continue
+		}
+		if line == "unknown" { // a domain that no server is asked for: none can be reached; exit 8
+			out, _ := n.bpfnet("blocklist", "add", "--domain", "evil.example", "--domain", "*.bad.example", "-o", "ndjson", "-q").Output()
 			note(t, string(out), page, seen)
 			continue
 		}

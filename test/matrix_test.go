@@ -67,6 +67,7 @@ var everyCommand = []struct{ command, how string }{
 	{"load blocklist", ""},
 	{"attach tc blocklist --dev veth-b --direction both", mechanism},
 	{"blocklist add 198.51.100.0/24 2001:db8:bad::/48", ""},
+	{"blocklist add --domain *.bad.example", ""},
 	{"blocklist list --hits", ""},
 	{"blocklist clear", ""},
 	{"watch pods --once", ""},

@@ -58,6 +58,7 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 		{"attach", "tc", "blocklist", "--dev", "veth-b", "--direction", "both"},
 		{"blocklist", "add", "198.51.100.0/24", "2001:db8:bad::/48"},
 		{"blocklist", "add", "198.51.100.7", "--reason", "scans"},
+		{"blocklist", "add", "--domain", "*.bad.example"},
 		{"blocklist", "list", "--hits"}, {"blocklist", "lists"}, {"blocklist", "test", "198.51.100.7"},
 		{"blocklist", "clear"},
 		{"status"}, {"prog", "list"}, {"link", "list"}, {"map", "list"}, {"programs"}, {"doctor"},

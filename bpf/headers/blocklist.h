@@ -118,7 +118,7 @@ struct block_domain {
 	__u32 due;     /* when to ask again, in seconds of CLOCK_BOOTTIME */
 	__u32 checked; /* when somebody asked last; 0: never */
 	enum domain_status status;
-	__u32 forced;  /* 1: addresses that lock people out are taken, too */
+	__u32 forced; /* 1: addresses that lock people out are taken, too */
 };
 
 /* An address that a domain has. */

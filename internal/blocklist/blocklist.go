@@ -8,6 +8,8 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	"bpfnet/internal/dns"
 )
 
 // The names of lists that have a meaning.
@@ -37,15 +39,40 @@ const (
 	Both        Match = "both"
 )
 
-// Entry is an entry of a list.
+// Entry is an entry of a list: a prefix, a domain, or an address of a domain.
 type Entry struct {
 	List    string
-	Prefix  netip.Prefix
+	Prefix  netip.Prefix // invalid for a domain
+	Domain  string       // or the one that the address belongs to; "": a prefix
+	FoundBy FoundBy      // of an address of a domain
+	Status  Status       // of a domain
+	Checked time.Time    // when somebody asked for the domain last; zero: never
 	Action  Action
 	Reason  string    // "": none is known
 	Expires time.Time // zero: never
-	Hits    *Hits     // nil unless they were asked for
+	Hits    *Hits     // nil unless they were asked for; of a domain those of its addresses
 }
+
+// FoundBy is how an address of a domain was found.
+type FoundBy string
+
+// How addresses of domains are found.
+const (
+	ByResolver FoundBy = "resolver"
+	ByAnswer   FoundBy = "answer" // on the wire
+)
+
+// Status is how the last question for a domain ended.
+type Status string
+
+// What is known of a domain. Wildcards can't be asked for.
+const (
+	Pending  Status = "pending" // nobody has asked yet
+	Resolved Status = "resolved"
+	NoName   Status = "no_name" // it isn't there, or has no address
+	Failed   Status = "failed"  // no server had an answer
+	Wildcard Status = "wildcard"
+)
 
 // Hits are what the programs counted for an entry since it was first hit.
 type Hits struct {
@@ -61,7 +88,9 @@ type List struct {
 	Entries     uint64    `json:"entries"`
 	IPv4        uint64    `json:"ipv4_entries"`
 	IPv6        uint64    `json:"ipv6_entries"`
-	MemoryBytes uint64    `json:"memory_bytes"` // of the maps with its entries
+	Domains     uint64    `json:"domains"`
+	Addresses   uint64    `json:"domain_addresses"` // that are blocked for them
+	MemoryBytes uint64    `json:"memory_bytes"`     // of the maps with its entries
 	ChangedAt   time.Time `json:"changed_at"`
 }
 
@@ -92,6 +121,14 @@ type Change struct {
 	RefusedN  uint64 // how many, of which Refused has the first ones
 	Covered   uint64 // entries left out because others cover them
 	Notes     []string
+
+	// Of domains.
+	AddressesAdded   uint64
+	AddressesRemoved uint64
+	Resolved         uint64    // domains that were asked for
+	Unanswered       uint64    // of those without an answer, or with half of one
+	Failed           []Refusal // the first domains that have no address, and why
+	FailedN          uint64
 }
 
 // Refusal is an entry that was not taken.
@@ -104,6 +141,8 @@ type Refusal struct {
 type AddRequest struct {
 	List     string
 	Prefixes []netip.Prefix
+	Domains  []string      // lower case, without the last dot; may begin with "*."
+	Grace    time.Duration // how long an address stays after it left the answer; 0: DefaultGrace
 	Reason   string
 	Lifetime time.Duration // 0: for ever
 	Force    bool          // take what locks people out, too
@@ -113,6 +152,7 @@ type AddRequest struct {
 // Item is an entry that is to be imported.
 type Item struct {
 	Prefix       netip.Prefix
+	Domain       string // instead of a prefix
 	Reason       string
 	Expires      time.Time // zero: as the request says
 	Source       string    // the file it is from
@@ -133,6 +173,14 @@ type ImportRequest struct {
 	DryRun    bool
 }
 
+// RemoveRequest says what to take off a list.
+type RemoveRequest struct {
+	List     string
+	Prefixes []netip.Prefix
+	Domains  []string // as they were added
+	DryRun   bool
+}
+
 // SetRequest changes what a list does; "" leaves it as it is.
 type SetRequest struct {
 	List   string
@@ -149,7 +197,8 @@ type Found struct {
 
 // Verdict is what would happen to a packet from or to an address.
 type Verdict struct {
-	Address netip.Addr
+	Address netip.Addr // invalid if it is about a domain
+	Domain  string
 	Action  string // drop, alert, alert+drop, allow, or pass
 	Found   []Found
 }
@@ -158,14 +207,30 @@ type Verdict struct {
 // DryRun, holds the lock, and clears what has expired.
 type API interface {
 	Add(ctx context.Context, r AddRequest) (Change, error)
-	Remove(ctx context.Context, list string, prefixes []netip.Prefix, dryRun bool) (Change, error)
+	Remove(ctx context.Context, r RemoveRequest) (Change, error)
 	Import(ctx context.Context, r ImportRequest) (Change, error)
 	// Clear empties a list and frees its name; without a name all of them.
 	Clear(ctx context.Context, list string, dryRun bool) (Change, error)
 	Set(ctx context.Context, r SetRequest) (Change, error)
+	// Sync clears what has ended, and asks for domains that are due.
 	Sync(ctx context.Context, dryRun bool) (Change, error)
+	// Refresh is Sync for those who call it again and again: it does nothing
+	// unless something is due. next is how long nothing will be.
+	Refresh(ctx context.Context) (change Change, next time.Duration, err error)
+	// Follow returns what takes answers that were seen on the wire; Close it.
+	Follow() Follower
 	Overview(ctx context.Context) (Overview, error)
 	// Entries visits the entries of a list, or of all, sorted.
 	Entries(ctx context.Context, list string, hits bool, visit func(Entry) error) error
 	Test(ctx context.Context, address netip.Addr) (Verdict, error)
+	// TestDomain returns the domains on lists that cover a name.
+	TestDomain(ctx context.Context, name string) (Verdict, error)
+}
+
+// Follower blocks addresses that domains on lists are seen to have.
+type Follower interface {
+	// Observe returns when the addresses of an answer are in force, with the
+	// domains on lists that they are addresses of.
+	Observe(ctx context.Context, a dns.Answer) ([]Sighting, error)
+	Close()
 }

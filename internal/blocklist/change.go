@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -18,11 +17,19 @@ func (s *Store) Add(ctx context.Context, r AddRequest) (change Change, err error
 	if err := checkName(r.List); err != nil {
 		return Change{}, err
 	}
+	if len(r.Reason) > longestReason {
+		return Change{}, fault.New(fault.ErrUsage, "the reason has %d bytes, more than %d", len(r.Reason), longestReason)
+	}
 	err = s.write(ctx, r.DryRun, func(st *state) error {
 		change, err = st.add(ctx, r)
 		return err
 	})
-	return change, err
+	if err != nil || r.DryRun || len(r.Domains) == 0 {
+		return change, err
+	}
+	return change, s.refresh(ctx, func(_ *state, list string, d domain) bool {
+		return list == r.List && slices.Contains(r.Domains, d.name)
+	}, &change)
 }
 
 func (s *state) add(ctx context.Context, r AddRequest) (Change, error) {
@@ -48,24 +55,46 @@ func (s *state) add(ctx context.Context, r AddRequest) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	if len(fresh) > 0 && !r.DryRun {
-		err = s.put(ctx, r.List, fresh, change.Added)
+	domains, err := s.compareDomains(ctx, r.List, r.domains(s, note), &change)
+	if err != nil {
+		return Change{}, err
 	}
-	return s.finish(change, r.List, change.Added), err
+	if len(fresh) > 0 && !r.DryRun {
+		if err := s.put(ctx, r.List, fresh); err != nil {
+			return Change{}, err
+		}
+	}
+	if !r.DryRun {
+		err = s.putDomains(ctx, r.List, domains)
+	}
+	return s.finish(ctx, change, r.List, r.DryRun), err
+}
+
+func (r AddRequest) domains(s *state, note uint32) (all []wantedDomain) {
+	for _, name := range r.Domains {
+		all = append(all, wantedDomain{name, note, s.lifetime(r.Lifetime), r.Grace, r.Force})
+	}
+	return all
 }
 
 // finish completes what is said about a change.
-func (s *state) finish(change Change, name string, grown uint64) Change {
-	change.Changed = change.Changed || change.Added+change.Updated+change.Removed+change.Expired > 0
+func (s *state) finish(ctx context.Context, change Change, name string, dryRun bool) Change {
+	change.settle()
 	if number, ok := s.find(name); ok {
-		change.Entries = s.lists[number].Entries4 + s.lists[number].Entries6
-	} else {
-		change.Entries = grown
+		change.Entries = s.lists[number].Entries4 + s.lists[number].Entries6 + s.countDomains(ctx, number)
+	}
+	if dryRun {
+		change.Entries += change.Added - change.Removed
 	}
 	if s.notes != nil && s.notes.lost > 0 {
 		change.Notes = append(change.Notes, fmt.Sprintf("%d reasons found no room: at most %d different ones are kept", s.notes.lost, s.notes.m.MaxEntries()))
 	}
 	return change
+}
+
+// settle says whether anything has changed.
+func (c *Change) settle() {
+	c.Changed = c.Changed || c.Added+c.Updated+c.Removed+c.Expired+c.AddressesAdded+c.AddressesRemoved > 0
 }
 
 // note returns the number of a reason; in a dry run of an unknown one it is a
@@ -111,7 +140,7 @@ func (s *state) compare(number uint32, exists bool, wanted []entry, change *Chan
 
 // put writes entries to a list: where there is room into its maps, else into new
 // ones.
-func (s *state) put(ctx context.Context, name string, fresh []entry, added uint64) error {
+func (s *state) put(ctx context.Context, name string, fresh []entry) error {
 	number, exists := s.find(name)
 	if exists {
 		room, err := s.hasRoom(number, fresh)
@@ -119,7 +148,7 @@ func (s *state) put(ctx context.Context, name string, fresh []entry, added uint6
 			return err
 		}
 		if room {
-			return s.putInPlace(number, fresh, added)
+			return s.putInPlace(number, fresh)
 		}
 	}
 	if exists {
@@ -165,7 +194,7 @@ func (s *state) count(number uint32, six bool) uint64 {
 
 // putInPlace writes entries to the maps of a list: first the bits that lead to
 // them, then they.
-func (s *state) putInPlace(number uint32, fresh []entry, added uint64) error {
+func (s *state) putInPlace(number uint32, fresh []entry) error {
 	live, err := openFilters(s.Shared)
 	if err != nil {
 		return err
@@ -178,22 +207,33 @@ func (s *state) putInPlace(number uint32, fresh []entry, added uint64) error {
 	if err := s.saveConfig(); err != nil {
 		return err
 	}
-	var done []entry
+	var added, changed []entry // what has to go, and what was there, when one fails
 	for _, e := range fresh {
-		_, found, err := s.lookup(number, e.prefix)
+		old, found, err := s.lookup(number, e.prefix)
 		if err == nil {
 			err = s.putEntry(number, e)
 		}
 		if err != nil {
-			return fault.Join(err, s.delete(number, done))
+			return fault.Join(err, s.putBack(number, added, changed))
 		}
-		if !found {
-			done = append(done, e)
-			s.grow(number, e.six, 1)
+		if found {
+			changed = append(changed, old)
+			continue
 		}
+		added = append(added, e)
+		s.grow(number, e.six, 1)
 	}
 	s.noteExpiry(number, fresh)
 	return s.touch(number)
+}
+
+// putBack undoes changes of the maps of a list.
+func (s *state) putBack(number uint32, added, changed []entry) error {
+	errs := []error{s.delete(number, added)}
+	for _, e := range changed {
+		errs = append(errs, s.putEntry(number, e))
+	}
+	return fault.Join(errs...)
 }
 
 func (s *state) grow(number uint32, six bool, by int64) {
@@ -303,49 +343,79 @@ func (s *state) setLengths(wanted func(six bool, length int) bool) {
 }
 
 // Remove implements API.
-func (s *Store) Remove(ctx context.Context, list string, prefixes []netip.Prefix, dryRun bool) (change Change, err error) {
-	err = s.write(ctx, dryRun, func(st *state) error {
-		change, err = st.remove(ctx, list, prefixes, dryRun)
+func (s *Store) Remove(ctx context.Context, r RemoveRequest) (change Change, err error) {
+	err = s.write(ctx, r.DryRun, func(st *state) error {
+		change, err = st.remove(ctx, r)
 		return err
 	})
 	return change, err
 }
 
-func (s *state) remove(ctx context.Context, name string, prefixes []netip.Prefix, dryRun bool) (Change, error) {
-	change := Change{List: name}
-	if err := s.purge(ctx, &change, dryRun); err != nil {
+func (s *state) remove(ctx context.Context, r RemoveRequest) (Change, error) {
+	change := Change{List: r.List}
+	if err := s.purge(ctx, &change, r.DryRun); err != nil {
 		return Change{}, err
 	}
-	number, err := s.mustFind(name)
+	number, err := s.mustFind(r.List)
 	if err != nil {
 		return Change{}, err
 	}
-	var there []entry
-	for _, p := range prefixes {
-		e, found, err := s.lookup(number, newPrefix(p))
-		switch {
-		case err != nil:
-			return Change{}, err
-		case !found:
-			change.Unchanged++
-		case !slices.Contains(there, e):
-			there = append(there, e)
-		}
-	}
-	change.Removed = uint64(len(there))
-	if len(there) == 0 || dryRun {
-		change = s.finish(change, name, 0)
-		change.Entries -= change.Removed
-		return change, nil
-	}
-	if err := s.delete(number, there); err != nil {
-		return Change{}, fault.Join(err, s.touch(number))
-	}
-	if err := s.touch(number); err != nil {
+	entries, domains, err := s.those(ctx, number, r)
+	if err != nil {
 		return Change{}, err
 	}
-	s.dropHits(number, there)
-	return s.finish(change, name, 0), s.tidyIfStale(ctx, number)
+	change.Removed = uint64(len(entries) + len(domains))
+	change.Unchanged = uint64(len(r.Prefixes)+len(r.Domains)) - change.Removed
+	if !r.DryRun {
+		if err := s.removeDomains(ctx, r.List, domains); err != nil {
+			return Change{}, err
+		}
+		if err := s.removeEntries(ctx, number, entries); err != nil {
+			return Change{}, err
+		}
+		change.count(s)
+	}
+	return s.finish(ctx, change, r.List, r.DryRun), nil
+}
+
+// those returns what there is of a request.
+func (s *state) those(ctx context.Context, number uint32, r RemoveRequest) (entries []entry, domains []domain, err error) {
+	for _, p := range r.Prefixes {
+		e, found, err := s.lookup(number, newPrefix(p))
+		if err != nil {
+			return nil, nil, err
+		}
+		if found && !slices.Contains(entries, e) {
+			entries = append(entries, e)
+		}
+	}
+	if len(r.Domains) == 0 {
+		return entries, nil, nil
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range r.Domains {
+		if d, found := known.find(uint32(s.lists[number].Identity), name); found && !slices.Contains(domains, d) {
+			domains = append(domains, d)
+		}
+	}
+	return entries, domains, nil
+}
+
+func (s *state) removeEntries(ctx context.Context, number uint32, gone []entry) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	if err := s.delete(number, gone); err != nil {
+		return fault.Join(err, s.touch(number))
+	}
+	if err := s.touch(number); err != nil {
+		return err
+	}
+	s.dropHits(number, gone)
+	return s.tidyIfStale(ctx, number)
 }
 
 // mostStale is how many removed entries may leave bits behind, beyond a quarter
@@ -379,7 +449,10 @@ func (s *Store) Set(ctx context.Context, r SetRequest) (change Change, err error
 		}
 		before := st.config
 		st.set(number, r)
-		change = st.finish(Change{List: r.List, Changed: st.config != before}, r.List, 0)
+		if addresses, has := st.find(addressesOf(r.List)); has {
+			st.set(addresses, r)
+		}
+		change = st.finish(ctx, Change{List: r.List, Changed: st.config != before}, r.List, r.DryRun)
 		if r.DryRun {
 			return nil
 		}
@@ -419,31 +492,47 @@ func (s *state) clear(ctx context.Context, name string, dryRun bool) (Change, er
 	change := Change{List: name, Changed: len(names) > 0}
 	for _, name := range names {
 		number, _ := s.find(name)
-		change.Removed += s.lists[number].Entries4 + s.lists[number].Entries6
+		change.Removed += s.lists[number].Entries4 + s.lists[number].Entries6 + s.countDomains(ctx, number)
 		if dryRun {
 			continue
 		}
-		if err := s.drop(ctx, number); err != nil {
+		if err := s.drop(ctx, name); err != nil {
 			return Change{}, err
 		}
 	}
 	if dryRun || !change.Changed {
 		return change, nil
 	}
+	if err := s.dropOrphans(ctx); err != nil {
+		return change, err
+	}
 	return change, s.tidy(ctx)
 }
 
-// drop takes a list out of force, then its entries away.
-func (s *state) drop(ctx context.Context, number uint32) error {
-	identity := uint32(s.lists[number].Identity)
-	s.undefine(number)
+// drop takes a list out of force, with that of the addresses of its domains, then
+// their entries away.
+func (s *state) drop(ctx context.Context, name string) error {
+	var numbers, identities []uint32
+	for _, list := range []string{name, addressesOf(name)} {
+		if number, exists := s.find(list); exists {
+			numbers, identities = append(numbers, number), append(identities, uint32(s.lists[number].Identity))
+			s.undefine(number)
+		}
+	}
 	if err := s.saveConfig(); err != nil {
 		return err
 	}
-	if err := s.discard(number); err != nil {
-		return err
+	for _, number := range numbers {
+		if err := s.discard(number); err != nil {
+			return err
+		}
 	}
-	return s.forgetHits(ctx, identity, func(prefix) bool { return false })
+	for _, identity := range identities {
+		if err := s.forgetHits(ctx, identity, func(prefix) bool { return false }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // discard empties the place of a list that isn't in force.
@@ -480,35 +569,105 @@ func (s *Store) Sync(ctx context.Context, dryRun bool) (change Change, err error
 		if err := st.purge(ctx, &change, dryRun); err != nil {
 			return err
 		}
-		change.Changed = change.Expired > 0
+		change.settle()
 		if dryRun || st.config.Lists == 0 {
 			return nil
 		}
+		if err := st.mend(ctx); err != nil {
+			return err
+		}
+		change.count(st)
 		return st.tidy(ctx)
 	})
-	return change, err
+	if err != nil || dryRun {
+		return change, err
+	}
+	return change, s.refresh(ctx, dueNow, &change)
+}
+
+// mend makes whole what a writer of domains left that was killed.
+func (s *state) mend(ctx context.Context) error {
+	if err := s.dropOrphans(ctx); err != nil {
+		return err
+	}
+	for _, name := range s.names() {
+		if err := s.reconcile(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count takes over how many addresses of domains came and went.
+func (c *Change) count(s *state) {
+	c.AddressesAdded, c.AddressesRemoved = c.AddressesAdded+s.addressesAdded, c.AddressesRemoved+s.addressesRemoved
+	s.addressesAdded, s.addressesRemoved = 0, 0
+	c.settle()
 }
 
 // purge removes what has expired, and counts it.
 func (s *state) purge(ctx context.Context, change *Change, dryRun bool) error {
 	for _, name := range s.names() {
-		number, _ := s.find(name)
-		if due := s.lists[number].Expires; due == 0 || due > uint64(s.boot) {
-			continue
-		}
-		all, err := s.entries(ctx, number)
-		if err != nil {
+		if err := s.purgeList(ctx, name, change, dryRun); err != nil {
 			return err
 		}
-		before := len(all)
-		all = slices.DeleteFunc(all, s.isOver)
-		change.Expired += uint64(before - len(all))
-		if dryRun {
-			continue
-		}
-		if err := s.rewrite(ctx, name, sortEntries(all)); err != nil {
+		if err := s.purgeAddresses(ctx, name, dryRun); err != nil {
 			return err
 		}
 	}
+	change.count(s)
 	return nil
+}
+
+func (s *state) purgeList(ctx context.Context, name string, change *Change, dryRun bool) error {
+	number, _ := s.find(name)
+	if !s.hasEnded(number) {
+		return nil
+	}
+	all, err := s.entries(ctx, number)
+	if err != nil {
+		return err
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return err
+	}
+	var gone []domain
+	for _, d := range known.of(uint32(s.lists[number].Identity)) {
+		if s.isOver(entry{expires: d.Expires}) {
+			gone = append(gone, d)
+		}
+	}
+	before := len(all)
+	all = slices.DeleteFunc(all, s.isOver)
+	change.Expired += uint64(before - len(all) + len(gone))
+	if dryRun {
+		return nil
+	}
+	if err := s.removeDomains(ctx, name, gone); err != nil {
+		return err
+	}
+	return s.rewrite(ctx, name, sortEntries(all))
+}
+
+// purgeAddresses removes addresses of a list's domains that have ended.
+func (s *state) purgeAddresses(ctx context.Context, name string, dryRun bool) error {
+	addresses, has := s.find(addressesOf(name))
+	if !has || dryRun || !s.hasEnded(addresses) {
+		return nil
+	}
+	known, err := s.readAnswers(ctx)
+	if err != nil {
+		return err
+	}
+	if err := known.deleteWhere(func(a answer) bool { return s.isOver(entry{expires: a.Expires}) }); err != nil {
+		return err
+	}
+	return s.reconcile(ctx, name)
+}
+
+// hasEnded says whether an entry of a list has expired.
+func (s *state) hasEnded(number uint32) bool {
+	due := s.lists[number].Expires
+	return due != 0 && due <= uint64(s.boot)
 }

@@ -26,7 +26,12 @@ func (s *Store) Import(ctx context.Context, r ImportRequest) (change Change, err
 		change, err = st.load(ctx, r, in)
 		return err
 	})
-	return change, err
+	if err != nil || r.DryRun {
+		return change, err
+	}
+	return change, s.refresh(ctx, func(st *state, list string, d domain) bool {
+		return list == r.List && dueNow(st, list, d)
+	}, &change)
 }
 
 func (s *state) load(ctx context.Context, r ImportRequest, in *collected) (Change, error) {
@@ -55,20 +60,61 @@ func (s *state) load(ctx context.Context, r ImportRequest, in *collected) (Chang
 		change.Covered = uint64(before - len(wanted))
 	}
 	count(old, wanted, &change)
-	if change.Added+change.Updated+change.Removed > 0 && !r.DryRun {
+	rewrites := change.Added+change.Updated+change.Removed > 0
+	fresh, err := s.compareDomains(ctx, r.List, in.domains, &change)
+	if err != nil {
+		return Change{}, err
+	}
+	gone, err := s.without(ctx, r, in.domains)
+	if err != nil {
+		return Change{}, err
+	}
+	change.Removed += uint64(len(gone))
+	if r.DryRun {
+		return s.finish(ctx, change, r.List, true), nil
+	}
+	if rewrites {
 		if err := s.rewrite(ctx, r.List, wanted); err != nil {
 			return Change{}, err
 		}
 	}
-	change = s.finish(change, r.List, 0)
-	change.Entries = uint64(len(wanted))
-	return change, nil
+	if err := s.putDomains(ctx, r.List, fresh); err != nil {
+		return Change{}, err
+	}
+	if err := s.removeDomains(ctx, r.List, gone); err != nil {
+		return Change{}, err
+	}
+	change.count(s)
+	return s.finish(ctx, change, r.List, false), nil
+}
+
+// without returns the domains of a list that a replacement doesn't have.
+func (s *state) without(ctx context.Context, r ImportRequest, wanted []wantedDomain) (gone []domain, err error) {
+	number, exists := s.find(r.List)
+	if !exists || !r.Replace {
+		return nil, nil
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, w := range wanted {
+		names[w.name] = true
+	}
+	for _, d := range known.of(uint32(s.lists[number].Identity)) {
+		if !names[d.name] {
+			gone = append(gone, d)
+		}
+	}
+	return gone, nil
 }
 
 // collected is what an import has read, before it knows what is pinned. A note
 // is a place in reasons; entries that don't say when they end have no end yet.
 type collected struct {
 	parts    [][]entry
+	domains  []wantedDomain
 	reasons  []string
 	refused  []Refusal
 	refusedN uint64
@@ -79,14 +125,19 @@ type collected struct {
 // partEntries is how many entries a part has room for: growing copies nothing.
 const partEntries = 1 << 14
 
-func (in *collected) add(e entry, reason string) {
+// place is where a reason stands.
+func (in *collected) place(reason string) uint32 {
 	place, known := in.places[reason]
 	if !known {
 		place = uint32(len(in.reasons))
 		in.places[reason] = place
 		in.reasons = append(in.reasons, reason)
 	}
-	e.note = place
+	return place
+}
+
+func (in *collected) add(e entry, reason string) {
+	e.note = in.place(reason)
 	last := len(in.parts) - 1
 	if last < 0 || len(in.parts[last]) == partEntries {
 		in.parts = append(in.parts, make([]entry, 0, partEntries))
@@ -130,7 +181,12 @@ func (s *Store) collect(ctx context.Context, r ImportRequest) (*collected, error
 		if n++; n%partEntries == 0 && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		e := entry{prefix: newPrefix(item.Prefix), expires: clock.ends(item.Expires)}
+		ends := clock.ends(item.Expires)
+		if item.Domain != "" {
+			in.domains = append(in.domains, wantedDomain{name: item.Domain, note: in.place(item.Reason), expires: ends, forced: r.Force})
+			return nil
+		}
+		e := entry{prefix: newPrefix(item.Prefix), expires: ends}
 		if why := g.refuses(e.prefix); why != "" {
 			in.refuse(Refusal{item.where(), why})
 			return nil
@@ -169,6 +225,17 @@ func (s *state) complete(ctx context.Context, r ImportRequest, in *collected) er
 		}
 		in.parts[i] = kept
 	}
+	kept := in.domains[:0]
+	for _, d := range in.domains {
+		d.note = notes[d.note]
+		if d.expires == 0 {
+			d.expires = lifetime
+		}
+		if !s.isOver(entry{expires: d.expires}) {
+			kept = append(kept, d)
+		}
+	}
+	in.domains = kept
 	return nil
 }
 

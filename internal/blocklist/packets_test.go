@@ -235,7 +235,7 @@ func TestHits(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("replaced")
-	if _, err := p.Remove(ctx, "drops", prefixes("198.51.100.0/24"), false); err != nil {
+	if _, err := p.Remove(ctx, RemoveRequest{List: "drops", Prefixes: prefixes("198.51.100.0/24"), DryRun: false}); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, program, packet); got != 0xffffffff {

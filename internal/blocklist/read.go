@@ -43,7 +43,7 @@ func (s *state) overview(ctx context.Context) (Overview, error) {
 		return o, nil
 	}
 	for _, name := range s.names() {
-		list, err := s.describe(name)
+		list, err := s.describe(ctx, name)
 		if err != nil {
 			return o, err
 		}
@@ -68,20 +68,27 @@ func (s *state) overview(ctx context.Context) (Overview, error) {
 	return o, nil
 }
 
-func (s *state) describe(name string) (List, error) {
+func (s *state) describe(ctx context.Context, name string) (List, error) {
 	number, _ := s.find(name)
-	known := s.lists[number]
+	known, domains := s.lists[number], s.countDomains(ctx, number)
 	list := List{
 		Name: name, Action: s.action(number), Match: s.match(number),
-		Entries: known.Entries4 + known.Entries6, IPv4: known.Entries4, IPv6: known.Entries6,
+		Entries: known.Entries4 + known.Entries6 + domains, IPv4: known.Entries4, IPv6: known.Entries6, Domains: domains,
 		ChangedAt: time.Unix(int64(known.Changed), 0).UTC(),
 	}
-	for _, six := range []bool{false, true} {
-		m, err := s.Inner(outerOf(six), number)
-		if err != nil {
-			return List{}, err
+	numbers := []uint32{number}
+	if addresses, has := s.find(addressesOf(name)); has {
+		numbers = append(numbers, addresses)
+		list.Addresses = s.lists[addresses].Entries4 + s.lists[addresses].Entries6
+	}
+	for _, number := range numbers {
+		for _, six := range []bool{false, true} {
+			m, err := s.Inner(outerOf(six), number)
+			if err != nil {
+				return List{}, err
+			}
+			list.MemoryBytes += memory(m)
 		}
-		list.MemoryBytes += memory(m)
 	}
 	return list, nil
 }
@@ -160,7 +167,7 @@ func (r reader) visit(ctx context.Context, name string, visit func(Entry) error)
 			return err
 		}
 	}
-	return nil
+	return r.visitDomains(ctx, name, visit)
 }
 
 func (r reader) entry(number uint32, e entry) Entry {
@@ -177,6 +184,136 @@ func (r reader) entry(number uint32, e entry) Entry {
 		doc.Hits.LastSeen = r.now.Add(time.Duration(counters.LastSeen) - r.up).UTC()
 	}
 	return doc
+}
+
+// visitDomains visits the domains of a list, and after each its addresses.
+func (r reader) visitDomains(ctx context.Context, name string, visit func(Entry) error) error {
+	number, _ := r.find(name)
+	addresses, has := r.find(addressesOf(name))
+	if !has {
+		return nil
+	}
+	known, err := r.readDomains(ctx)
+	if err != nil {
+		return err
+	}
+	owned, err := r.addresses(ctx, addresses)
+	if err != nil {
+		return err
+	}
+	for _, d := range known.of(uint32(r.lists[number].Identity)) {
+		if r.isOver(entry{expires: d.Expires}) {
+			continue
+		}
+		if err := visit(r.domain(number, d, owned[d.Number])); err != nil {
+			return err
+		}
+		for _, e := range owned[d.Number] {
+			if err := visit(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addresses returns the entries of a list of addresses, sorted, by the number of the
+// domain that they are blocked for.
+func (r reader) addresses(ctx context.Context, number uint32) (map[uint32][]Entry, error) {
+	all, err := r.entries(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	o, err := r.owners(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	owned := map[uint32][]Entry{}
+	for _, e := range sortEntries(all) {
+		if r.isOver(e) {
+			continue
+		}
+		doc := r.entry(number, e)
+		owner := o.name(&doc)
+		owned[owner] = append(owned[owner], doc)
+	}
+	return owned, nil
+}
+
+// owners say which domains the addresses of a list are blocked for.
+type owners struct {
+	lasting map[netip.Addr]answer
+	names   map[uint32]string // by number
+}
+
+// owners returns those of a list of addresses.
+func (s *state) owners(ctx context.Context, number uint32) (owners, error) {
+	base, _ := s.find(strings.TrimSuffix(nameOf(s.lists[number]), addressesSuffix))
+	identity := uint32(s.lists[base].Identity)
+	answers, err := s.readAnswers(ctx)
+	if err != nil {
+		return owners{}, err
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return owners{}, err
+	}
+	o := owners{answers.lasting(identity), map[uint32]string{}}
+	for _, d := range known.of(identity) {
+		o.names[d.Number] = d.name
+	}
+	return o, nil
+}
+
+// name says which domain an entry is an address of, and returns the domain's number.
+func (o owners) name(e *Entry) uint32 {
+	e.List = strings.TrimSuffix(e.List, addressesSuffix)
+	owner := o.lasting[e.Prefix.Addr()]
+	e.Domain, e.FoundBy = o.names[owner.domain], foundBy(owner.Source)
+	return owner.domain
+}
+
+func foundBy(source bpf.AnswerSource) FoundBy {
+	if source == bpf.AnswerSeen {
+		return ByAnswer
+	}
+	return ByResolver
+}
+
+// domain returns the entry of a domain that has addresses.
+func (r reader) domain(number uint32, d domain, addresses []Entry) Entry {
+	doc := Entry{
+		List: nameOf(r.lists[number]), Domain: d.name, Action: r.action(number), Status: d.status(),
+		Reason: r.notes.texts[d.Note], Expires: r.expiry(entry{expires: d.Expires}),
+	}
+	if d.Checked != 0 {
+		doc.Checked = r.expiry(entry{expires: d.Checked})
+	}
+	if r.hits == nil {
+		return doc
+	}
+	doc.Hits = &Hits{}
+	for _, e := range addresses {
+		doc.Hits.Packets, doc.Hits.Bytes = doc.Hits.Packets+e.Hits.Packets, doc.Hits.Bytes+e.Hits.Bytes
+		if e.Hits.LastSeen.After(doc.Hits.LastSeen) {
+			doc.Hits.LastSeen = e.Hits.LastSeen
+		}
+	}
+	return doc
+}
+
+func (d domain) status() Status {
+	switch {
+	case d.isWildcard():
+		return Wildcard
+	case d.Status == bpf.DomainResolved:
+		return Resolved
+	case d.Status == bpf.DomainNoName:
+		return NoName
+	case d.Status == bpf.DomainFailed:
+		return Failed
+	}
+	return Pending
 }
 
 // readHit reads an entry of the map hits.
@@ -210,18 +347,70 @@ func (s *state) test(ctx context.Context, address netip.Addr) (Verdict, error) {
 	if err != nil {
 		return v, err
 	}
-	for _, name := range s.names() {
+	for _, name := range s.all() {
 		number, _ := s.find(name)
 		e, found, err := s.longest(number, address)
 		if err != nil {
 			return v, err
 		}
-		if found {
-			v.Found = append(v.Found, Found{Entry: r.entry(number, e)})
+		if !found {
+			continue
 		}
+		doc := r.entry(number, e)
+		if strings.HasSuffix(name, addressesSuffix) {
+			o, err := s.owners(ctx, number)
+			if err != nil {
+				return v, err
+			}
+			o.name(&doc)
+		}
+		v.Found = append(v.Found, Found{Entry: doc})
 	}
 	v.decide()
 	return v, nil
+}
+
+// TestDomain implements API.
+func (s *Store) TestDomain(ctx context.Context, name string) (v Verdict, err error) {
+	v = Verdict{Domain: name, Action: "pass", Found: []Found{}}
+	err = s.read(ctx, func(st *state) error {
+		if st.Shared == nil {
+			return nil
+		}
+		v.Found, err = st.covering(ctx, name)
+		v.decide()
+		return err
+	})
+	return v, err
+}
+
+// covering returns the domains on lists that a name belongs to.
+func (s *state) covering(ctx context.Context, name string) ([]Found, error) {
+	found := []Found{}
+	r, err := s.reader(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range s.names() {
+		number, _ := s.find(list)
+		for _, candidate := range candidates(name) {
+			d, has := known.find(uint32(s.lists[number].Identity), candidate)
+			if !has || s.isOver(entry{expires: d.Expires}) {
+				continue
+			}
+			addresses, _ := s.find(addressesOf(list))
+			owned, err := r.addresses(ctx, addresses)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, Found{Entry: r.domain(number, d, owned[d.Number])})
+		}
+	}
+	return found, nil
 }
 
 // longest returns the longest entry of a list that covers an address.

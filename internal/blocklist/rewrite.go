@@ -23,6 +23,11 @@ func spare(n int) int { return n/8 + 1024 }
 // packets: the new list is laid out under a number of its own, and then takes the
 // place of the old one in the settings.
 func (s *state) rewrite(ctx context.Context, name string, entries []entry) error {
+	if _, exists := s.find(name); !exists {
+		if err := s.dropOrphans(ctx); err != nil { // it may get the identity of a list that was
+			return err
+		}
+	}
 	before := *s
 	number, err := s.free(name)
 	if err != nil {
@@ -44,7 +49,10 @@ func (s *state) rewrite(ctx context.Context, name string, entries []entry) error
 	}
 	s.noteExpiry(number, entries)
 	s.addLengths(entries)
-	err = s.touch(number)
+	err = s.noteDomainExpiry(ctx, number)
+	if err == nil {
+		err = s.touch(number)
+	}
 	if err == nil {
 		err = s.enforce(number, entries)
 	}
@@ -163,6 +171,25 @@ func (s *state) tidyWith(ctx context.Context, known uint32, entries []entry) err
 	}
 	defer live.Close()
 	live.Set(exact)
+	return s.dropNotes(ctx, used)
+}
+
+// dropNotes drops the reasons that nothing has.
+func (s *state) dropNotes(ctx context.Context, used map[uint32]bool) error {
+	domains, err := s.readDomains(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range domains.all {
+		used[d.Note] = true
+	}
+	answers, err := s.readAnswers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range answers.all {
+		used[a.Note] = true
+	}
 	notes, err := s.readNotes(ctx)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/dns"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
@@ -31,21 +32,45 @@ type Engine interface {
 }
 
 // Store implements API on the pinned maps.
-type Store struct{ engine Engine }
+type Store struct {
+	engine   Engine
+	resolver func() (Resolver, error)
+}
+
+// Resolver asks for the addresses of domains. done is called as answers come,
+// never twice at a time; one name doesn't wait for another.
+type Resolver interface {
+	ResolveAll(ctx context.Context, names []string, done func(i int, found dns.Resolution, err error))
+}
 
 var _ API = (*Store)(nil)
 
 // New returns the lists that are pinned where the engine works. It doesn't touch
 // the kernel before the first call.
-func New(engine Engine) *Store { return &Store{engine} }
+func New(engine Engine) *Store {
+	return &Store{engine, func() (Resolver, error) { return nil, errors.New("nothing resolves domains") }}
+}
+
+// ResolveWith says what makes the resolver once one is needed.
+func (s *Store) ResolveWith(resolver func() (Resolver, error)) *Store {
+	s.resolver = resolver
+	return s
+}
 
 // state is what is pinned, while the lock is held.
 type state struct {
 	*datapath.Shared
 	config bpf.BlockConfig
 	lists  [bpf.MaxLists]bpf.BlockList
-	notes  *notes // nil until needed
 	clock
+
+	// nil until needed
+	notes   *notes
+	domains *domains
+	answers *answers
+	guard   *guard
+
+	addressesAdded, addressesRemoved uint64 // of domains
 }
 
 // openState reads what is pinned; without maps there are no lists.
@@ -148,8 +173,8 @@ func (s *state) find(name string) (uint32, bool) {
 	return 0, false
 }
 
-// names lists the lists, sorted.
-func (s *state) names() []string {
+// all lists the lists, sorted, those of addresses of domains with them.
+func (s *state) all() []string {
 	var names []string
 	for i := range s.lists {
 		if name := nameOf(s.lists[i]); name != "" {
@@ -158,6 +183,11 @@ func (s *state) names() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// names lists the lists that users made, sorted.
+func (s *state) names() []string {
+	return slices.DeleteFunc(s.all(), func(name string) bool { return strings.HasSuffix(name, addressesSuffix) })
 }
 
 // mustFind is find for a list that has to be there.
@@ -178,8 +208,8 @@ const mostLists = bpf.MaxLists - 1
 
 // free returns a number that no list has, for a list of that name.
 func (s *state) free(name string) (uint32, error) {
-	if _, exists := s.find(name); !exists && len(s.names()) >= mostLists {
-		return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be", mostLists)
+	if _, exists := s.find(name); !exists && len(s.all()) >= mostLists {
+		return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be; one with domains counts twice", mostLists)
 	}
 	for number := range s.lists {
 		if s.config.Lists>>number&1 == 0 {
@@ -189,17 +219,22 @@ func (s *state) free(name string) (uint32, error) {
 	return 0, errors.New("no number is free for the list")
 }
 
-// define adds a list to the settings, with the actions it has at first. Nothing
-// is written yet.
+// define adds a list to the settings, with the actions it has at first: one of the
+// addresses of domains does what the list of the domains does. Nothing is written
+// yet.
 func (s *state) define(number uint32, name string) {
 	bit := uint32(1) << number
-	s.config.Lists |= bit
-	if name == AllowList {
+	of, isOfDomains := s.find(strings.TrimSuffix(name, addressesSuffix))
+	switch {
+	case isOfDomains:
+		s.copyBits(of, number)
+	case name == AllowList:
 		s.config.Allow |= bit
-	} else {
+	default:
 		s.config.Drop, s.config.Alert = s.config.Drop|bit, s.config.Alert|bit
 		s.config.Source, s.config.Destination = s.config.Source|bit, s.config.Destination|bit
 	}
+	s.config.Lists |= bit
 	s.lists[number] = bpf.BlockList{Identity: s.newIdentity()}
 	for i := range name {
 		s.lists[number].Name[i] = int8(name[i])
@@ -224,10 +259,17 @@ func (s *state) masks() []*uint32 {
 // allows says whether a list overrules the others.
 func (s *state) allows(number uint32) bool { return s.config.Allow>>number&1 != 0 }
 
-// move gives a list another number.
-func (s *state) move(from, to uint32) {
+// copyBits has a list do what another does.
+func (s *state) copyBits(from, to uint32) {
 	for _, mask := range s.masks() {
 		setBit(mask, to, *mask>>from&1 != 0)
+	}
+}
+
+// move gives a list another number.
+func (s *state) move(from, to uint32) {
+	s.copyBits(from, to)
+	for _, mask := range s.masks() {
 		setBit(mask, from, false)
 	}
 	s.config.Identities[to], s.config.Identities[from] = s.config.Identities[from], 0
@@ -248,11 +290,13 @@ func checkName(name string) error {
 	valid := func(r rune) bool {
 		return r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
 	}
-	if name == "" || len(name) >= len(bpf.BlockList{}.Name) || name[0] == '-' || strings.IndexFunc(name, func(r rune) bool { return !valid(r) }) >= 0 {
-		return fault.New(fault.ErrUsage, "list %q: a name has 1 to %d letters, digits and the signs - _ .", name, len(bpf.BlockList{}.Name)-1)
+	if name == "" || len(name) > longestName || name[0] == '-' || strings.IndexFunc(name, func(r rune) bool { return !valid(r) }) >= 0 {
+		return fault.New(fault.ErrUsage, "list %q: a name has 1 to %d letters, digits and the signs - _ .", name, longestName)
 	}
 	return nil
 }
+
+const longestName = len(bpf.BlockList{}.Name) - len(addressesSuffix) - 1
 
 func (s *state) action(number uint32) Action {
 	drop, alert := s.config.Drop>>number&1 != 0, s.config.Alert>>number&1 != 0

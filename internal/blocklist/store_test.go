@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,11 +82,11 @@ func TestAddRemove(t *testing.T) {
 		t.Errorf("add in place: %+v", change)
 	}
 	wantContents(t, s, DefaultList, "192.0.2.0/25", "198.51.100.0/24", "203.0.113.7/32", "2001:db8::7/128", "2001:db8:bad::/48")
-	change, err := s.Remove(ctx, DefaultList, prefixes("198.51.100.0/24", "198.51.100.9/32"), false)
+	change, err := s.Remove(ctx, RemoveRequest{List: DefaultList, Prefixes: prefixes("198.51.100.0/24", "198.51.100.9/32"), DryRun: false})
 	if err != nil || change.Removed != 1 || change.Unchanged != 1 || change.Entries != 4 {
 		t.Errorf("remove: %+v, %v", change, err)
 	}
-	if _, err := s.Remove(ctx, "other", prefixes("198.51.100.0/24"), false); !errors.Is(err, fault.ErrNotFound) {
+	if _, err := s.Remove(ctx, RemoveRequest{List: "other", Prefixes: prefixes("198.51.100.0/24"), DryRun: false}); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("remove from an unknown list: %v", err)
 	}
 	if change, err = s.Clear(ctx, "", false); err != nil || change.Removed != 4 {
@@ -103,7 +104,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 	}
 	wantContents(t, s, "")
 	mustAdd(t, s, DefaultList, "192.0.2.1/32")
-	if change, err = s.Remove(ctx, DefaultList, prefixes("192.0.2.1/32"), true); err != nil || change.Removed != 1 || change.Entries != 0 {
+	if change, err = s.Remove(ctx, RemoveRequest{List: DefaultList, Prefixes: prefixes("192.0.2.1/32"), DryRun: true}); err != nil || change.Removed != 1 || change.Entries != 0 {
 		t.Errorf("remove: %+v, %v", change, err)
 	}
 	if change, err = s.Clear(ctx, "", true); err != nil || change.Removed != 1 {
@@ -124,6 +125,15 @@ func TestGuard(t *testing.T) {
 	if _, err := s.Add(context.Background(), AddRequest{List: AllowList, Prefixes: prefixes("10.0.0.0/8")}); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestLongReason(t *testing.T) {
+	s := newStore(t)
+	_, err := s.Add(context.Background(), AddRequest{List: DefaultList, Prefixes: prefixes("192.0.2.1/32"), Reason: strings.Repeat("x", 128)})
+	if !errors.Is(err, fault.ErrUsage) {
+		t.Error(err)
+	}
+	wantContents(t, s, "")
 }
 
 func TestReasonsAndExpiry(t *testing.T) {
