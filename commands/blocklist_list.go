@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/sample"
 	"bpfnet/output"
 )
 
@@ -89,10 +91,15 @@ func blocklistListCommand(env *Env) *cli.Command {
 		Flags: []cli.Flag{
 			everyListFlag(),
 			&cli.BoolFlag{Name: "hits", Usage: "with the packets and bytes that each entry was hit by; the most hit ones come first"},
+			&cli.StringFlag{Name: "sort", Usage: "`FIELD` to sort by; -FIELD is descending; fields: " + strings.Join(entryFields.Names(), ", ") + "; hits, bytes and last_seen imply --hits"},
 			&cli.Uint64Flag{Name: "limit", Usage: "at most `N` entries; 0: all"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := args(c); err != nil {
+				return err
+			}
+			order, hits, err := entryOrder(c)
+			if err != nil {
 				return err
 			}
 			p, b, err := env.open(c)
@@ -100,8 +107,8 @@ func blocklistListCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
-			if c.Bool("hits") {
-				return printHits(c, p, b.Blocklist())
+			if order != "" {
+				return printSorted(c, p, b.Blocklist(), order, hits)
 			}
 			return printEntries(c, p, b.Blocklist(), entryLine, nil)
 		},
@@ -153,23 +160,64 @@ func printEntries(c *cli.Context, p *output.Printer, api blocklist.API, line fun
 // errEnough ends a list that has as many entries as were asked for.
 var errEnough = errors.New("enough")
 
-// printHits writes the entries that were hit most first.
-func printHits(c *cli.Context, p *output.Printer, api blocklist.API) error {
-	var all []entryDocument
-	err := api.Entries(c.Context, c.String("list"), true, func(e blocklist.Entry) error {
-		all = append(all, newEntryDocument(e))
+// entryFields are what entries can be sorted by. What never ends ends last.
+var entryFields = sample.Fields[blocklist.Entry]{
+	"list": sample.By(func(e blocklist.Entry) string { return e.List }),
+	"prefix": func(a, b blocklist.Entry) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), cmp.Compare(a.Domain, b.Domain))
+	},
+	"expires":   func(a, b blocklist.Entry) int { return cmp.Compare(end(a), end(b)) },
+	"hits":      sample.By(func(e blocklist.Entry) uint64 { return e.Hits.Packets }),
+	"bytes":     sample.By(func(e blocklist.Entry) uint64 { return e.Hits.Bytes }),
+	"last_seen": func(a, b blocklist.Entry) int { return a.Hits.LastSeen.Compare(b.Hits.LastSeen) },
+}
+
+func end(e blocklist.Entry) int64 {
+	if e.Expires.IsZero() {
+		return math.MaxInt64
+	}
+	return e.Expires.Unix()
+}
+
+// entryOrder is the order that is asked for, "" for that in which entries are
+// read, and whether hits are.
+func entryOrder(c *cli.Context) (order string, hits bool, err error) {
+	order, hits = c.String("sort"), c.Bool("hits")
+	if !c.IsSet("sort") {
+		if hits {
+			order = "-hits"
+		}
+		return order, hits, nil
+	}
+	switch strings.TrimPrefix(order, "-") {
+	case "hits", "bytes", "last_seen":
+		hits = true
+	}
+	return order, hits, entryFields.Check(order)
+}
+
+// printSorted writes entries in an order; those that are alike by list and
+// address.
+func printSorted(c *cli.Context, p *output.Printer, api blocklist.API, order string, hits bool) error {
+	var all []blocklist.Entry
+	err := api.Entries(c.Context, c.String("list"), hits, func(e blocklist.Entry) error {
+		all = append(all, e)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	slices.SortStableFunc(all, func(a, b entryDocument) int { return cmp.Compare(*b.Packets, *a.Packets) })
+	slices.SortStableFunc(all, entryFields.Compare(order))
 	if n := c.Uint64("limit"); n > 0 && n < uint64(len(all)) {
 		all = all[:n]
 	}
+	line := entryLine
+	if hits {
+		line = hitLine
+	}
 	rows := p.Rows()
-	for _, d := range all {
-		if err := addRow(rows, d, hitLine); err != nil {
+	for _, e := range all {
+		if err := addRow(rows, newEntryDocument(e), line); err != nil {
 			return err
 		}
 	}

@@ -186,6 +186,9 @@ func (co *completer) sortFields() []string {
 	if slices.Contains(co.line.path, "map") {
 		return []string{"change", "key"}
 	}
+	if slices.Contains(co.line.path, "blocklist") {
+		return entryFields.Names()
+	}
 	if slices.Contains(co.line.path, "counters") || slices.Contains(co.line.args, xdpCounter) {
 		return counter.SortFields()
 	}

@@ -65,6 +65,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"map", "unpin", ""}, []string{":files"}},
 		{[]string{"map", "peek", "m"}, []string{"mine/packets"}},
 		{[]string{"map", "watch", "mine/packets", "--sort", ""}, []string{"change", "key"}},
+		{[]string{"blocklist", "list", "--sort", ""}, []string{"bytes", "expires", "hits", "last_seen", "list", "prefix"}},
 		{[]string{"--bpffs", ""}, []string{":dirs"}},
 		{[]string{"load", "pod-"}, []string{"pod-traffic", ":files"}},
 		{[]string{"load", "pod-traffic", "--set", "match"}, []string{"match_prefixes="}},
