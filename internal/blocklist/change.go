@@ -195,7 +195,9 @@ func (s *state) count(number uint32, six bool) uint64 {
 // putInPlace writes entries to the maps of a list: first the bits that lead to
 // them, then they.
 func (s *state) putInPlace(number uint32, fresh []entry) error {
-	live, err := openFilters(s.Shared)
+	live, err := openFiltersOf(s.Shared, func(six bool) bool {
+		return slices.ContainsFunc(fresh, func(e entry) bool { return e.six == six })
+	})
 	if err != nil {
 		return err
 	}

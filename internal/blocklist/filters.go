@@ -44,15 +44,24 @@ func NewFilters() *Filters {
 
 // openFilters maps the programs' filters into memory; Close when done.
 func openFilters(shared *datapath.Shared) (*Filters, error) {
+	return openFiltersOf(shared, func(bool) bool { return true })
+}
+
+// openFiltersOf maps those of some families alone, which is faster.
+func openFiltersOf(shared *datapath.Shared, wanted func(six bool) bool) (*Filters, error) {
 	f := &Filters{}
 	for _, m := range []struct {
 		name  string
+		six   bool
 		words int
 		to    *[]uint64
 	}{
-		{"filters4", filter4Words, &f.four}, {"lengths4", lengths4, &f.lengths},
-		{"filters6", filter6Words, &f.six}, {"coarse_filters6", coarse6Words, &f.coarse},
+		{"filters4", false, filter4Words, &f.four}, {"lengths4", false, lengths4, &f.lengths},
+		{"filters6", true, filter6Words, &f.six}, {"coarse_filters6", true, coarse6Words, &f.coarse},
 	} {
+		if !wanted(m.six) {
+			continue
+		}
 		memory, err := unix.Mmap(shared.Map(m.name).FD(), 0, m.words*8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		if err != nil {
 			f.Close()

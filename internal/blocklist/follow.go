@@ -18,7 +18,8 @@ type follower struct {
 	store *Store
 	names *ebpf.Map // block_domains; nil: no list has domains
 	lists []followed
-	read  time.Time // when lists were
+	guard guard
+	read  time.Time // when they were
 }
 
 type followed struct {
@@ -60,6 +61,7 @@ func (f *follower) Observe(ctx context.Context, a dns.Answer) (seen []Sighting, 
 		return nil, err
 	}
 	err = f.store.write(ctx, false, func(st *state) error {
+		st.guard = &f.guard
 		for _, l := range lessons {
 			one := Sighting{List: l.list, Domain: l.domain}
 			if err := st.learnSeen(ctx, l, &one.Change); err != nil {
@@ -86,9 +88,13 @@ func (f *follower) look(ctx context.Context) error {
 				f.lists = append(f.lists, followed{name, uint32(st.lists[number].Identity)})
 			}
 		}
-		if len(f.lists) > 0 {
-			f.names, err = st.Map("block_domains").Clone()
+		if len(f.lists) == 0 {
+			return nil
 		}
+		if f.guard, err = newGuard(); err != nil {
+			return err
+		}
+		f.names, err = st.Map("block_domains").Clone()
 		return err
 	})
 	f.read = time.Now()

@@ -146,8 +146,18 @@ const buckets = 2 << 16
 
 func (p prefix) bucket() int { return family(p.six)<<16 | int(p.high>>48) }
 
+// fewEntries are sorted faster without buckets.
+const fewEntries = 4096
+
 // sortEntries sorts entries and drops all but the last one of each prefix.
 func sortEntries(parts ...[]entry) []entry {
+	n := 0
+	for _, part := range parts {
+		n += len(part)
+	}
+	if n < fewEntries {
+		return appendSorted(nil, slices.Concat(parts...))
+	}
 	next := make([]uint32, buckets) // where the next entry of a bucket goes
 	for _, part := range parts {
 		for _, e := range part {
