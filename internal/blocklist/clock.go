@@ -26,6 +26,9 @@ func readClock() (clock, error) {
 // isOver says whether an entry has expired.
 func (c clock) isOver(e entry) bool { return e.expires != 0 && e.expires <= c.boot }
 
+// latest is the last end that the maps can have; that of an import may be later.
+const latest = math.MaxUint32 * time.Second
+
 // ends is the time of an entry's end as the maps have it.
 func (c clock) ends(at time.Time) uint32 {
 	if at.IsZero() {
@@ -35,14 +38,15 @@ func (c clock) ends(at time.Time) uint32 {
 	if left <= 0 {
 		return max(c.boot, 1) // it is over
 	}
-	return uint32(min(int64(c.boot)+int64((left+time.Second-1)/time.Second), math.MaxUint32))
+	return uint32(min(c.up+min(left, latest)+time.Second-1, latest) / time.Second)
 }
 
+// expiry is the inverse of ends, but for parts of a second.
 func (c clock) expiry(e entry) time.Time {
 	if e.expires == 0 {
 		return time.Time{}
 	}
-	return c.now.Add(time.Duration(int64(e.expires)-int64(c.boot)) * time.Second).UTC().Truncate(time.Second)
+	return c.now.Add(time.Duration(e.expires)*time.Second - c.up).UTC().Truncate(time.Second)
 }
 
 func (c clock) lifetime(lifetime time.Duration) uint32 {
