@@ -329,7 +329,7 @@ func (e *Env) noteUnattachedBlocklist(c *cli.Context, b Backend, change blocklis
 	loaded := ""
 	for _, in := range instances {
 		switch {
-		case !in.Builtin || in.Source != "blocklist":
+		case !isBlocklist(in):
 		case len(in.Attachments) > 0:
 			return nil
 		default:

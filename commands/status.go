@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,14 @@ type statusDoc struct {
 	Time            time.Time        `json:"time"`
 	IntervalSeconds *float64         `json:"interval_seconds"` // null: no rates were measured
 	Instances       []instanceStatus `json:"instances"`
+	Blocklist       *listsStatus     `json:"blocklist"` // null: there are no such maps, or the instance asked for has none of them
+}
+
+// listsStatus is all lists of the blocklist, which need no instance.
+type listsStatus struct {
+	Lists       int    `json:"lists"`
+	Entries     uint64 `json:"entries"`
+	MemoryBytes uint64 `json:"memory_bytes"`
 }
 
 type instanceStatus struct {
@@ -68,14 +77,13 @@ func (e *Env) status(c *cli.Context) error {
 	if c.IsSet("interval") || c.IsSet("count") || c.IsSet("once") {
 		return e.watchStatus(c.Context, p, b, name, t)
 	}
-	instances, err := b.Instances(c.Context, name)
+	doc, instances, err := e.readStatus(c.Context, b, name)
 	if err != nil {
 		return err
 	}
 	if len(instances) == 0 && p.Format() == output.FormatTable {
 		e.note(c, "nothing is loaded")
 	}
-	doc := newStatus(e.Now(), instances)
 	return p.Object(doc, doc.table)
 }
 
@@ -92,17 +100,41 @@ func (e *Env) watchStatus(ctx context.Context, p *output.Printer, b Backend, nam
 	}
 	last := e.Now()
 	return t.run(ctx, func() error {
-		after, err := b.Instances(ctx, name)
+		doc, after, err := e.readStatus(ctx, b, name)
 		if err != nil {
 			return err
 		}
 		now := e.Now()
-		doc := newStatus(now, after)
 		doc.rates(before, now.Sub(last))
 		before, last = after, now
 		return p.Event(doc, doc.table)
 	})
 }
+
+func (e *Env) readStatus(ctx context.Context, b Backend, name string) (*statusDoc, []datapath.Instance, error) {
+	instances, err := b.Instances(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	doc := newStatus(e.Now(), instances)
+	if name != "" && !slices.ContainsFunc(instances, isBlocklist) {
+		return doc, instances, nil
+	}
+	overview, err := b.Blocklist().Overview(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	lists := listsStatus{Lists: len(overview.Lists), MemoryBytes: overview.MemoryBytes}
+	for _, list := range overview.Lists {
+		lists.Entries += list.Entries
+	}
+	if lists != (listsStatus{}) {
+		doc.Blocklist = &lists
+	}
+	return doc, instances, nil
+}
+
+func isBlocklist(in datapath.Instance) bool { return in.Builtin && in.Source == "blocklist" }
 
 func newStatus(now time.Time, instances []datapath.Instance) *statusDoc {
 	doc := &statusDoc{Schema: "bpfnet.status/v1", Time: now.UTC().Truncate(time.Second), Instances: []instanceStatus{}}
@@ -152,7 +184,8 @@ func (p *programStatus) rate(before datapath.Program, seconds float64) {
 	}
 }
 
-// table has a line for each attachment, and one for an instance without any.
+// table has a line for each attachment, one for an instance without any, and one
+// for the lists of the blocklist.
 func (d *statusDoc) table() output.Table {
 	t := output.Table{Header: []string{"name", "program", "hook", "target", "mechanism", "state", "maps in use", "runs", "average"}}
 	for _, in := range d.Instances {
@@ -166,7 +199,14 @@ func (d *statusDoc) table() output.Table {
 			fill = ""
 		}
 	}
+	if d.Blocklist != nil {
+		t.Rows = append(t.Rows, []string{"blocklist lists", "", "", "", "", "", d.Blocklist.fill(), "", ""})
+	}
 	return t
+}
+
+func (s listsStatus) fill() string {
+	return output.Count(s.Entries) + " entries, " + output.Bytes(s.MemoryBytes)
 }
 
 // fill says how full the maps are that have entries in use.
