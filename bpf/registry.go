@@ -59,7 +59,7 @@ type Map struct {
 
 // Catalogue returns the built-in programs, sorted by name.
 func Catalogue() []Program {
-	return []Program{blocklist(), podTraffic(), portFilter(), xdpCounter()}
+	return []Program{blocklist(), dns(), podTraffic(), portFilter(), xdpCounter()}
 }
 
 func blocklist() Program {
@@ -89,6 +89,22 @@ func blocklist() Program {
 		Shared:   "blocklist",
 		Object:   _BlocklistBytes,
 		Spec:     loadBlocklist,
+	}
+}
+
+func dns() Program {
+	return Program{
+		Name:       "dns",
+		Summary:    "report what DNS servers answer, over UDP and TCP",
+		Hooks:      []Hook{hookTC, hookCgroup},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"dns_events", "the answers, a ring buffer"},
+			{"dns_rows", "what was lost, cut short or couldn't be read"},
+		},
+		Features: []string{"map_percpu_array", "ring_buffer"},
+		Object:   _DnsBytes,
+		Spec:     loadDns,
 	}
 }
 

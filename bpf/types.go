@@ -74,6 +74,12 @@ type (
 	BlockEvent = blocklistBlockEvent
 	// BlockRow is a key of the map block_rows.
 	BlockRow = blocklistBlockRow
+
+	// DNSEvent is the head of a record of the ring buffer dns_events; Captured
+	// bytes of payload follow it, and then some that mean nothing.
+	DNSEvent = dnsDnsEvent
+	// DNSRow is a key of the map dns_rows, whose values are Counters.
+	DNSRow = dnsDnsRow
 )
 
 // The layout of the blocklist's maps; see headers/blocklist.h.
@@ -110,6 +116,18 @@ const (
 	BlockEventsSuppressed = blocklistBlockRowBLOCK_EVENTS_SUPPRESSED
 	BlockEventsLost       = blocklistBlockRowBLOCK_EVENTS_LOST
 	BlockRows             = blocklistBlockRowBLOCK_ROWS // how many there are
+)
+
+// What program dns couldn't tell: keys of its map dns_rows. Behind what is
+// truncated, too deep or a fragment there may be something else than DNS.
+const (
+	DNSLost      = dnsDnsRowDNS_LOST
+	DNSTooLong   = dnsDnsRowDNS_TOO_LONG
+	DNSTruncated = dnsDnsRowDNS_TRUNCATED
+	DNSTooDeep   = dnsDnsRowDNS_TOO_DEEP
+	DNSFragment  = dnsDnsRowDNS_FRAGMENT
+	DNSOther     = dnsDnsRowDNS_OTHER
+	DNSRows      = dnsDnsRowDNS_ROWS // how many there are
 )
 
 // What is in no Pod's entry: keys of the map rows of pod-traffic.

@@ -199,3 +199,8 @@ func Protocol(number uint8, header ...byte) Layer {
 func Payload(size int) Layer {
 	return func(part) part { return part{data: make([]byte, size)} }
 }
+
+// Data is given bytes of data.
+func Data(data []byte) Layer {
+	return func(part) part { return part{data: data} }
+}
