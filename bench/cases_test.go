@@ -42,11 +42,13 @@ var (
 	miss6 = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), TCP(40000, 81, SYN), Payload(10))
 	ext6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), Extension(HopByHop, 0),
 		Extension(DestinationOptions, 0), TCP(40000, 80, SYN), Payload(10))
+	dns4  = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), UDP(53, 40000), Data([]byte{0, 0, 0x81, 99: 0}))
 	vlan4 = Build(Ethernet(), VLAN(10), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 80, SYN))
 )
 
 func cases() []benchCase {
 	counter, filter, traffic := builtin("xdp-counter"), builtin("port-filter"), builtin("pod-traffic")
+	names := builtin("dns")
 	return append(blocklistCases(), []benchCase{
 		{name: "yardstick/array-counter", program: "xdp_array", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
 		{name: "yardstick/by-protocol", program: "xdp_protocol", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
@@ -81,6 +83,11 @@ func cases() []benchCase {
 		{name: "pod-traffic/tc-v6-prefix-miss", program: "pod_traffic_ingress", object: traffic, empty: "tc_empty", packet: tcp6, adjust: matchPrefixes},
 		{name: "pod-traffic/cgroup-v4", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp4},
 		{name: "pod-traffic/cgroup-v6", program: "pod_traffic_cgroup_egress", object: traffic, empty: "cgroup_empty", packet: tcp6},
+
+		{name: "dns/tc-v4-other", program: "dns_ingress", object: names, empty: "tc_empty", packet: tcp4, goal: 4},
+		{name: "dns/tc-v6-other", program: "dns_ingress", object: names, empty: "tc_empty", packet: tcp6, goal: 4},
+		{name: "dns/cgroup-v4-other", program: "dns_cgroup_ingress", object: names, empty: "cgroup_empty", packet: tcp4, goal: 4},
+		{name: "dns/tc-v4-answer-nobody-reads", program: "dns_ingress", object: names, empty: "tc_empty", packet: dns4},
 	}...)
 }
 
