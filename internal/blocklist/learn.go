@@ -16,9 +16,9 @@ import (
 
 // When a domain is asked for again.
 const (
-	soonest = 30 * time.Second // whatever its TTL
-	latest  = 24 * time.Hour
-	retry   = time.Minute // after no server had an answer
+	shortestWait = 30 * time.Second // whatever its TTL
+	longestWait  = 24 * time.Hour
+	failedWait   = time.Minute // after no server had an answer
 )
 
 // lesson is what was found out about a domain of a list.
@@ -52,9 +52,9 @@ func (l lesson) knows(a netip.Addr) bool {
 // due is when to ask again.
 func (l lesson) due() time.Duration {
 	if !l.hasAnswer() || l.half() != nil {
-		return retry
+		return failedWait
 	}
-	return min(max(l.TTL, soonest), latest)
+	return min(max(l.TTL, shortestWait), longestWait)
 }
 
 // learn puts the addresses of domains in force, and lets those go that their
