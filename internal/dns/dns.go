@@ -6,6 +6,7 @@ package dns
 import (
 	"cmp"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -66,52 +67,53 @@ var (
 // without an end is an error.
 func follow(records []wire.RR, name string) (found, error) {
 	f := found{ttl: noTTL}
-	name = wire.CanonicalName(name)
+	owners := map[string][]wire.RR{}
+	for _, r := range records {
+		if h := r.Header(); h.Class == wire.ClassINET {
+			owner := wire.CanonicalName(h.Name)
+			owners[owner] = append(owners[owner], r)
+		}
+	}
 	seen := map[string]bool{}
-	for range maxChain + 1 {
-		if seen[name] {
+	for name = wire.CanonicalName(name); name != ""; {
+		switch {
+		case seen[name]:
 			return f, errLoop
+		case len(seen) > maxChain:
+			return f, errLong
 		}
 		seen[name] = true
 		if host := hostName(name); host != "" {
 			f.chain = append(f.chain, host)
 		}
-		alias, ttl := f.read(records, name)
-		if alias == "" {
-			f.addresses = merge(f.addresses)
-			return f, nil
-		}
-		f.ttl = shorter(f.ttl, ttl)
-		name = alias
+		name = f.take(owners[name])
 	}
-	return f, errLong
+	f.addresses = merge(f.addresses)
+	return f, nil
 }
 
-// read takes the addresses that a name has itself, or returns where it points.
-func (f *found) read(records []wire.RR, name string) (alias string, ttl time.Duration) {
+// take takes the addresses that one name has, and returns where it points to.
+func (f *found) take(records []wire.RR) (alias string) {
+	ttl := f.ttl
 	for _, record := range records {
-		header := record.Header()
-		if header.Class != wire.ClassINET || wire.CanonicalName(header.Name) != name {
-			continue
-		}
-		var ip []byte
+		var ip net.IP
 		switch r := record.(type) {
 		case *wire.CNAME:
-			return wire.CanonicalName(r.Target), seconds(header.Ttl)
+			alias = wire.CanonicalName(r.Target)
 		case *wire.A:
 			ip = r.A
 		case *wire.AAAA:
 			ip = r.AAAA
+		default:
+			continue
 		}
+		own := shorter(ttl, seconds(record.Header().Ttl))
+		f.ttl = shorter(f.ttl, own)
 		if addr, ok := netip.AddrFromSlice(ip); ok {
-			ttl := shorter(f.ttl, seconds(header.Ttl))
-			f.addresses = append(f.addresses, Address{addr.Unmap(), ttl})
+			f.addresses = append(f.addresses, Address{addr.Unmap(), own})
 		}
 	}
-	for _, a := range f.addresses {
-		f.ttl = shorter(f.ttl, a.TTL)
-	}
-	return "", 0
+	return alias
 }
 
 // merge sorts addresses and leaves one of each, with the shortest TTL.
