@@ -32,8 +32,29 @@ func (s *Shared) Close() {
 	}
 }
 
-// Map returns a map of the group; it stays open until Close.
+// Map returns a map of the group; it stays open until Close. Ring buffers aren't
+// among them: who has one open is taken for its reader.
 func (s *Shared) Map(name string) *ebpf.Map { return s.maps[name] }
+
+// Open opens what is pinned as a map of the group now, for the caller to close.
+// fs.ErrNotExist says that it is gone.
+func (s *Shared) Open(name string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(s.dir, name), nil)
+	if err != nil {
+		return nil, fmt.Errorf("open map %s: %w", name, probe.Explain(probe.OpOpenPin, err))
+	}
+	return m, nil
+}
+
+// closeRecords closes the ring buffers.
+func (s *Shared) closeRecords() {
+	for name, m := range s.maps {
+		if m.Type() == ebpf.RingBuf {
+			m.Close()
+			delete(s.maps, name)
+		}
+	}
+}
 
 // Inner returns the map that is in an entry of a map of maps, nil if there is
 // none; it stays open until Close.
@@ -164,6 +185,7 @@ func (e *Engine) WithShared(ctx context.Context, group string, fn func(*Shared) 
 			return err
 		}
 		defer shared.Close()
+		shared.closeRecords()
 		if err := shared.finish(); err != nil {
 			return err
 		}
@@ -179,12 +201,38 @@ func (e *Engine) ReadShared(ctx context.Context, group string, fn func(*Shared) 
 	}
 	return e.read(ctx, func() error {
 		shared, err := e.openShared(group)
-		if err != nil && !errors.Is(err, fault.ErrNotFound) {
+		if errors.Is(err, fault.ErrNotFound) {
+			return fn(nil)
+		}
+		if err != nil {
 			return err
 		}
 		defer shared.Close()
+		shared.closeRecords()
 		return fn(shared)
 	})
+}
+
+// mostPeeks is how often PeekShared tries.
+const mostPeeks = 10
+
+// PeekShared opens the maps of a group without the lock, for the caller to close:
+// a writer may be at work on them. fault.ErrNotFound says that nobody has made
+// them yet.
+func (e *Engine) PeekShared(group string) (*Shared, error) {
+	if err := e.root.Check(); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		shared, err := e.openShared(group)
+		if err == nil {
+			shared.closeRecords()
+			return shared, nil
+		}
+		if try == mostPeeks || !isNotExist(err) { // else a writer has removed or renamed a pin meanwhile
+			return nil, err
+		}
+	}
 }
 
 // dropUnusedShared takes the pins of groups away that no instance uses and that
