@@ -113,7 +113,7 @@ type eventStream struct {
 
 // Events implements API.
 func (s *Store) Events(ctx context.Context, r EventsRequest) (EventStream, error) {
-	unlock, err := s.lockClaims(ctx)
+	unlock, err := lockClaims(ctx, s.LockTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("read events of map %s: %w", r.Map, err)
 	}

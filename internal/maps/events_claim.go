@@ -77,8 +77,8 @@ func list(processes []holders.Process) string {
 // lockClaims lets one bpfnet at a time open a map and look who else has it
 // open, so that of two that start at once one comes first. Where bpffs can't be
 // locked they aren't kept apart. fault.ErrLocked says who held the lock too long.
-func (s *Store) lockClaims(ctx context.Context) (unlock func(), err error) {
-	unlock, err = pinned.LockMount(ctx, s.LockTimeout)
+func lockClaims(ctx context.Context, timeout time.Duration) (unlock func(), err error) {
+	unlock, err = pinned.LockMount(ctx, timeout)
 	switch {
 	case errors.Is(err, fault.ErrLocked):
 		return nil, err
