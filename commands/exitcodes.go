@@ -28,6 +28,8 @@ var outcomes = []struct {
 	{fault.ErrRejected, 7, "rejected"},
 	{fault.ErrPartial, 8, "partial"},
 	{fault.ErrLocked, 9, "locked"},
+	{fault.ErrDiffers, 10, "differs"},
+	{fault.ErrLossy, 11, "lossy"},
 	{syscall.EBUSY, 4, "conflict"},
 	{syscall.EROFS, 5, "permission"},
 }

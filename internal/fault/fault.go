@@ -21,6 +21,8 @@ var (
 	ErrRejected    = errors.New("rejected")    // the verifier refused the program
 	ErrPartial     = errors.New("partial")     // some entries of a bulk input were refused
 	ErrLocked      = errors.New("locked")      // another process held the lock too long
+	ErrDiffers     = errors.New("differs")     // a check found something to report
+	ErrLossy       = errors.New("lossy")       // data was lost, and that is asked for as an error
 )
 
 // Error is an error of one of the kinds above, with the next steps that are
