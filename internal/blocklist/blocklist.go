@@ -225,6 +225,10 @@ type API interface {
 	Test(ctx context.Context, address netip.Addr) (Verdict, error)
 	// TestDomain returns the domains on lists that cover a name.
 	TestDomain(ctx context.Context, name string) (Verdict, error)
+	// Events opens what lists with alert report. It has one reader: ErrConflict
+	// says which process reads it, unless the request steals; ErrNotFound, that
+	// nobody has made lists or loaded a program.
+	Events(ctx context.Context, r EventsRequest) (EventSource, error)
 }
 
 // Follower blocks addresses that domains on lists are seen to have.

@@ -7,4 +7,9 @@ import (
 	"bpfnet/internal/testkit"
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }
+func TestMain(m *testing.M) {
+	if ends := os.Getenv(sendVariable); ends != "" {
+		os.Exit(send(ends))
+	}
+	os.Exit(testkit.Run(m))
+}

@@ -52,20 +52,45 @@ func (s *state) overview(ctx context.Context) (Overview, error) {
 	}
 	program, _ := bpf.Lookup("blocklist")
 	for _, m := range program.Maps {
-		o.MemoryBytes += memory(s.Map(m.Name))
+		taken, err := s.memoryOf(m.Name)
+		if err != nil {
+			return o, err
+		}
+		o.MemoryBytes += taken
 	}
 	for _, r := range rows {
-		var each []bpf.Counter
-		if err := s.Map("block_rows").Lookup(uint32(r.row), &each); err != nil {
-			return o, fmt.Errorf("read map block_rows: %w", err)
-		}
-		var total Counter
-		for _, cpu := range each {
-			total.Packets, total.Bytes = total.Packets+cpu.Packets, total.Bytes+cpu.Bytes
+		total, err := readRow(s.Map("block_rows"), r.row)
+		if err != nil {
+			return o, err
 		}
 		o.Packets[r.name] = total
 	}
 	return o, nil
+}
+
+// memoryOf is memory of a map of the group, also of one that isn't kept open.
+func (s *state) memoryOf(name string) (uint64, error) {
+	if m := s.Map(name); m != nil {
+		return memory(m), nil
+	}
+	m, err := s.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	return memory(m), nil
+}
+
+// readRow adds up a row of the map block_rows.
+func readRow(m *ebpf.Map, row bpf.BlockRow) (total Counter, err error) {
+	var each []bpf.Counter
+	if err := m.Lookup(uint32(row), &each); err != nil {
+		return total, fmt.Errorf("read map block_rows: %w", err)
+	}
+	for _, cpu := range each {
+		total.Packets, total.Bytes = total.Packets+cpu.Packets, total.Bytes+cpu.Bytes
+	}
+	return total, nil
 }
 
 func (s *state) describe(ctx context.Context, name string) (List, error) {

@@ -29,6 +29,7 @@ type Engine interface {
 	WithShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
 	ReadShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
 	InNetNS(fn func() error) error
+	PeekShared(group string) (*datapath.Shared, error)
 }
 
 // Store implements API on the pinned maps.
@@ -152,9 +153,12 @@ func onState(fn func(*state) error) func(*datapath.Shared) error {
 	}
 }
 
-func nameOf(list bpf.BlockList) string {
+func nameOf(list bpf.BlockList) string { return textOf(list.Name[:]) }
+
+// textOf reads a text of C.
+func textOf(chars []int8) string {
 	var b strings.Builder
-	for _, c := range list.Name {
+	for _, c := range chars {
 		if c == 0 {
 			break
 		}
