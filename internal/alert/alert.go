@@ -1,0 +1,59 @@
+// Package alert has the document that every rule reports with, and what each
+// rule puts into it. It doesn't touch the kernel.
+package alert
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"time"
+)
+
+// Schema names the document.
+const Schema = "bpfnet.alert/v1"
+
+// RuleBlocklist notices packets that meet an entry of a list that alerts.
+const RuleBlocklist = "blocklist"
+
+// Rules lists the rules.
+func Rules() []string { return []string{RuleBlocklist} }
+
+// Severity is how bad it is.
+type Severity string
+
+// Warning is the severity of what somebody should look at.
+const Warning Severity = "warning"
+
+// Alert is one thing that a rule has noticed.
+type Alert struct {
+	Schema        string     `json:"schema"`
+	Rule          string     `json:"rule"`
+	Severity      Severity   `json:"severity"`
+	Fingerprint   string     `json:"fingerprint"` // the same for the same thing
+	StartedAt     time.Time  `json:"started_at"`
+	EndedAt       *time.Time `json:"ended_at"` // null: it isn't over, or the rule doesn't tell
+	K8s           K8s        `json:"k8s"`
+	WindowSeconds uint64     `json:"window_seconds"`
+	Observed      any        `json:"observed"`
+	Expected      any        `json:"expected"` // null: the rule has no threshold
+	Evidence      any        `json:"evidence"`
+	Loss          Loss       `json:"loss"`
+}
+
+// K8s is the Pod that it is about; null: not known.
+type K8s struct {
+	Namespace *string `json:"namespace"`
+	Pod       *string `json:"pod"`
+}
+
+// Loss is what no alert tells of.
+type Loss struct {
+	Events uint64 `json:"events"` // since the watch began
+}
+
+// fingerprint is a hash of what makes two alerts the same: 16 hexadecimal digits,
+// as Alertmanager has them.
+func fingerprint(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return hex.EncodeToString(sum[:8])
+}

@@ -1,0 +1,119 @@
+package alert
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+
+	"bpfnet/internal/blocklist"
+)
+
+// BlocklistObserved is what the rule blocklist counts: packets, of which the
+// alert is about the first one.
+type BlocklistObserved struct {
+	Packets    uint64 `json:"packets"`
+	Suppressed uint64 `json:"suppressed"` // of the episode before, without an alert
+}
+
+// BlocklistEvidence is the packet that met an entry, and the entry.
+type BlocklistEvidence struct {
+	Network   Network    `json:"network"`
+	Direction string     `json:"direction"`
+	Hook      string     `json:"hook"`
+	DevName   *string    `json:"devname"`
+	IfIndex   *uint32    `json:"ifindex"`
+	CgroupID  *string    `json:"cgroup_id"` // text: jq would round it
+	Length    uint32     `json:"length"`
+	List      *string    `json:"list"` // null: it is gone
+	Prefix    string     `json:"prefix"`
+	Action    *string    `json:"action"`
+	Dropped   bool       `json:"dropped"`
+	Matched   string     `json:"matched"`
+	Reason    *string    `json:"reason"`
+	ExpiresAt *time.Time `json:"expires_at"`
+	FoundBy   string     `json:"found_by"`
+	Domain    *string    `json:"domain"`
+}
+
+// Network is who sent a packet to whom.
+type Network struct {
+	Transport   *string `json:"transport"` // null: the packet doesn't tell
+	Type        string  `json:"type"`
+	Source      End     `json:"source"`
+	Destination End     `json:"destination"`
+}
+
+// End is an end of a connection.
+type End struct {
+	Address netip.Addr `json:"address"`
+	Port    *uint16    `json:"port"`
+}
+
+// foundByEntry says that the entry was put on the list as an address.
+const foundByEntry = "entry"
+
+// OfBlocklist is the alert of a hit. devname is nil where it isn't known; lost is
+// how many hits weren't reported since the watch began.
+func OfBlocklist(e blocklist.Event, devname *string, lost uint64) Alert {
+	prefix := e.Entry.Prefix.String()
+	return Alert{
+		Schema: Schema, Rule: RuleBlocklist, Severity: Warning,
+		Fingerprint: fingerprint(RuleBlocklist, e.Entry.List, prefix, e.FarEnd().String()),
+		StartedAt:   e.Time.UTC(), WindowSeconds: uint64(blocklist.Episode / time.Second),
+		Observed: BlocklistObserved{Packets: 1, Suppressed: e.Suppressed},
+		Evidence: BlocklistEvidence{
+			Network: NetworkOf(e), Direction: e.Direction, Hook: e.Hook,
+			DevName: devname, IfIndex: known(e.IfIndex), CgroupID: cgroupID(e.CgroupID), Length: e.Length,
+			List: known(e.Entry.List), Prefix: prefix, Action: known(string(e.Entry.Action)), Dropped: e.Dropped, Matched: string(e.Matched),
+			Reason: known(e.Entry.Reason), ExpiresAt: known(e.Entry.Expires), FoundBy: foundByEntry,
+		},
+		Loss: Loss{Events: lost},
+	}
+}
+
+// known is nil for a zero value.
+func known[T comparable](value T) *T {
+	var zero T
+	if value == zero {
+		return nil
+	}
+	return &value
+}
+
+func cgroupID(id uint64) *string {
+	if id == 0 {
+		return nil
+	}
+	text := strconv.FormatUint(id, 10)
+	return &text
+}
+
+// NetworkOf is who sent the packet of a hit to whom.
+func NetworkOf(e blocklist.Event) Network {
+	n := Network{
+		Transport: known(transport(e.Protocol)), Type: "ipv6",
+		Source:      End{e.Source.Addr(), known(e.Source.Port())},
+		Destination: End{e.Destination.Addr(), known(e.Destination.Port())},
+	}
+	if e.Source.Addr().Is4() {
+		n.Type = "ipv4"
+	}
+	return n
+}
+
+// transport is the word for a protocol of IP, or its number.
+func transport(protocol uint8) string {
+	switch protocol {
+	case 0:
+		return ""
+	case 1, 58:
+		return "icmp"
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	case 132:
+		return "sctp"
+	}
+	return strconv.Itoa(int(protocol))
+}
