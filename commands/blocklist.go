@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/feed"
 	"bpfnet/output"
@@ -322,26 +323,28 @@ func (e *Env) noteUnattachedBlocklist(c *cli.Context, b Backend, change blocklis
 	if change.Added == 0 {
 		return nil
 	}
-	instances, err := b.Instances(c.Context, "")
-	if err != nil {
+	loaded, attachments, err := blocklistInstances(c.Context, b)
+	switch {
+	case err != nil:
 		return err
-	}
-	loaded := ""
-	for _, in := range instances {
-		switch {
-		case !isBlocklist(in):
-		case len(in.Attachments) > 0:
-			return nil
-		default:
-			loaded = in.Name
-		}
-	}
-	if loaded == "" {
+	case loaded == "":
 		e.note(c, "note: blocklist is not loaded, so nothing is blocked: bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both")
-	} else {
+	case len(attachments) == 0:
 		e.note(c, "note: %s is not attached, so nothing is blocked: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
 	}
 	return nil
+}
+
+// blocklistInstances returns where the blocklist is attached, and the name of an
+// instance; "" if none is loaded.
+func blocklistInstances(ctx context.Context, b Backend) (loaded string, attachments []datapath.Attachment, err error) {
+	instances, err := b.Instances(ctx, "")
+	for _, in := range instances {
+		if isBlocklist(in) {
+			loaded, attachments = in.Name, append(attachments, in.Attachments...)
+		}
+	}
+	return loaded, attachments, err
 }
 
 func changeTable(d blocklistChange) output.Table {

@@ -9,6 +9,7 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/completions"
+	"bpfnet/internal/alert"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/traffic"
@@ -165,6 +166,8 @@ func (co *completer) value(flag string) []string {
 		return typeCandidates(co.line.path)
 	case "inner":
 		return co.maps()
+	case "rule":
+		return alert.Rules()
 	case "name", "instance", "before", "after":
 		return co.loaded()
 	case "prog":

@@ -27,13 +27,10 @@ func mapEventsCommand(env *Env) *cli.Command {
 		Description: "Records are taken out of the map, so one process reads it at a time: a map that another one has open is refused. " +
 			"Their type is what the map's definition in C says, in the BTF of the programs that use it or in the object that it was loaded from; " +
 			"else the structure that is called like the map (events: struct event); else they are bytes.",
-		Flags: []cli.Flag{
+		Flags: append(eventFlags("records"),
 			&cli.StringFlag{Name: "type", Usage: "`TYPE` of the records in C, as in 'struct event'"},
 			&cli.StringFlag{Name: "btf", Usage: "take the type from the object `FILE`"},
-			&cli.Uint64Flag{Name: "count", DefaultText: noLimit, Usage: "end after `N` records"},
-			&cli.DurationFlag{Name: "for", DefaultText: noLimit, Usage: "end after `TIME`"},
-			&cli.BoolFlag{Name: "steal", Usage: "read it although another process has the map open"},
-		},
+		),
 		Action: func(c *cli.Context) error {
 			request, err := env.eventsRequest(c)
 			if err != nil {
@@ -58,15 +55,11 @@ func (e *Env) eventsRequest(c *cli.Context) (maps.EventsRequest, error) {
 	if err != nil {
 		return request, err
 	}
-	switch {
-	case c.IsSet("count") && c.Uint64("count") == 0:
-		return request, usage(c, "--count 0: the least is 1")
-	case c.IsSet("for") && c.Duration("for") <= 0:
-		return request, usage(c, "--for %s: it must be longer than 0", c.Duration("for"))
-	case c.IsSet("type") && request.Type == "":
+	if c.IsSet("type") && request.Type == "" {
 		return request, usage(c, "--type is empty")
-	case c.Bool("dry-run"):
-		return request, usage(c, "--dry-run: reading records takes them out of the map")
+	}
+	if err := checkEventFlags(c); err != nil {
+		return request, err
 	}
 	request.Map = w.ref
 	if c.IsSet("btf") {
@@ -74,6 +67,28 @@ func (e *Env) eventsRequest(c *cli.Context) (maps.EventsRequest, error) {
 		request.BTF, err = e.typesFile(request.From)
 	}
 	return request, err
+}
+
+// eventFlags are the flags of streams of what is taken out of a map; check them
+// with checkEventFlags.
+func eventFlags(what string) []cli.Flag {
+	return []cli.Flag{
+		&cli.Uint64Flag{Name: "count", DefaultText: noLimit, Usage: "end after `N` " + what},
+		&cli.DurationFlag{Name: "for", DefaultText: noLimit, Usage: "end after `TIME`"},
+		&cli.BoolFlag{Name: "steal", Usage: "read them although another process has the map open"},
+	}
+}
+
+func checkEventFlags(c *cli.Context) error {
+	switch {
+	case c.IsSet("count") && c.Uint64("count") == 0:
+		return usage(c, "--count 0: the least is 1")
+	case c.IsSet("for") && c.Duration("for") <= 0:
+		return usage(c, "--for %s: it must be longer than 0", c.Duration("for"))
+	case c.Bool("dry-run"):
+		return usage(c, "--dry-run: reading records takes them out of the map")
+	}
+	return nil
 }
 
 // typesFile reads an object that has types.
@@ -98,13 +113,8 @@ func (e *Env) mapEvents(c *cli.Context, p *output.Printer, api maps.API, request
 	defer stream.Close()
 	source := stream.Source()
 	e.notes(c, source.Notes)
-	ctx, stop := e.whileRead(c.Context)
+	ctx, stop := e.whileRead(c.Context, c.Duration("for"))
 	defer stop()
-	if limit := c.Duration("for"); limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
 	read, err := stream.Read(ctx, c.Uint64("count"), eventPrinter(p, source))
 	if err != nil {
 		return err
@@ -116,10 +126,13 @@ func (e *Env) mapEvents(c *cli.Context, p *output.Printer, api maps.API, request
 // readerCheck is the time between two looks whether somebody reads the output.
 const readerCheck = 250 * time.Millisecond
 
-// whileRead returns a context that ends when nobody reads the output any more:
-// a stream that is silent wouldn't notice.
-func (e *Env) whileRead(parent context.Context) (context.Context, context.CancelFunc) {
+// whileRead returns a context that ends when nobody reads the output any more,
+// which a stream that is silent wouldn't notice, or after a limit, unless it is 0.
+func (e *Env) whileRead(parent context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(parent)
+	if limit > 0 {
+		ctx, cancel = context.WithTimeout(parent, limit)
+	}
 	go func() {
 		ticker := time.NewTicker(readerCheck)
 		defer ticker.Stop()

@@ -1,0 +1,312 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/alert"
+	"bpfnet/internal/blocklist"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/output"
+)
+
+func watchAlertsCommand(env *Env) *cli.Command {
+	return &cli.Command{
+		Name:  "alerts",
+		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert",
+		Description: "The rule blocklist tells of the first hit of an entry and a far end, and again when there was none for ten seconds. " +
+			"Alerts are taken out of the ring buffer block_events, so one process reads them at a time; what comes while none does waits there.",
+		Flags: append(eventFlags("alerts"),
+			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: blocklist"},
+			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
+			&cli.BoolFlag{Name: "once", Usage: "only what is there already; exit 10 if that is anything"},
+			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost"},
+		),
+		Action: func(c *cli.Context) error {
+			if err := checkAlertFlags(c); err != nil {
+				return err
+			}
+			p, b, err := env.open(c)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			if err := env.watchAlerts(c, p, b); c.Context.Err() == nil || !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil // interrupted before there was something to show
+		},
+	}
+}
+
+func checkAlertFlags(c *cli.Context) error {
+	if err := args(c); err != nil {
+		return err
+	}
+	for _, rule := range c.StringSlice("rule") {
+		if _, err := oneOf("rule", rule, alert.Rules()...); err != nil {
+			return err
+		}
+	}
+	if c.Bool("once") && c.IsSet("for") {
+		return usage(c, "--once and --for exclude each other")
+	}
+	return checkEventFlags(c)
+}
+
+// watchAlerts shows alerts until there were enough, the time is over, the command
+// is interrupted or nobody reads its output any more.
+func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend) error {
+	devices, err := e.alertPlaces(c, b)
+	if err != nil {
+		return err
+	}
+	source, err := b.Blocklist().Events(c.Context, blocklist.EventsRequest{Steal: c.Bool("steal"), LockTimeout: c.Duration("lock-timeout")})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	e.notes(c, source.Notes())
+	w := &alertWatch{
+		source: source, stream: p.Stream(), devices: devices,
+		list: c.String("list"), most: c.Uint64("count"),
+		note: func(text string) { e.note(c, "note: %s", text) },
+	}
+	ctx, stop := e.whileRead(c.Context, c.Duration("for"))
+	defer stop()
+	if err := w.run(ctx, c.Bool("once")); err != nil {
+		return err
+	}
+	return w.conclude(c.Bool("once"), c.Bool("strict"))
+}
+
+// alertPlaces returns the devices that alerts may be of, and says what there won't
+// be alerts of.
+func (e *Env) alertPlaces(c *cli.Context, b Backend) (*deviceNames, error) {
+	loaded, attachments, err := blocklistInstances(c.Context, b)
+	switch {
+	case err != nil:
+		return nil, err
+	case loaded == "":
+		return nil, fault.New(fault.ErrNotFound, "watch alerts: blocklist is not loaded").
+			Hint("bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both")
+	case len(attachments) == 0:
+		e.note(c, "note: %s is not attached, so nothing is noticed: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
+	}
+	overview, err := b.Blocklist().Overview(c.Context)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.checkAlertLists(c, overview.Lists); err != nil {
+		return nil, err
+	}
+	devices := &deviceNames{backend: b}
+	devices.set(attachments)
+	return devices, nil
+}
+
+func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List) error {
+	name := c.String("list")
+	chosen := slices.DeleteFunc(slices.Clone(lists), func(l blocklist.List) bool { return c.IsSet("list") && l.Name != name })
+	if c.IsSet("list") && len(chosen) == 0 {
+		return fault.New(fault.ErrNotFound, "no list %q", name).Hint("bpfnet blocklist lists   shows those there are")
+	}
+	if !slices.ContainsFunc(chosen, func(l blocklist.List) bool {
+		return l.Action == blocklist.Alert || l.Action == blocklist.AlertAndDrop
+	}) {
+		e.note(c, "note: no list alerts yet: bpfnet blocklist add ADDRESS makes one that does, bpfnet blocklist action alert+drop --list NAME has one do so")
+	}
+	return nil
+}
+
+// alertWatch shows alerts.
+type alertWatch struct {
+	source  blocklist.EventSource
+	stream  *output.Stream
+	devices *deviceNames
+	note    func(string)
+	list    string // "": all
+	most    uint64 // how many to show; 0: all
+	shown   uint64
+	lost    uint64 // how many lost events a note has told of
+}
+
+// lossInterval is the time between two looks whether events were lost.
+const lossInterval = time.Second
+
+// run shows alerts until there were enough or ctx ends. One goroutine reads the
+// ring buffer and waits while what it has read is shown here; what else may happen
+// during a watch has its case here, too.
+func (w *alertWatch) run(ctx context.Context, pending bool) error {
+	batches, shown, ended := make(chan []blocklist.Event), make(chan error), make(chan error, 1)
+	go func() {
+		ended <- w.source.Read(ctx, blocklist.EventsReading{
+			Emit:    func(events []blocklist.Event) error { batches <- events; return <-shown },
+			Most:    w.left,
+			Pending: pending,
+		})
+	}()
+	loss := time.NewTicker(lossInterval)
+	defer loss.Stop()
+	for {
+		select {
+		case events := <-batches:
+			shown <- w.show(ctx, events)
+		case <-loss.C:
+			w.noteLoss()
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// batchAlerts is the most that is read before it is shown.
+const batchAlerts = 1024
+
+// left is how many alerts the next batch may have.
+func (w *alertWatch) left() int {
+	if w.most == 0 {
+		return batchAlerts
+	}
+	return int(min(w.most-w.shown, batchAlerts))
+}
+
+// show writes the alerts of events, all at once.
+func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
+	loss, err := w.source.Loss()
+	if err != nil {
+		return err
+	}
+	for _, event := range events {
+		if w.list != "" && event.Entry.List != w.list {
+			continue
+		}
+		device := w.devices.of(ctx, event)
+		document, err := output.Marshal(alert.OfBlocklist(event, device, loss.Events))
+		if err != nil {
+			return err
+		}
+		if err := w.stream.Add(document, func() string { return alertLine(event, device) }); err != nil {
+			return err
+		}
+		w.shown++
+	}
+	return w.stream.Flush()
+}
+
+// noteLoss says when more events were lost than it said before.
+func (w *alertWatch) noteLoss() {
+	loss, err := w.source.Loss()
+	if err != nil || loss.Events == w.lost { // an error is told in the end
+		return
+	}
+	w.lost = loss.Events
+	w.note(fmt.Sprintf("events lost so far, because they weren't read fast enough: %d", loss.Events))
+}
+
+// conclude says what no alert told of, and makes errors of what was asked for as
+// such.
+func (w *alertWatch) conclude(once, strict bool) error {
+	loss, err := w.source.Loss()
+	if err != nil {
+		return err
+	}
+	w.noteLoss()
+	if loss.Before > 0 {
+		w.note(fmt.Sprintf("the buffer of events was full when the watch began; events lost since the lists were made: %d", loss.Before))
+	}
+	if loss.Suppressed > 0 {
+		w.note(fmt.Sprintf("hits without an alert, within %s of one of the same entry and far end: %d", blocklist.Episode, loss.Suppressed))
+	}
+	switch {
+	case strict && loss.Events+loss.Before > 0:
+		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", loss.Events+loss.Before)
+	case once && w.shown > 0:
+		return fault.New(fault.ErrDiffers, "watch alerts: alerts: %d", w.shown)
+	}
+	return nil
+}
+
+// deviceNames are the names of the interfaces that the blocklist is attached to.
+type deviceNames struct {
+	backend Backend
+	names   map[uint32]*string // nil: interfaces of several namespaces have that index
+	read    time.Time
+}
+
+// How often names are read again: when they may have changed, and when one isn't
+// known. Who changes attachments may hold the lock for long, which nobody waits
+// for.
+const (
+	namesAge     = 10 * time.Second
+	namesRetry   = time.Second
+	namesLongest = 20 * time.Millisecond
+)
+
+func (d *deviceNames) set(attachments []datapath.Attachment) {
+	d.names, d.read = map[uint32]*string{}, time.Now()
+	for _, a := range attachments {
+		if a.IfIndex == nil || a.DevName == nil || a.Defunct {
+			continue
+		}
+		name := a.DevName
+		if before, known := d.names[*a.IfIndex]; known && (before == nil || *before != *name) {
+			name = nil
+		}
+		d.names[*a.IfIndex] = name
+	}
+}
+
+// of returns the interface of an event, nil if it isn't known. In a cgroup the
+// index may be one of any namespace.
+func (d *deviceNames) of(ctx context.Context, e blocklist.Event) *string {
+	if e.Hook == "cgroup" {
+		return nil
+	}
+	name, known := d.names[e.IfIndex]
+	if age := time.Since(d.read); age < namesRetry || known && age < namesAge {
+		return name
+	}
+	ctx, cancel := context.WithTimeout(ctx, namesLongest)
+	defer cancel()
+	d.read = time.Now()
+	if _, attachments, err := blocklistInstances(ctx, d.backend); err == nil {
+		d.set(attachments)
+	}
+	return d.names[e.IfIndex]
+}
+
+// alertLine is a hit for people.
+func alertLine(e blocklist.Event, device *string) string {
+	fate, list, place := "alerted", e.Entry.List, "#"+strconv.FormatUint(uint64(e.IfIndex), 10)
+	if e.Dropped {
+		fate = "dropped"
+	}
+	if list == "" {
+		list = "(gone)"
+	}
+	if device != nil {
+		place = *device
+	}
+	network := alert.NetworkOf(e)
+	line := fmt.Sprintf("%s  %-10s  %-18s  %s  %-4s  %-45s  %-10s  %s",
+		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, orEmpty(network.Transport),
+		endText(e.Source)+" -> "+endText(e.Destination), place, e.Entry.Reason)
+	return strings.TrimRight(line, " ")
+}
+
+func endText(end netip.AddrPort) string {
+	if end.Port() == 0 {
+		return end.Addr().String()
+	}
+	return end.String()
+}
