@@ -60,7 +60,7 @@ func TestCrowd(t *testing.T) {
 	}
 	c := &crowd{node: newNode(t), T: t, binary: crowdBinary(t), cgroup: testkit.Cgroup(t), runs: map[string]int{}, lines: map[string]bool{}}
 	for _, line := range []string{
-		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt",
+		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt", "load blocklist",
 		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
 		"attach tc port-filter --dev veth-b --direction egress",
 	} {
@@ -346,6 +346,7 @@ func (c *crowd) blocks(i int) {
 	c.do(works, "blocklist", "test", "198.18.0.0")
 	c.do(works, "blocklist", "remove", "198.51.100.250", "--list", "feed", "-q")
 	c.do(works, "blocklist", "sync", "-q")
+	c.do(contended, "watch", "alerts", "--for", "50ms", "-q")
 }
 
 func (c *crowd) setsDefault(i int) {

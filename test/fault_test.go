@@ -501,9 +501,10 @@ func TestStreamsEndInOrder(t *testing.T) {
 	n := newNode(t)
 	n.must(t, "load", "pod-traffic")
 	n.must(t, "load", "../internal/datapath/testdata/events.o", "--name", "ev")
+	n.must(t, "load", "blocklist")
 	before := n.summary(t)
 	for i, line := range []string{
-		"map events ev/events", "map events ev/samples",
+		"map events ev/events", "map events ev/samples", "watch alerts",
 		"watch pods --interval 10ms", "status --interval 10ms", "map watch " + prefixes + " --interval 10ms",
 		"run xdp-counter --dev veth-b --mode generic --interval 10ms", "run port-filter --dev veth-a --interval 10ms",
 	} {

@@ -69,6 +69,7 @@ var everyCommand = []struct{ command, how string }{
 	{"blocklist add 198.51.100.0/24 2001:db8:bad::/48", ""},
 	{"blocklist add --domain *.bad.example", ""},
 	{"blocklist list --hits", ""},
+	{"watch alerts --for 100ms", ""},
 	{"blocklist clear", ""},
 	{"watch pods --once", ""},
 	{"watch counters --once", ""},

@@ -60,6 +60,7 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 		{"blocklist", "add", "198.51.100.7", "--reason", "scans"},
 		{"blocklist", "add", "--domain", "*.bad.example"},
 		{"blocklist", "list", "--hits"}, {"blocklist", "lists"}, {"blocklist", "test", "198.51.100.7"},
+		{"watch", "alerts", "--once"},
 		{"blocklist", "clear"},
 		{"status"}, {"prog", "list"}, {"link", "list"}, {"map", "list"}, {"programs"}, {"doctor"},
 		{"net", "show"}, {"cgroup", "show", cgroup}, {"-j", "prog", "show", "pod-traffic"}, {"-j", "link", "show", "pod-traffic"},
