@@ -1,6 +1,7 @@
 package alert
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"time"
@@ -50,7 +51,7 @@ type End struct {
 }
 
 // foundByEntry says that the entry was put on the list as an address.
-const foundByEntry = "entry"
+const foundByEntry blocklist.FoundBy = "entry"
 
 // OfBlocklist is the alert of a hit. devname is nil where it isn't known; lost is
 // how many hits weren't reported since the watch began.
@@ -65,7 +66,8 @@ func OfBlocklist(e blocklist.Event, devname *string, lost uint64) Alert {
 			Network: NetworkOf(e), Direction: e.Direction, Hook: e.Hook,
 			DevName: devname, IfIndex: known(e.IfIndex), CgroupID: cgroupID(e.CgroupID), Length: e.Length,
 			List: known(e.Entry.List), Prefix: prefix, Action: known(string(e.Entry.Action)), Dropped: e.Dropped, Matched: string(e.Matched),
-			Reason: known(e.Entry.Reason), ExpiresAt: known(e.Entry.Expires), FoundBy: foundByEntry,
+			Reason: known(e.Entry.Reason), ExpiresAt: known(e.Entry.Expires),
+			FoundBy: string(cmp.Or(e.Entry.FoundBy, foundByEntry)), Domain: known(e.Entry.Domain),
 		},
 		Loss: Loss{Events: lost},
 	}

@@ -326,17 +326,17 @@ func TestObserve(t *testing.T) {
 	addDomains(t, s, DefaultList, "evil.example", "*.bad.example")
 	time.Sleep(lookAgain)
 	seen, err := f.Observe(ctx, answer)
-	if err != nil || len(seen) != 1 || seen[0].Domain != "*.bad.example" || seen[0].AddressesAdded != 1 || seen[0].RefusedN != 1 {
+	if err != nil || len(seen) != 1 || seen[0].Domain != "*.bad.example" || len(seen[0].Addresses) != 1 || len(seen[0].Refused) != 1 {
 		t.Fatalf("%+v, %v", seen, err)
 	}
 	wantVerdicts(t, s, "192.0.2.7 alert+drop")
 	wantListed(t, s, DefaultList, "*.bad.example wildcard", "*.bad.example 192.0.2.7 answer", "evil.example resolved", "evil.example 192.0.2.1 resolver")
-	if seen, err = f.Observe(ctx, answer); err != nil || len(seen) != 1 || seen[0].AddressesAdded != 0 {
+	if seen, err = f.Observe(ctx, answer); err != nil || len(seen) != 1 || len(seen[0].Addresses) != 0 {
 		t.Errorf("again: %+v, %v", seen, err)
 	}
 	// What the resolver found isn't ended by an answer, nor does the answer say less.
 	answer.Chain, answer.Addresses = []string{"evil.example"}, []dns.Address{{Addr: netip.MustParseAddr("192.0.2.1"), TTL: time.Second}}
-	if seen, err = f.Observe(ctx, answer); err != nil || len(seen) != 1 || seen[0].Changed {
+	if seen, err = f.Observe(ctx, answer); err != nil || len(seen) != 1 || len(seen[0].Addresses) != 0 {
 		t.Errorf("known: %+v, %v", seen, err)
 	}
 	answer.Chain = []string{"bad.example"} // not below the wildcard

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -274,6 +275,7 @@ func (e *eventSource) describe(records [][]byte) error {
 	}
 	booted := time.Now().Add(-time.Duration(clock.Nano()))
 	e.events = e.events[:0]
+	e.state.domains, e.state.answers = nil, nil // they change without the settings
 	for _, record := range records {
 		var raw bpf.BlockEvent
 		if _, err := binary.Decode(record, binary.NativeEndian, &raw); err != nil {
@@ -325,14 +327,27 @@ func (s *state) known(hit bpf.HitKey) Entry {
 	known.List, known.Action = nameOf(s.lists[number]), s.action(number)
 	e, found, err := s.lookup(number, p)
 	if err != nil || !found {
+		known.List = strings.TrimSuffix(known.List, addressesSuffix)
 		return known
 	}
 	known.Expires = s.expiry(e)
+	if strings.HasSuffix(known.List, addressesSuffix) {
+		s.nameOwner(number, &known)
+	}
 	var note bpf.BlockNote
 	if e.note != 0 && s.Map("block_notes").Lookup(e.note, &note) == nil {
 		known.Reason = textOf(note.Text[:])
 	}
 	return known
+}
+
+// nameOwner says which domain a hit address belongs to, if that can be read.
+func (s *state) nameOwner(number uint32, e *Entry) {
+	o, err := s.owners(context.Background(), number)
+	if err == nil {
+		o.name(e)
+	}
+	e.List = strings.TrimSuffix(e.List, addressesSuffix)
 }
 
 // identified returns the number of the list of an identity.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -30,7 +31,8 @@ type followed struct {
 // Sighting is a domain of a list that was seen with addresses.
 type Sighting struct {
 	List, Domain string
-	Change
+	Addresses    []netip.Addr // that weren't blocked for a domain of the list before
+	Refused      []Refusal    // the others that are not
 }
 
 // lookAgain is how long a follower relies on the lists that it knows.
@@ -63,8 +65,8 @@ func (f *follower) Observe(ctx context.Context, a dns.Answer) (seen []Sighting, 
 	err = f.store.write(ctx, false, func(st *state) error {
 		st.guard = &f.guard
 		for _, l := range lessons {
-			one := Sighting{List: l.list, Domain: l.domain}
-			if err := st.learnSeen(ctx, l, &one.Change); err != nil {
+			one, err := st.learnSeen(ctx, l)
+			if err != nil {
 				return err
 			}
 			seen = append(seen, one)
@@ -143,35 +145,38 @@ func candidates(name string) []string {
 
 // learnSeen is learn for one answer that was seen. It reads no more than it needs,
 // because packets to the addresses are on their way.
-func (s *state) learnSeen(ctx context.Context, l lesson, change *Change) error {
+func (s *state) learnSeen(ctx context.Context, l lesson) (seen Sighting, err error) {
+	seen = Sighting{List: l.list, Domain: l.domain}
 	number, exists := s.find(l.list)
 	addresses, has := s.find(addressesOf(l.list))
 	if !exists || !has {
-		return nil
+		return seen, nil
 	}
 	d := domain{identity: uint32(s.lists[number].Identity), name: l.domain}
-	err := s.Map("block_domains").Lookup(d.key(), &d.BlockDomain)
+	err = s.Map("block_domains").Lookup(d.key(), &d.BlockDomain)
 	if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && s.isOver(entry{expires: d.Expires}) {
-		return nil
+		return seen, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read map block_domains: %w", err)
+		return seen, fmt.Errorf("read map block_domains: %w", err)
 	}
-	taken, err := s.answersOf(ctx, d, l, change)
+	taken, refused, err := s.answersOf(ctx, d, l)
 	if err != nil {
-		return err
+		return seen, err
 	}
+	seen.Refused = refused
 	var fresh []entry
 	for _, one := range taken {
 		changed, err := s.putLonger(one)
 		if err != nil {
-			return err
+			return seen, err
 		}
 		if e := (entry{prefix: one.prefix(), expires: one.Expires, note: one.Note}); changed {
 			fresh = append(fresh, e)
 		}
 	}
-	return s.putAddresses(ctx, l.list, addresses, sortEntries(fresh), change)
+	seen.Addresses, err = s.putAddresses(ctx, l.list, addresses, sortEntries(fresh))
+	return seen, err
 }
 
 // putLonger writes an answer, unless the same one is there for longer.
@@ -188,25 +193,24 @@ func (s *state) putLonger(one answer) (bool, error) {
 }
 
 // putAddresses makes addresses entries of a list of addresses, those left out that
-// are there for longer.
-func (s *state) putAddresses(ctx context.Context, list string, number uint32, fresh []entry, change *Change) error {
+// are there for longer, and returns those that are new.
+func (s *state) putAddresses(ctx context.Context, list string, number uint32, fresh []entry) (added []netip.Addr, err error) {
 	var longer []entry
 	for _, e := range fresh {
 		old, found, err := s.lookup(number, e.prefix)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if found && (old.expires == 0 || e.expires != 0 && old.expires >= e.expires) {
 			continue
 		}
 		if !found || s.isOver(old) {
-			change.AddressesAdded++
+			added = append(added, e.netip().Addr())
 		}
 		longer = append(longer, e)
 	}
 	if len(longer) == 0 {
-		return nil
+		return nil, nil
 	}
-	change.Changed = true
-	return s.put(ctx, addressesOf(list), longer)
+	return added, s.put(ctx, addressesOf(list), longer)
 }

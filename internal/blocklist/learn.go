@@ -90,9 +90,12 @@ func (s *state) learnOne(ctx context.Context, l lesson, change *Change) (changed
 	if err != nil {
 		return false, err
 	}
-	taken, err := s.answersOf(ctx, d, l, change)
+	taken, refused, err := s.answersOf(ctx, d, l)
 	if err != nil {
 		return false, err
+	}
+	for _, r := range refused {
+		change.refuse(r)
 	}
 	for _, one := range taken {
 		old, found := known.all[one.key()]
@@ -131,28 +134,26 @@ func (s *state) lookupDomain(ctx context.Context, list, name string) (domain, bo
 
 // answersOf returns the addresses of an answer that are taken. Those that would
 // lock people out are refused: who owns a domain chooses its addresses.
-func (s *state) answersOf(ctx context.Context, d domain, l lesson, change *Change) ([]answer, error) {
+func (s *state) answersOf(ctx context.Context, d domain, l lesson) (taken []answer, refused []Refusal, err error) {
 	if len(l.Addresses) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	free := d.Forced != 0 || l.list == AllowList
 	var g guard
 	if !free {
-		var err error
 		if g, err = s.ownGuard(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	note, err := s.noteOf(ctx, d, l)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var taken []answer
 	for _, a := range l.Addresses {
 		one := answer{identity: d.identity, domain: d.Number, address: a.Addr.Unmap().WithZone("")}
 		one.Note, one.Source, one.Expires = note, bpf.AnswerResolved, d.Expires
 		if why := g.refuses(one.prefix()); !free && why != "" {
-			change.refuse(Refusal{Where: l.domain + ": " + one.address.String(), Reason: why})
+			refused = append(refused, Refusal{Where: l.domain + ": " + one.address.String(), Reason: why})
 			continue
 		}
 		if l.seen {
@@ -161,7 +162,7 @@ func (s *state) answersOf(ctx context.Context, d domain, l lesson, change *Chang
 		}
 		taken = append(taken, one)
 	}
-	return taken, nil
+	return taken, refused, nil
 }
 
 // earlier is an end after some time, or the other one if that is before.
