@@ -50,6 +50,11 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // a filter stays as long as its device
+		if _, err := engine.Detach(context.Background(), datapath.DetachRequest{Name: "dns"}); err != nil {
+			t.Error(err)
+		}
+	})
 	events, err := engine.OpenMap("dns", "dns_events", false)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,14 +223,13 @@ func TestFailures(t *testing.T) {
 }
 
 func TestNobodyListens(t *testing.T) {
-	s := serve(t, "", loopback, nil)
+	s := serve(t, "", loopback, zone(t, "x.example. 60 A 192.0.2.1", "x.example. 60 AAAA 2001:db8::1"))
 	conn, err := net.ListenPacket("udp", loopback)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
 	nobody := netip.MustParseAddrPort(conn.LocalAddr().String())
-	s.answer = zone(t, "x.example. 60 A 192.0.2.1", "x.example. 60 AAAA 2001:db8::1")
 	_, err = resolver("", nobody).Resolve(t.Context(), "x.example")
 	want(t, fmt.Sprint(err), fmt.Sprintf("resolve x.example: %s refuses the connection: connection refused", nobody))
 	_, err = resolver("", nobody, s.at).Resolve(t.Context(), "x.example")
@@ -241,23 +241,23 @@ func TestNobodyListens(t *testing.T) {
 // TestOneFamily: what isn't known isn't taken for what isn't there.
 func TestOneFamily(t *testing.T) {
 	answer := zone(t, "x.example. 60 A 192.0.2.1", "x.example. 60 AAAA 2001:db8::1", "no4.example. 60 AAAA 2001:db8::1")
-	var failing uint16
-	code := wire.RcodeServerFailure
+	var failing, code atomic.Int32
+	code.Store(wire.RcodeServerFailure)
 	s := serve(t, "", loopback, func(w wire.ResponseWriter, q, reply *wire.Msg) {
-		if q.Question[0].Qtype == failing {
-			fails(code)(w, q, reply)
+		if int32(q.Question[0].Qtype) == failing.Load() {
+			fails(int(code.Load()))(w, q, reply)
 		} else {
 			answer(w, q, reply)
 		}
 	})
 	r := resolver("", s.at)
-	failing = wire.TypeAAAA
+	failing.Store(int32(wire.TypeAAAA))
 	want(t, shown(r.Resolve(t.Context(), "x.example")), fmt.Sprintf(`192.0.2.1 1m0s chain=x.example ttl=1m0s failed6="%s failed (SERVFAIL)"`, s.at))
 	want(t, shown(r.Resolve(t.Context(), "no4.example")), fmt.Sprintf(`chain= ttl=0s error="resolve no4.example: %s failed (SERVFAIL)"`, s.at))
 	want(t, shown(r.Resolve(t.Context(), "no.example")), fmt.Sprintf(`chain= ttl=0s error="resolve no.example: %s failed (SERVFAIL)"`, s.at))
-	failing = wire.TypeA
+	failing.Store(int32(wire.TypeA))
 	want(t, shown(r.Resolve(t.Context(), "x.example")), fmt.Sprintf(`2001:db8::1 1m0s chain=x.example ttl=1m0s failed4="%s failed (SERVFAIL)"`, s.at))
-	code = wire.RcodeNameError
+	code.Store(wire.RcodeNameError)
 	want(t, shown(r.Resolve(t.Context(), "x.example")), "2001:db8::1 1m0s chain=x.example ttl=1m0s")
 }
 
