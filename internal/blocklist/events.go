@@ -276,13 +276,17 @@ func (e *eventSource) describe(records [][]byte) error {
 	booted := time.Now().Add(-time.Duration(clock.Nano()))
 	e.events = e.events[:0]
 	e.state.domains, e.state.answers = nil, nil // they change without the settings
+	entries := map[bpf.HitKey]Entry{} // a scan meets one again and again
 	for _, record := range records {
 		var raw bpf.BlockEvent
 		if _, err := binary.Decode(record, binary.NativeEndian, &raw); err != nil {
 			return fmt.Errorf("read events of map block_events: a record of %d bytes: %w", len(record), err)
 		}
-		event := newEvent(raw, booted)
-		event.Entry = e.state.known(raw.Entry)
+		event, found := newEvent(raw, booted), false
+		if event.Entry, found = entries[raw.Entry]; !found {
+			event.Entry = e.state.known(raw.Entry)
+			entries[raw.Entry] = event.Entry
+		}
 		e.events = append(e.events, event)
 	}
 	return nil
