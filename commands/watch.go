@@ -28,8 +28,8 @@ const watchInterval = 2 * time.Second
 func watchCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "watch",
-		Usage: "show what loaded programs count, again and again",
-		Description: "The first document comes at once, without rates (null); each later one has the rates since the one before. " +
+		Usage: "show what loaded programs count, again and again, and what rules notice",
+		Description: "Of counters the first document comes at once, without rates (null); each later one has the rates since the one before. " +
 			"--once ends after the first; with --interval it waits that long first and shows rates.",
 		Subcommands: []*cli.Command{watchPodsCommand(env), watchCountersCommand(env), watchAlertsCommand(env)},
 	}
