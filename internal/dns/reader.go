@@ -3,21 +3,18 @@ package dns
 import (
 	"context"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
+	"bpfnet/internal/maps"
 )
 
-// mostAnswers is about how many answers Read returns at once.
-const mostAnswers = 1024
+// mostRecords is how many records are read before their answers are told.
+const mostRecords = 64
 
 // Flags of TCP.
 const (
@@ -35,61 +32,52 @@ type Counters struct {
 }
 
 // Reader reads the ring buffer of program dns, which one reader empties. It is
-// for one goroutine, but for Close.
+// for one goroutine.
 type Reader struct {
-	ring     *ringbuf.Reader
-	record   ringbuf.Record
+	records  *maps.Records
 	streams  *streams
 	event    bpf.DNSEvent // that is being read
 	answers  []Answer
 	counters Counters
 }
 
-// Open returns a reader of the map dns_events. The map may be closed afterwards.
-func Open(m *ebpf.Map) (*Reader, error) {
-	ring, err := ringbuf.NewReader(m)
+// Open reads a map dns_events, called ref in errors, and closes it in the end. It
+// has one reader, as maps.OpenRecords says.
+func Open(ctx context.Context, m *ebpf.Map, ref string, lockTimeout time.Duration, steal bool) (*Reader, error) {
+	records, err := maps.OpenRecords(ctx, m, ref, lockTimeout, steal)
 	if err != nil {
-		return nil, fmt.Errorf("read DNS answers: %w", err)
+		return nil, err
 	}
-	return newReader(ring), nil
+	r := newReader()
+	r.records = records
+	return r, nil
 }
 
-func newReader(ring *ringbuf.Reader) *Reader {
-	r := &Reader{ring: ring}
+func newReader() *Reader {
+	r := &Reader{}
 	r.streams = newStreams(r.whole)
 	return r
 }
 
-// Read waits for answers and returns those that are there. It fails with the
-// cause when the context ends, and with os.ErrClosed after Close; what was read
-// before is returned, too.
-func (r *Reader) Read(ctx context.Context) ([]Answer, error) {
-	stop := context.AfterFunc(ctx, func() { _ = r.ring.Flush() })
-	defer stop()
-	r.answers = nil
-	r.ring.SetDeadline(time.Time{})
-	for {
-		if ctx.Err() != nil {
-			return r.answers, context.Cause(ctx)
-		}
-		err := r.ring.ReadInto(&r.record)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && len(r.answers) > 0:
-			return r.answers, nil
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
-			continue // of an earlier call
-		case err != nil:
-			return r.answers, fmt.Errorf("read DNS answers: %w", err)
-		}
-		r.take(r.record.RawSample)
-		switch {
-		case len(r.answers) == 0:
-		case r.record.Remaining == 0 || len(r.answers) >= mostAnswers:
-			return r.answers, nil
-		default:
-			r.ring.SetDeadline(time.Unix(1, 0)) // what remains may be nothing that is told
-		}
-	}
+// Notes is what there is to say about other readers.
+func (r *Reader) Notes() []string { return r.records.Notes }
+
+// Read emits answers as they come, until emit fails or ctx ends, which is no error.
+func (r *Reader) Read(ctx context.Context, emit func([]Answer) error) error {
+	return r.records.Read(ctx, maps.Reading{
+		Emit: func(records [][]byte) error {
+			r.answers = nil
+			for _, record := range records {
+				r.take(record)
+			}
+			if len(r.answers) == 0 {
+				return nil
+			}
+			return emit(r.answers)
+		},
+		Most: func() int { return mostRecords },
+		Idle: func() error { return nil },
+	})
 }
 
 // Counters returns what couldn't be told.
@@ -99,8 +87,8 @@ func (r *Reader) Counters() Counters {
 	return c
 }
 
-// Close ends a Read that waits.
-func (r *Reader) Close() error { return r.ring.Close() }
+// Close closes the ring buffer.
+func (r *Reader) Close() error { return r.records.Close() }
 
 // take reads a record.
 func (r *Reader) take(sample []byte) {

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -59,13 +58,12 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer events.Close()
 	rows, err := engine.OpenMap("dns", "dns_rows", true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = rows.Close() })
-	r, err := Open(events)
+	r, err := Open(context.Background(), events, "dns/dns_events", time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,14 +74,16 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 // read reads answers until a condition holds of all of them.
 func (w watch) read(t testing.TB, enough func(all []Answer) bool) (all []Answer) {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 10*time.Second, errors.New("not enough"))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for !enough(all) {
-		some, err := w.Read(ctx)
-		all = append(all, some...)
-		if err != nil {
-			t.Fatalf("%v in %d answers: %v", err, len(all), all)
+	err := w.Read(ctx, func(some []Answer) error {
+		if all = append(all, some...); enough(all) {
+			cancel()
 		}
+		return nil
+	})
+	if err != nil || !enough(all) {
+		t.Fatalf("%v in %d answers: %v", err, len(all), all)
 	}
 	return all
 }
@@ -261,40 +261,33 @@ func TestReadGarbage(t *testing.T) {
 }
 
 // TestReadEnds: Read returns when its context ends, and goes on with another one;
-// it ends with Close.
+// an error of emit ends it, too, and what it got is read again.
 func TestReadEnds(t *testing.T) {
 	nsA, nsB := testkit.Pair(t)
 	w := observe(t, nsA, datapath.AttachRequest{Hook: "tc", Device: "a", Direction: datapath.Ingress})
 	from := sender(t, nsA, nsB)
 	for range 3 {
-		ctx, cancel := context.WithCancelCause(t.Context())
-		time.AfterFunc(10*time.Millisecond, func() { cancel(errors.New("enough")) })
-		if all, err := w.Read(ctx); len(all) != 0 || fmt.Sprint(err) != "enough" {
-			t.Errorf("read %v, %v", all, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := w.Read(ctx, func(all []Answer) error { return fmt.Errorf("read %v", all) }); err != nil {
+			t.Error(err)
 		}
+		cancel()
 		for range 3 {
 			if _, err := from.Write(reply(t, "a.")); err != nil {
 				t.Fatal(err)
 			}
 		}
+		enough := errors.New("enough")
+		if err := w.Read(t.Context(), func([]Answer) error { return enough }); err != enough {
+			t.Error(err)
+		}
 		w.read(t, func(all []Answer) bool { return len(all) == 3 })
 	}
-	var done sync.WaitGroup
-	done.Go(func() {
-		if _, err := w.Read(context.Background()); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("Read after Close: %v", err)
-		}
-	})
-	time.Sleep(10 * time.Millisecond)
-	if err := w.Close(); err != nil {
-		t.Error(err)
-	}
-	done.Wait()
 }
 
 // TestTake: records that contradict themselves are counted.
 func TestTake(t *testing.T) {
-	r := newReader(nil)
+	r := newReader()
 	var sample []byte
 	event := bpf.DNSEvent{Protocol: unix.IPPROTO_UDP, Length: 20, Captured: 20}
 	sample, err := binary.Append(sample, binary.NativeEndian, event)
@@ -325,7 +318,7 @@ func FuzzTake(f *testing.F) {
 		f.Add(append(sample, payload...))
 	}
 	f.Fuzz(func(t *testing.T, sample []byte) {
-		r := newReader(nil)
+		r := newReader()
 		r.take(sample)
 		r.take(sample)
 		for _, a := range r.answers {
@@ -346,10 +339,7 @@ func BenchmarkLatency(b *testing.B) {
 	var took []time.Duration
 	for b.Loop() {
 		time.AfterFunc(time.Millisecond, func() { _, _ = from.Write(message) })
-		all, err := w.Read(context.Background())
-		if err != nil || len(all) != 1 {
-			b.Fatal(len(all), err)
-		}
+		all := w.read(b, func(all []Answer) bool { return len(all) > 0 })
 		took = append(took, boottime()-all[0].Time)
 	}
 	slices.Sort(took)
@@ -365,7 +355,7 @@ func BenchmarkTake(b *testing.B) {
 		b.Fatal(err)
 	}
 	sample = append(sample, message...)
-	r := newReader(nil)
+	r := newReader()
 	for b.Loop() {
 		r.answers = r.answers[:0]
 		r.take(sample)
