@@ -50,10 +50,11 @@ func forceFlag() cli.Flag {
 
 func blocklistAddCommand(env *Env) *cli.Command {
 	return &cli.Command{
-		Name:        "add",
-		Usage:       "put addresses, prefixes, ranges and domains on a list",
-		ArgsUsage:   "ADDRESS|PREFIX|FIRST-LAST...",
-		Description: "A domain is blocked by its addresses, which the system's resolver is asked for at once, and by `bpfnet blocklist sync` when their time to live is over. *.NAME is every name below NAME.",
+		Name:      "add",
+		Usage:     "put addresses, prefixes, ranges and domains on a list",
+		ArgsUsage: "ADDRESS|PREFIX|FIRST-LAST...",
+		Description: "A domain is blocked by its addresses, which the system's resolver is asked for at once, and by `bpfnet blocklist sync` and `bpfnet watch alerts` when their time to live is over. " +
+			"*.NAME is every name below NAME: `bpfnet watch alerts` blocks the addresses that it sees in answers, if the program dns is attached.",
 		Flags: []cli.Flag{
 			listFlag(), domainFlag(),
 			&cli.DurationFlag{Name: "grace", Value: blocklist.DefaultGrace, Usage: "keep an address for this `TIME` after it left the answer of its domain"},

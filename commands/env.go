@@ -67,6 +67,9 @@ type Backend interface {
 	Counters(instance string) (counter.Sampler, error)
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API
+	// Answers opens the answers that a loaded instance of dns sees, which one
+	// reader takes out.
+	Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error)
 	Close() error
 }
 

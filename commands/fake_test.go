@@ -302,4 +302,9 @@ func (f *fake) PodTraffic(string) (traffic.Sampler, error)      { return f.traff
 func (f *fake) Counters(string) (counter.Sampler, error)        { return f.counters, nil }
 func (f *fake) Ports(string) (ports.API, error)                 { return f.ports, nil }
 func (f *fake) Blocklist() blocklist.API                        { return &f.blocked }
-func (f *fake) Close() error                                    { return nil }
+
+func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
+	return fakeAnswers{}, nil
+}
+
+func (f *fake) Close() error { return nil }

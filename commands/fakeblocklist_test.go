@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/dns"
 	"bpfnet/internal/fault"
 )
 
@@ -155,6 +156,7 @@ func (f *fakeBlocklist) addDomains(change blocklist.Change, r blocklist.AddReque
 			change.Resolved++
 		}
 		l.domains = append(l.domains, e)
+		l.Domains++
 		if e.Status == blocklist.Resolved {
 			l.domains = append(l.domains, blocklist.Entry{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Domain: name, FoundBy: blocklist.ByResolver, Reason: r.Reason})
 		}
@@ -332,4 +334,38 @@ func (f *fakeBlocklist) Refresh(context.Context) (blocklist.Change, time.Duratio
 	return blocklist.Change{}, time.Minute, nil
 }
 
-func (f *fakeBlocklist) Follow() blocklist.Follower { return nil }
+func (f *fakeBlocklist) Follow() blocklist.Follower { return fakeFollower{} }
+
+// fakeFollower has *.bad.example on a list; two of the addresses are refused.
+type fakeFollower struct{}
+
+func (fakeFollower) Observe(_ context.Context, a dns.Answer) ([]blocklist.Sighting, error) {
+	if !strings.HasSuffix(a.Name, ".bad.example") {
+		return nil, fault.New(fault.ErrLocked, "another bpfnet holds the lock")
+	}
+	return []blocklist.Sighting{{
+		List: "names", Domain: "*.bad.example", Addresses: []netip.Addr{a.Addresses[0].Addr},
+		Refused: []blocklist.Refusal{{Where: "*.bad.example: 10.0.0.1", Reason: "10.0.0.0/8 is private"}},
+	}}, nil
+}
+
+func (fakeFollower) Close() {}
+
+// fakeAnswers are those that an instance of dns sees: the same one twice, and one
+// that can't be taken.
+type fakeAnswers struct{}
+
+func (fakeAnswers) Notes() []string {
+	return []string{"map dns/dns_events is open in process 812 (bpfnet)"}
+}
+
+func (fakeAnswers) Read(ctx context.Context, emit func([]dns.Answer) error) error {
+	a := dns.Answer{Name: "www.bad.example", Addresses: []dns.Address{{Addr: netip.MustParseAddr("203.0.113.80")}}}
+	if err := emit([]dns.Answer{a, a, {Name: "busy.example"}}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (fakeAnswers) Close() error { return nil }

@@ -24,7 +24,8 @@ func watchAlertsCommand(env *Env) *cli.Command {
 		Name:  "alerts",
 		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert",
 		Description: "The rule blocklist tells of the first hit of an entry and a far end, and again when there was none for ten seconds. " +
-			"Alerts are taken out of the ring buffer block_events, so one process reads them at a time; what comes while none does waits there.",
+			"Alerts are taken out of the ring buffer block_events, so one process reads them at a time; what comes while none does waits there. " +
+			"While it runs, domains on lists are asked for when it is time, and their addresses in answers that the program dns sees are blocked as they come.",
 		Flags: append(eventFlags("alerts"),
 			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: blocklist"},
 			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
@@ -76,7 +77,15 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend) error {
 	}
 	defer source.Close()
 	e.notes(c, source.Notes())
+	keeper := &domainKeeper{}
+	if !c.Bool("once") {
+		if keeper, err = e.keepDomains(c, b); err != nil {
+			return err
+		}
+		defer keeper.end()
+	}
 	w := &alertWatch{
+		said:   keeper.said,
 		source: source, stream: p.Stream(), devices: devices,
 		list: c.String("list"), most: c.Uint64("count"),
 		note: func(text string) { e.note(c, "note: %s", text) },
@@ -134,8 +143,9 @@ type alertWatch struct {
 	stream  *output.Stream
 	devices *deviceNames
 	note    func(string)
-	list    string // "": all
-	most    uint64 // how many to show; 0: all
+	said    <-chan string // notes of what goes on beside; nil: nothing does
+	list    string        // "": all
+	most    uint64        // how many to show; 0: all
 	shown   uint64
 	lost    uint64 // how many lost events a note has told of
 }
@@ -163,6 +173,8 @@ func (w *alertWatch) run(ctx context.Context, pending bool) error {
 			shown <- w.show(ctx, events)
 		case <-loss.C:
 			w.noteLoss()
+		case text := <-w.said:
+			w.note(text)
 		case err := <-ended:
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	wire "github.com/miekg/dns"
 
@@ -102,6 +103,118 @@ func (n node) reaches(t *testing.T, address string) bool {
 		t.Fatal(err)
 	}
 	return err == nil
+}
+
+// askFor has Pod A ask for an address of a name, as its programs do.
+func (n node) askFor(t *testing.T, name string, network string) {
+	t.Helper()
+	err := netns.Do("/run/netns/"+n.podA, func() error {
+		reply, _, err := (&wire.Client{Net: network}).Exchange(new(wire.Msg).SetQuestion(name, wire.TypeA), "10.77.0.1:53")
+		if err == nil && len(reply.Answer) == 0 {
+			err = errors.New("no answer")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// background is a command that runs beside the test.
+type background struct {
+	cmd            *exec.Cmd
+	stdout, stderr shared
+	ended          chan error
+}
+
+// shared is a buffer that is read while it is written.
+type shared struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *shared) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *shared) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// startWatch starts a command, which the test ends at the latest.
+func startWatch(t *testing.T, cmd *exec.Cmd) *background {
+	t.Helper()
+	b := &background{cmd: cmd, ended: make(chan error, 1)}
+	cmd.Stdout, cmd.Stderr = &b.stdout, &b.stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	go func() { b.ended <- cmd.Wait() }()
+	return b
+}
+
+// waitFor waits until the command has said something.
+func (b *background) waitFor(t *testing.T, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(b.stderr.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%q isn't in %s%s", text, b.stdout.String(), b.stderr.String())
+		}
+	}
+}
+
+// wait waits for the end, and returns what was printed.
+func (b *background) wait(t *testing.T) string {
+	t.Helper()
+	if err := <-b.ended; err != nil {
+		t.Fatalf("%v: %s", err, b.stderr.String())
+	}
+	return b.stdout.String()
+}
+
+// Who asks for a name below a wildcard doesn't reach its address for long: each
+// attachment, each transport.
+func TestAnswersOnTheWire(t *testing.T) {
+	for _, network := range []string{"udp", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			n := newNode(t)
+			serveNames(t, n, map[string][]string{"www.bad.example.": {"CNAME cdn.example."}, "cdn.example.": {"A 10.77.0.5"}})
+			n.must(t, "load", "blocklist")
+			n.must(t, "attach", "tc", "blocklist", "--dev", "veth-a", "--direction", "both")
+			n.must(t, "load", "dns")
+			n.must(t, "attach", "tc", "dns", "--dev", "veth-a", "--direction", "both")
+			n.must(t, "blocklist", "add", "--domain", "*.bad.example", "--force", "-q")
+			watch := startWatch(t, n.bpfnet("watch", "alerts", "--for", "30s", "--count", "1", "-o", "ndjson"))
+			if !n.reaches(t, "10.77.0.5") {
+				t.Fatal("no way before the answer")
+			}
+			n.askFor(t, "www.bad.example.", network)
+			watch.waitFor(t, "list default blocks 10.77.0.5")
+			t.Log(strings.TrimSpace(watch.stderr.String()))
+			if n.reaches(t, "10.77.0.5") {
+				t.Error("10.77.0.5 is reached")
+			}
+			var alert struct {
+				Evidence struct {
+					FoundBy string `json:"found_by"`
+					Domain  string
+					Reason  string
+					Dropped bool
+				}
+			}
+			if err := json.Unmarshal([]byte(watch.wait(t)), &alert); err != nil {
+				t.Fatal(err)
+			}
+			if e := alert.Evidence; e.FoundBy != "answer" || e.Domain != "*.bad.example" || e.Reason != "www.bad.example > cdn.example" || !e.Dropped {
+				t.Errorf("%+v", e)
+			}
+		})
+	}
 }
 
 // Pod B is blocked by its name, as long as the name leads to it.

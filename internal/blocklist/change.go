@@ -326,16 +326,18 @@ func (s *state) hasLength(six bool, length uint8) bool {
 	return slices.Contains(s.config.Lengths4[:s.config.Lengths4Count], length)
 }
 
-// setLengths makes those the lengths in use that are wanted.
+// setLengths makes those the lengths in use that are wanted, and those of addresses
+// if there are domains: the first address must not have to wait for settings.
 func (s *state) setLengths(wanted func(six bool, length int) bool) {
 	var next bpf.BlockConfig
+	domains := len(s.all()) > len(s.names())
 	for length := 128; length >= 0; length-- {
-		if wanted(true, length) {
+		if wanted(true, length) || domains && length == 128 {
 			high, low := masks(uint8(length))
 			next.Lengths6[next.Lengths6Count] = bpf.BlockLength6{High: high, Low: low, Prefixlen: uint32(length)}
 			next.Lengths6Count++
 		}
-		if length <= 32 && wanted(false, length) {
+		if length <= 32 && (wanted(false, length) || domains && length == 32) {
 			next.Lengths4[next.Lengths4Count] = uint8(length)
 			next.Lengths4Count++
 		}
