@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
+	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
@@ -88,9 +89,10 @@ type eventSource struct {
 	engine   Engine
 	records  *maps.Records
 	rows     *ebpf.Map
-	begun    Loss   // what the rows had
-	state    *state // the lists as they were last read
-	settings uint32 // id of the map that it has the settings of
+	begun    Loss       // what the rows had
+	home     ebpf.MapID // of the map settings: that of the group that the ring buffer is of
+	state    *state     // the lists as they were last read
+	settings uint32     // id of the map that it has the settings of
 	checked  time.Time
 	events   []Event
 }
@@ -111,6 +113,7 @@ func (e *eventSource) open(ctx context.Context, r EventsRequest) error {
 	if err := e.reread(); err != nil {
 		return err
 	}
+	e.home = mapID(e.state.Map("settings"))
 	var err error
 	if e.rows, err = e.state.Open("block_rows"); err != nil {
 		return err
@@ -189,11 +192,15 @@ func (e *eventSource) idle() error {
 	if err == nil {
 		defer pinned.Close()
 	}
-	if err != nil || mapID(pinned) != mapID(e.state.Map("settings")) {
-		return fault.New(fault.ErrNotFound, "read events of map block_events: the maps of the blocklist were removed").
-			Hint("bpfnet load blocklist   makes them anew")
+	if err != nil || mapID(pinned) != e.home {
+		return removed()
 	}
 	return e.follow()
+}
+
+func removed() error {
+	return fault.New(fault.ErrNotFound, "read events of map block_events: the maps of the blocklist were removed").
+		Hint("bpfnet load blocklist   makes them anew")
 }
 
 func mapID(m *ebpf.Map) ebpf.MapID {
@@ -207,7 +214,7 @@ func mapID(m *ebpf.Map) ebpf.MapID {
 
 // follow reads the lists again if they were changed.
 func (e *eventSource) follow() error {
-	id, err := settingsID(e.state)
+	id, err := settingsID(e.state.Shared)
 	if err != nil || id == e.settings {
 		return err
 	}
@@ -218,7 +225,7 @@ func (e *eventSource) follow() error {
 }
 
 // settingsID is the id of the map with the settings in force; 0: there is none.
-func settingsID(s *state) (id uint32, err error) {
+func settingsID(s *datapath.Shared) (id uint32, err error) {
 	err = s.Map("settings").Lookup(uint32(0), &id)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return 0, nil
@@ -246,16 +253,28 @@ func (e *eventSource) reread() error {
 	}
 }
 
-// peek reads the lists without the lock. id is of settings that aren't newer than
-// what it returns, so that what came between is found by the next look.
+// errChanged says that the settings were replaced while they were read.
+var errChanged = errors.New("read the lists: they change all the time")
+
+// peek reads the lists without the lock, and the id of their settings.
 func (e *eventSource) peek() (next *state, id uint32, err error) {
 	shared, err := e.engine.PeekShared(group)
 	if err != nil {
 		return nil, 0, err
 	}
-	next = &state{Shared: shared}
-	if id, err = settingsID(next); err == nil {
+	if e.home != 0 && mapID(shared.Map("settings")) != e.home { // others were made meanwhile
+		shared.Close()
+		return nil, 0, removed()
+	}
+	after := uint32(0)
+	if id, err = settingsID(shared); err == nil {
 		next, err = openState(shared)
+	}
+	if err == nil {
+		after, err = settingsID(shared)
+	}
+	if err == nil && after != id {
+		err = errChanged
 	}
 	if err != nil {
 		shared.Close()

@@ -412,6 +412,10 @@ func TestEventsEnd(t *testing.T) {
 	if err := read(ctx); !errors.Is(err, fault.ErrNotFound) || !strings.Contains(err.Error(), "were removed") {
 		t.Errorf("the maps were removed: %v", err)
 	}
+	mustAdd(t, s, DefaultList, "203.0.113.0/24")
+	if err := read(ctx); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("others were made: %v", err)
+	}
 }
 
 // Who reads or writes lists doesn't keep the ring buffer open: it would be taken
