@@ -76,7 +76,14 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend) error {
 		return err
 	}
 	defer source.Close()
+	before, err := source.Loss()
+	if err != nil {
+		return err
+	}
 	e.notes(c, source.Notes())
+	if before.Before > 0 {
+		e.note(c, "note: the buffer of events was full when the watch began; events lost since the lists were made: %d", before.Before)
+	}
 	keeper := &domainKeeper{}
 	if !c.Bool("once") {
 		if keeper, err = e.keepDomains(c, b); err != nil {
@@ -233,9 +240,6 @@ func (w *alertWatch) conclude(once, strict bool) error {
 		return err
 	}
 	w.noteLoss()
-	if loss.Before > 0 {
-		w.note(fmt.Sprintf("the buffer of events was full when the watch began; events lost since the lists were made: %d", loss.Before))
-	}
 	if loss.Suppressed > 0 {
 		w.note(fmt.Sprintf("hits without an alert, within %s of one of the same entry and far end: %d", blocklist.Episode, loss.Suppressed))
 	}
