@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -257,6 +259,37 @@ func TestReadGarbage(t *testing.T) {
 	}
 	if got := w.Counters(); got != (Counters{Malformed: 1, Incomplete: 1, Ignored: 1}) || w.count(t) == 0 {
 		t.Errorf("%+v, %d that the program couldn't tell", got, w.count(t))
+	}
+}
+
+// TestReadMany: of what comes faster than it is read nothing is lost uncounted.
+func TestReadMany(t *testing.T) {
+	nsA, nsB := testkit.Pair(t)
+	w := observe(t, nsA, datapath.AttachRequest{Hook: "tc", Device: "a", Direction: datapath.Ingress})
+	from := sender(t, nsA, nsB)
+	const sent = 20_000
+	message := reply(t, "a.example.", "a.example. 60 A 192.0.2.1")
+	send := func(n int) {
+		for range n {
+			if _, err := from.Write(message); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	send(sent / 2) // nobody reads: more than fits
+	unread := w.count(t)
+	if unread == 0 || unread >= sent/2 {
+		t.Errorf("%d of %d found no room", unread, sent/2)
+	}
+	var sending sync.WaitGroup
+	sending.Go(func() { send(sent / 2) })
+	all := w.read(t, func(all []Answer) bool { return uint64(len(all))+w.count(t) >= sent })
+	sending.Wait()
+	if uint64(len(all))+w.count(t) != sent || w.Counters() != (Counters{}) {
+		t.Errorf("%d answers, %d lost, of %d", len(all), w.count(t), sent)
+	}
+	if !slices.IsSortedFunc(all, func(a, b Answer) int { return cmp.Compare(a.Time, b.Time) }) {
+		t.Error("not in their order")
 	}
 }
 

@@ -261,6 +261,18 @@ func TestOneFamily(t *testing.T) {
 	want(t, shown(r.Resolve(t.Context(), "x.example")), "2001:db8::1 1m0s chain=x.example ttl=1m0s")
 }
 
+func TestAttempts(t *testing.T) {
+	a := serve(t, "", loopback, func(wire.ResponseWriter, *wire.Msg, *wire.Msg) {})
+	b := serve(t, "", loopback, fails(wire.RcodeServerFailure))
+	r := resolver("", a.at, b.at)
+	r.config.timeout = 200 * time.Millisecond
+	_, err := r.Resolve(t.Context(), "x.example")
+	want(t, fmt.Sprint(err), fmt.Sprintf("resolve x.example: no answer from %s within 200ms; %s failed (SERVFAIL)", a.at, b.at))
+	if a.udp.Load() != 4 || b.udp.Load() != 4 {
+		t.Errorf("%d questions to one server, %d to the other", a.udp.Load(), b.udp.Load())
+	}
+}
+
 func TestCancel(t *testing.T) {
 	s := serve(t, "", loopback, func(wire.ResponseWriter, *wire.Msg, *wire.Msg) {})
 	r := resolver("", s.at)
