@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -33,10 +34,15 @@ func blocklistCases() []benchCase {
 		{"v4-miss, 10k", 10_000, false, false, 12},
 		{"v4-miss, 200k", 200_000, false, false, 40},
 		{"v4-miss, 1M", 1_000_000, false, false, 40},
+		{"v6-miss, 1", 1, true, false, 120},
+		{"v6-miss, 10k", 10_000, true, false, 120},
 		{"v6-miss, 200k", 200_000, true, false, 120},
 		{"v6-miss, 1M", 1_000_000, true, false, 120},
+		{"v4-hit, 1", 1, false, true, 0},
 		{"v4-hit, 10k", 10_000, false, true, 0},
+		{"v4-hit, 200k", 200_000, false, true, 0},
 		{"v4-hit, 1M", 1_000_000, false, true, 400},
+		{"v6-hit, 1M", 1_000_000, true, true, 0},
 	} {
 		b := benchCase{
 			name: "blocklist/" + c.name, program: "blocklist_vary4", object: loadListed, empty: "empty_vary4", packet: tcp4, goal: c.goal,
@@ -47,7 +53,36 @@ func blocklistCases() []benchCase {
 		}
 		all = append(all, b)
 	}
-	return all
+	return append(all, trieCase("miss, 200k", 200_000, false), trieCase("miss, 1M", 1_000_000, false), trieCase("hit, 1M", 1_000_000, true))
+}
+
+// trieCase is an LPM trie with the entries of a list, and only its lookup.
+func trieCase(name string, entries int, hit bool) benchCase {
+	prefixes := sync.OnceValue(func() []netip.Prefix { return likeFeeds(entries, false) })
+	return benchCase{
+		name: "yardstick/LPM-v4-" + name, program: "lpm_vary4", object: loadListed, empty: "empty_vary4", packet: tcp4,
+		adjust: func(spec *ebpf.CollectionSpec) error {
+			spec.Maps["prefixes"].MaxEntries = uint32(entries)
+			return nil
+		},
+		prepare: func(c *ebpf.Collection) error { return fillTrie(c.Maps["prefixes"], prefixes()) },
+		maps: func(tb testing.TB) map[string]*ebpf.Map {
+			return map[string]*ebpf.Map{"sources": newSources(tb, prefixes(), false, hit)}
+		},
+	}
+}
+
+func fillTrie(m *ebpf.Map, prefixes []netip.Prefix) error {
+	keys, values := make([]uint64, len(prefixes)), make([]uint64, len(prefixes))
+	for i, p := range prefixes {
+		address := p.Addr().As4()
+		var key [8]byte
+		binary.NativeEndian.PutUint32(key[:], uint32(p.Bits()))
+		copy(key[4:], address[:])
+		keys[i] = binary.NativeEndian.Uint64(key[:])
+	}
+	_, err := m.BatchUpdate(keys, values, nil)
+	return err
 }
 
 // listMaps makes a list that drops, and returns the maps that blocklist reads.
@@ -94,24 +129,27 @@ func listMaps(tb testing.TB, entries int, six, hit bool) map[string]*ebpf.Map {
 	return maps
 }
 
-// likeFeeds makes prefixes of the shape of published lists: nearly all are single
-// addresses, the others mostly /24, up to /16, or /64 up to /32.
+// likeFeeds makes prefixes of the shape of published lists.
 func likeFeeds(n int, six bool) []netip.Prefix {
 	random := rand.New(rand.NewPCG(1, 2))
-	lengths := []int{24, 24, 24, 24, 24, 24, 24, 24, 23, 22, 21, 20, 19, 18, 17, 16}
-	single := 32
-	if six {
-		lengths, single = []int{64, 64, 64, 64, 56, 48, 48, 32}, 128
-	}
 	all := make([]netip.Prefix, n)
 	for i := range all {
-		bits := single
-		if random.IntN(20) == 0 {
-			bits = lengths[random.IntN(len(lengths))]
-		}
-		all[i] = netip.PrefixFrom(anyAddress(random, six), bits).Masked()
+		all[i] = likeFeed(random, six)
 	}
 	return all
+}
+
+// likeFeed makes one: nearly all are single addresses, the others mostly /24, up
+// to /16, or /64 up to /32.
+func likeFeed(random *rand.Rand, six bool) netip.Prefix {
+	lengths, bits := []int{24, 24, 24, 24, 24, 24, 24, 24, 23, 22, 21, 20, 19, 18, 17, 16}, 32
+	if six {
+		lengths, bits = []int{64, 64, 64, 64, 56, 48, 48, 32}, 128
+	}
+	if random.IntN(20) == 0 {
+		bits = lengths[random.IntN(len(lengths))]
+	}
+	return netip.PrefixFrom(anyAddress(random, six), bits).Masked()
 }
 
 func anyAddress(random *rand.Rand, six bool) netip.Addr {
@@ -135,8 +173,10 @@ func newSources(tb testing.TB, prefixes []netip.Prefix, six, hit bool) *ebpf.Map
 	}
 	tb.Cleanup(func() { m.Close() })
 	listed := map[netip.Prefix]bool{}
-	for _, p := range prefixes {
-		listed[p] = true
+	if !hit {
+		for _, p := range prefixes {
+			listed[p] = true
+		}
 	}
 	random := rand.New(rand.NewPCG(3, 4))
 	for i := range uint32(turns) {

@@ -61,6 +61,12 @@ func commandCases() []commandCase {
 		{name: "map delete", ours: "map delete {small} {key}", theirs: "map delete pinned {small} key hex {bytes}", wall: atMost(5)},
 		{name: "map import, 10,000 updates", ours: "map import {small} {import}", theirs: "batch file {batch}", wall: ratioAtMost(1. / 3)},
 	}
+	other, empty := []string{"blocklist import {other}"}, []string{"blocklist clear"}
+	cases = append(cases, []commandCase{
+		{name: "blocklist import, 1,000,000 IPv4 entries, new", ours: "blocklist import {feed}", after: empty, wall: atMost(2000), memory: atMost(200)},
+		{name: "blocklist import --replace, 1,000,000 IPv4 entries by others", ours: "blocklist import {feed} --replace", before: other, after: empty, wall: atMost(2000), memory: atMost(200)},
+		{name: "blocklist test, of 1,000,000 IPv4 entries", ours: "blocklist test 198.51.100.7", before: other, after: empty},
+	}...)
 	for _, m := range []struct {
 		name, path string
 		ratio      float64
@@ -254,6 +260,7 @@ func (b *bed) words(round int) *strings.Replacer {
 	return strings.NewReplacer("{million}", m.million, "{small}", m.small, "{prefixes4}", m.prefixes4, "{prefixes}", m.prefixes,
 		"{import}", m.imports[round%2], "{batch}", m.batches[round%2], "{key}", flowText(2*round), "{bytes}", fmt.Sprintf("% x", theirs),
 		"{round}", fmt.Sprint(round), "{count}", fmt.Sprintf("% x", binary.LittleEndian.AppendUint64(nil, uint64(round))),
+		"{feed}", m.feeds[round%2], "{other}", m.feeds[(round+1)%2],
 		"{port}", fmt.Sprint(10_000+round%1000), "{cgroup}", b.cgroup)
 }
 

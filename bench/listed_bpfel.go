@@ -30,6 +30,7 @@ const (
 	listedMapLengths4                = "lengths4"
 	listedMapLists4                  = "lists4"
 	listedMapLists6                  = "lists6"
+	listedMapPrefixes                = "prefixes"
 	listedMapSettings                = "settings"
 	listedMapSources                 = "sources"
 	listedProgBlocklistCgroupEgress  = "blocklist_cgroup_egress"
@@ -44,6 +45,7 @@ const (
 	listedProgBlocklistXdpL3         = "blocklist_xdp_l3"
 	listedProgEmptyVary4             = "empty_vary4"
 	listedProgEmptyVary6             = "empty_vary6"
+	listedProgLpmVary4               = "lpm_vary4"
 )
 
 // loadListed returns the embedded CollectionSpec for listed.
@@ -100,6 +102,7 @@ type listedProgramSpecs struct {
 	BlocklistXdpL3         *ebpf.ProgramSpec `ebpf:"blocklist_xdp_l3"`
 	EmptyVary4             *ebpf.ProgramSpec `ebpf:"empty_vary4"`
 	EmptyVary6             *ebpf.ProgramSpec `ebpf:"empty_vary6"`
+	LpmVary4               *ebpf.ProgramSpec `ebpf:"lpm_vary4"`
 }
 
 // listedMapSpecs contains maps before they are loaded into the kernel.
@@ -120,6 +123,7 @@ type listedMapSpecs struct {
 	Lengths4       *ebpf.MapSpec `ebpf:"lengths4"`
 	Lists4         *ebpf.MapSpec `ebpf:"lists4"`
 	Lists6         *ebpf.MapSpec `ebpf:"lists6"`
+	Prefixes       *ebpf.MapSpec `ebpf:"prefixes"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
 	Sources        *ebpf.MapSpec `ebpf:"sources"`
 }
@@ -164,6 +168,7 @@ type listedMaps struct {
 	Lengths4       *ebpf.Map `ebpf:"lengths4"`
 	Lists4         *ebpf.Map `ebpf:"lists4"`
 	Lists6         *ebpf.Map `ebpf:"lists6"`
+	Prefixes       *ebpf.Map `ebpf:"prefixes"`
 	Settings       *ebpf.Map `ebpf:"settings"`
 	Sources        *ebpf.Map `ebpf:"sources"`
 }
@@ -184,6 +189,7 @@ func (m *listedMaps) Close() error {
 		m.Lengths4,
 		m.Lists4,
 		m.Lists6,
+		m.Prefixes,
 		m.Settings,
 		m.Sources,
 	)
@@ -211,6 +217,7 @@ type listedPrograms struct {
 	BlocklistXdpL3         *ebpf.Program `ebpf:"blocklist_xdp_l3"`
 	EmptyVary4             *ebpf.Program `ebpf:"empty_vary4"`
 	EmptyVary6             *ebpf.Program `ebpf:"empty_vary6"`
+	LpmVary4               *ebpf.Program `ebpf:"lpm_vary4"`
 }
 
 func (p *listedPrograms) Close() error {
@@ -227,6 +234,7 @@ func (p *listedPrograms) Close() error {
 		p.BlocklistXdpL3,
 		p.EmptyVary4,
 		p.EmptyVary6,
+		p.LpmVary4,
 	)
 }
 

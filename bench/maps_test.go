@@ -1,7 +1,9 @@
 package bench
 
 import (
+	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -46,7 +48,7 @@ func structOf(name string, size uint32, members ...btf.Member) *btf.Struct {
 // with updates.
 type pinnedMaps struct {
 	million, small, prefixes4, prefixes string
-	imports, batches                    [2]string // two of each, with other values: every round changes something
+	imports, batches, feeds             [2]string // two of each, with other values: every round changes something
 }
 
 // updates is how many entries the maps for single keys have, and how many a file
@@ -77,6 +79,7 @@ func makeMaps(tb testing.TB, shrink int) pinnedMaps {
 		prefixes:  fill(tb, root, spec("prefixes", ebpf.LPMTrie, keyIP, u32, 200_000/shrink), prefixKey),
 	}
 	maps.writeUpdates(tb)
+	maps.writeFeeds(tb, 1_000_000/shrink)
 	return maps
 }
 
@@ -134,6 +137,46 @@ func prefixKey(i int, b []byte) {
 	}
 	binary.NativeEndian.PutUint32(b, length)
 	copy(b[4:], address[:])
+}
+
+// writeFeeds writes lists that have next to nothing in common.
+func (m *pinnedMaps) writeFeeds(tb testing.TB, entries int) {
+	tb.Helper()
+	dir := tb.TempDir()
+	for n := range m.feeds {
+		m.feeds[n] = filepath.Join(dir, fmt.Sprintf("feed%d.txt", n))
+		file, err := os.Create(m.feeds[n])
+		if err != nil {
+			tb.Fatal(err)
+		}
+		text := bufio.NewWriter(file)
+		random := rand.New(rand.NewPCG(5, uint64(n)))
+		for written := 0; written < entries; {
+			prefix := likeFeed(random, false)
+			if isReserved(prefix.Addr()) {
+				continue
+			}
+			written++
+			if prefix.IsSingleIP() {
+				fmt.Fprintln(text, prefix.Addr())
+			} else {
+				fmt.Fprintln(text, prefix)
+			}
+		}
+		if err := errors.Join(text.Flush(), file.Close()); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// isReserved is true of what blocklist import refuses, and of some more.
+func isReserved(a netip.Addr) bool {
+	switch first := a.As4()[0]; first {
+	case 0, 10, 100, 127, 169, 172, 192:
+		return true
+	default:
+		return first >= 224
+	}
 }
 
 // writeUpdates writes the same updates for both programs.
