@@ -2,6 +2,7 @@ package blocklist
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -252,6 +253,40 @@ func TestGrows(t *testing.T) {
 	if got := len(contents(t, s, DefaultList)); got != 3001 {
 		t.Errorf("%d entries", got)
 	}
+}
+
+// A million IPv4 entries may take 150 MB, with all that lists have in common.
+func TestMemory(t *testing.T) {
+	const entries = 200_000
+	s := newStore(t)
+	mustAdd(t, s, DefaultList, "192.0.2.1/32")
+	first, err := s.Overview(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Import(context.Background(), ImportRequest{List: DefaultList, Replace: true, Force: true, Read: func(add func(Item) error, _ func(Refusal)) error {
+		for i := range uint32(entries) {
+			address := [4]byte{}
+			binary.BigEndian.PutUint32(address[:], i*20_000)
+			if err := add(Item{Prefix: netip.PrefixFrom(netip.AddrFrom4(address), 32)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := s.Overview(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	grown := full.MemoryBytes - first.MemoryBytes
+	million := first.MemoryBytes + grown*1_000_000/entries
+	if full.Lists[0].Entries != entries || grown < entries*8 || million > 150e6 {
+		t.Errorf("%d entries: %d bytes, after %d without them; a million would take %d", full.Lists[0].Entries, full.MemoryBytes, first.MemoryBytes, million)
+	}
+	t.Logf("a million would take %d MB", million/1e6)
 }
 
 // There is always a number free for a list that takes the place of another.
