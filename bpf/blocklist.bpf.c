@@ -13,192 +13,31 @@
  */
 #include "blocklist.h"
 
-static __always_inline void read_rest(const struct packet_view *view, const struct packet *parsed,
-                                      struct block_packet *packet)
-{
-	struct packet rest = *parsed;
-
-	if (parse_network(view, &rest) != PARSE_OK)
-		return;
-	packet->protocol = rest.protocol;
-	if (parse_transport(view, &rest) != PARSE_OK)
-		return;
-	packet->source_port = rest.source_port;
-	packet->destination_port = rest.destination_port;
-}
-
-/* Whether an address of the packet may be on a list, and which. */
-struct suspicion {
-	enum parse_result result;
-	_Bool source;
-	_Bool destination;
-};
-
-static __always_inline struct suspicion suspect4(const struct packet_view *view,
-                                                 const struct packet *parsed)
-{
-	struct iphdr ip;
-
-	if (unlikely(!read_header(view, parsed->network, &ip) || ip.version != 4))
-		return (struct suspicion){.result = PARSE_TRUNCATED};
-	return (struct suspicion){.source = may_match4(bpf_ntohl(ip.saddr)),
-	                          .destination = may_match4(bpf_ntohl(ip.daddr))};
-}
-
-static __always_inline struct suspicion suspect6(const struct packet_view *view,
-                                                 const struct packet *parsed)
-{
-	struct ipv6hdr ip;
-
-	if (unlikely(!read_header(view, parsed->network, &ip) || ip.version != 6))
-		return (struct suspicion){.result = PARSE_TRUNCATED};
-	return (struct suspicion){.source = may_match6(high_of(&ip.saddr)),
-	                          .destination = may_match6(high_of(&ip.daddr))};
-}
-
-static __always_inline struct suspicion suspect(const struct packet_view *view, enum layer layer,
-                                                struct packet *parsed)
-{
-	enum parse_result result = parse_link(view, layer, parsed);
-
-	if (unlikely(result != PARSE_OK))
-		return (struct suspicion){.result = result};
-	return parsed->ethertype == ETH_P_IP ? suspect4(view, parsed) : suspect6(view, parsed);
-}
-
-static __always_inline enum block_row unjudged(enum parse_result result)
-{
-	switch (result) {
-	case PARSE_NOT_IP:
-		return BLOCK_NON_IP;
-	case PARSE_TOO_DEEP:
-		return BLOCK_TOO_DEEP;
-	default:
-		return BLOCK_TRUNCATED;
-	}
-}
-
-/* Where a packet was met: what a global function can be told in a number. */
-enum place {
-	PLACE_LAYER_IP = 1,
-	PLACE_EGRESS = 2,
-	PLACE_CGROUP = 4,
-};
-
-static __always_inline enum layer layer_of(__u32 place)
-{
-	return place & PLACE_LAYER_IP ? LAYER_IP : LAYER_ETHERNET;
-}
-
-static __always_inline struct suspicion read_packet(const struct packet_view *view, __u32 place,
-                                                    struct block_packet *packet, _Bool whole)
-{
-	struct packet parsed = {};
-	struct suspicion suspicion = suspect(view, layer_of(place), &parsed);
-
-	if (suspicion.result != PARSE_OK)
-		return suspicion;
-	packet->ipv4 = parsed.ethertype == ETH_P_IP;
-	parse_address(view, &parsed, END_SOURCE, &packet->source);
-	parse_address(view, &parsed, END_DESTINATION, &packet->destination);
-	if (whole)
-		read_rest(view, &parsed, packet);
-	return suspicion;
-}
-
-/* The copy is slow, and seldom needed. */
-static __always_inline struct suspicion read_skb(struct __sk_buff *skb, __u32 place,
-                                                 struct block_packet *packet, _Bool whole)
-{
-	struct packet_view linear = VIEW_LINEAR(skb);
-	struct packet_view copy = VIEW_COPY(skb);
-	struct suspicion suspicion = read_packet(&linear, place, packet, whole);
-
-	if (unlikely(suspicion.result == PARSE_TRUNCATED))
-		suspicion = read_packet(&copy, place, packet, whole);
-	return suspicion;
-}
-
-/* Counts and reports a hit of a packet. */
-__noinline int record_skb(struct __sk_buff *skb, __u32 of, __u32 prefixlen, __u32 end, __u32 place)
-{
-	struct block_packet packet = {.ifindex = skb->ifindex,
-	                              .length = skb->len,
-	                              .direction = place & PLACE_EGRESS ? DIRECTION_EGRESS
-	                                                                : DIRECTION_INGRESS,
-	                              .hook = place & PLACE_CGROUP ? HOOK_CGROUP : HOOK_TC};
-
-	if (place & (PLACE_EGRESS | PLACE_CGROUP))
-		packet.cgroup_id = bpf_skb_cgroup_id(skb);
-	if (read_skb(skb, place, &packet, 1).result != PARSE_OK)
-		return 0;
-	return hit(&packet, end, of, prefixlen);
-}
-
-__noinline int record_frame(struct xdp_md *frame, __u32 of, __u32 prefixlen, __u32 end, __u32 place)
+__noinline __u64 step_frame(struct xdp_md *frame, __u32 transport, __u32 protocol)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
-	struct block_packet packet = {.ifindex = frame->ingress_ifindex,
-	                              .length = view.data_end - view.data,
-	                              .direction = DIRECTION_INGRESS,
-	                              .hook = HOOK_XDP};
 
-	if (read_packet(&view, place, &packet, 1).result != PARSE_OK)
-		return 0;
-	return hit(&packet, end, of, prefixlen);
+	return step(&view, transport, protocol);
 }
 
-/* For packets that the short way suspects or can't read; a function of its own, so that the way of
- * the other packets stays short. */
-static __noinline _Bool block_skb(struct __sk_buff *skb, __u32 place)
-{
-	struct block_packet packet = {};
-	struct suspicion suspicion = read_skb(skb, place, &packet, 0);
-	int actions = 0;
-
-	if (suspicion.result != PARSE_OK) {
-		add_block_row(unjudged(suspicion.result), skb->len);
-		return 0;
-	}
-	if (suspicion.source)
-		actions |= judge_address(skb, record_skb, &packet, END_SOURCE, place);
-	if (suspicion.destination)
-		actions |= judge_address(skb, record_skb, &packet, END_DESTINATION, place);
-	return conclude(actions, skb->len);
-}
-
-static __noinline _Bool block_frame(struct xdp_md *frame, __u32 place)
+__noinline int report_frame(struct xdp_md *frame, __u32 list, __u64 high, __u64 low, __u64 place)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
-	__u64 bytes = view.data_end - view.data;
-	struct block_packet packet = {};
-	struct suspicion suspicion = read_packet(&view, place, &packet, 0);
-	int actions = 0;
+	struct block_event *event = new_event(list, high, low, place, view.data_end - view.data);
 
-	if (suspicion.result != PARSE_OK) {
-		add_block_row(unjudged(suspicion.result), bytes);
+	if (!event)
 		return 0;
-	}
-	if (suspicion.source)
-		actions |= judge_address(frame, record_frame, &packet, END_SOURCE, place);
-	if (suspicion.destination)
-		actions |= judge_address(frame, record_frame, &packet, END_DESTINATION, place);
-	return conclude(actions, bytes);
+	event->ifindex = frame->ingress_ifindex;
+	event->hook = HOOK_XDP;
+	read_event(&view, frame, (step_over *)step_frame, place, event);
+	bpf_ringbuf_submit(event, 0);
+	return 0;
 }
 
-static __always_inline _Bool is_harmless(const struct packet_view *view, __u32 place)
+__noinline int judge_frame(struct xdp_md *frame, __u64 high, __u64 low, __u64 place)
 {
-	struct packet parsed = {};
-	struct suspicion suspicion = suspect(view, layer_of(place), &parsed);
-
-	return suspicion.result == PARSE_OK && !suspicion.source && !suspicion.destination;
-}
-
-static __always_inline _Bool is_blocked(struct __sk_buff *skb, __u32 place)
-{
-	struct packet_view view = VIEW_LINEAR(skb);
-
-	return unlikely(!is_harmless(&view, place)) && block_skb(skb, place);
+	return judge(frame, (report_hit *)report_frame, high, low, place,
+	             frame->data_end - frame->data);
 }
 
 static __always_inline int block_tc(struct __sk_buff *skb, __u32 place)
@@ -206,12 +45,27 @@ static __always_inline int block_tc(struct __sk_buff *skb, __u32 place)
 	return is_blocked(skb, place) ? TC_DROP : TC_NEXT;
 }
 
-static __always_inline int block_xdp(struct xdp_md *frame, __u32 place)
+static __always_inline int block_xdp(struct xdp_md *frame, __u64 place)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
+	__u64 bytes = view.data_end - view.data;
+	struct ends ends;
+	enum parse_result result = read_ends(&view, place, &ends);
+	int actions = 0;
 
-	return unlikely(!is_harmless(&view, place)) && block_frame(frame, place) ? XDP_DROP
-	                                                                         : XDP_PASS;
+	if (unlikely(result != PARSE_OK)) {
+		add_block_row(unjudged(result), bytes);
+		return XDP_PASS;
+	}
+	if (likely(!ends.suspect_source && !ends.suspect_destination))
+		return XDP_PASS;
+	if (ends.suspect_source)
+		actions |= judge_frame(frame, ends.source.high, ends.source.low,
+		                       place_of(&ends, END_SOURCE, place));
+	if (ends.suspect_destination)
+		actions |= judge_frame(frame, ends.destination.high, ends.destination.low,
+		                       place_of(&ends, END_DESTINATION, place));
+	return conclude(actions, bytes) ? XDP_DROP : XDP_PASS;
 }
 
 SEC("tcx/ingress")

@@ -25,6 +25,7 @@
 
 #define MAX_LENGTHS4 33
 #define MAX_LENGTHS6 129
+#define STEPS6       43
 
 #define MAX_DOMAINS 65536
 #define MAX_ANSWERS 131072
@@ -33,6 +34,9 @@
 #define MAX_HITS     262144
 #define EPISODES     16384
 #define EVENTS_BYTES (256 * 1024)
+
+/* The offset of a transport header isn't above this: 8 extension headers of at most 2,048 bytes. */
+#define MAX_TRANSPORT 0x7fff
 
 #define HASH_MULTIPLIER                                                                            \
 	0x9e3779b97f4a7c15ULL /* 2^64 divided by the golden ratio: Knuth, TAOCP 6.4 */
@@ -390,21 +394,6 @@ struct {
 	__type(value, struct counter);
 } block_rows SEC(".maps");
 
-/* What a hit is reported with. */
-struct block_packet {
-	ip_addr_t source;
-	ip_addr_t destination;
-	__u64 cgroup_id;
-	__u32 ifindex;
-	__u32 length;
-	__u16 source_port;
-	__u16 destination_port;
-	__u8 protocol;
-	enum block_direction direction;
-	enum block_hook hook;
-	__u8 ipv4;
-};
-
 static __always_inline __u64 hash(__u64 value)
 {
 	return value * HASH_MULTIPLIER;
@@ -436,7 +425,7 @@ static __always_inline _Bool may_match6(__u64 high)
 
 static __always_inline __u32 mask4(__u32 prefixlen)
 {
-	return prefixlen ? ~0U << (32 - prefixlen) : 0;
+	return ~0ULL << (32 - prefixlen);
 }
 
 static __always_inline __u64 mask64(__u32 prefixlen)
@@ -444,9 +433,33 @@ static __always_inline __u64 mask64(__u32 prefixlen)
 	return prefixlen ? ~0ULL << (64 - prefixlen) : 0;
 }
 
-static __always_inline _Bool is_in_force(const struct block_entry *entry)
+/* The time as of the last tick, which is much cheaper than the time. CPUs may write at once: it is the
+ * same tick. */
+static volatile struct {
+	__u64 jiffies;
+	__u64 time; /* ns of CLOCK_BOOTTIME */
+} tick;
+
+static __always_inline __u64 tick_time(void)
 {
-	return !entry->expires || bpf_ktime_get_boot_ns() < entry->expires * NSEC_PER_SEC;
+	__u64 jiffies = bpf_jiffies64();
+
+	if (unlikely(tick.jiffies != jiffies)) {
+		tick.time = bpf_ktime_get_boot_ns();
+		tick.jiffies = jiffies;
+	}
+	return tick.time;
+}
+
+static __always_inline __u32 seconds_of(__u64 time)
+{
+	return time / NSEC_PER_SEC;
+}
+
+/* An end of 0 never comes: without overflow it would be the first to have come. */
+static __always_inline _Bool is_in_force(const struct block_entry *entry, __u32 seconds)
+{
+	return entry->expires - 1 >= seconds;
 }
 
 static __always_inline struct block_config *configuration(void)
@@ -457,9 +470,8 @@ static __always_inline struct block_config *configuration(void)
 	return current ? bpf_map_lookup_elem(current, &zero) : NULL;
 }
 
-/* The length of the longest prefix of a list that covers the address; -1 if none does. Global, so
- * that it is verified once. */
-__noinline int longest_match4(__u32 list, __u32 address)
+/* The length of the longest prefix of a list that covers the address; -1 if none does. */
+static __always_inline int longest_match4(__u32 list, __u32 address, __u32 seconds)
 {
 	struct block_config *config = configuration();
 	void *entries = bpf_map_lookup_elem(&lists4, &list);
@@ -475,30 +487,52 @@ __noinline int longest_match4(__u32 list, __u32 address)
 			continue;
 		key.address = address & mask4(key.prefixlen);
 		entry = bpf_map_lookup_elem(entries, &key);
-		if (entry && is_in_force(entry))
+		if (entry && is_in_force(entry, seconds))
 			return key.prefixlen;
 	}
 	return -1;
 }
 
-__noinline int longest_match6(__u32 list, __u64 high, __u64 low)
+/* The longest of STEPS6 prefix lengths in use, from the first on. Global functions are verified once,
+ * and apart from what calls them in loops: they are here to keep what is verified short. */
+__noinline int match6(__u32 list, __u64 high, __u64 low, __u32 first, __u32 seconds)
 {
 	struct block_config *config = configuration();
 	void *entries = bpf_map_lookup_elem(&lists6, &list);
+	__u64 from = first;
 
-	if (!config || !entries)
+	barrier_var(from); /* what is bounded is what is used */
+	if (!config || !entries || from > MAX_LENGTHS6 - STEPS6)
 		return -1;
-	for (__u32 i = 0; i < MAX_LENGTHS6 && i < config->lengths6_count; i++) {
-		const struct block_length6 *length = &config->lengths6[i];
-		struct block_key6 key = {.prefixlen = length->prefixlen,
-		                         .high = high & length->high,
-		                         .low = low & length->low};
-		struct block_entry *entry = bpf_map_lookup_elem(entries, &key);
+	for (__u32 i = 0; i < STEPS6; i++) {
+		struct block_length6 *length;
+		struct block_key6 key = {};
+		struct block_entry *entry;
 
-		if (entry && is_in_force(entry))
+		if (from + i >= config->lengths6_count)
+			return -1;
+		length = &config->lengths6[from + i];
+		key.prefixlen = length->prefixlen;
+		key.high = high & length->high;
+		key.low = low & length->low;
+		entry = bpf_map_lookup_elem(entries, &key);
+		if (entry && is_in_force(entry, seconds))
 			return key.prefixlen;
 	}
 	return -1;
+}
+
+static __always_inline int longest_match6(__u32 list, __u64 high, __u64 low, __u32 seconds)
+{
+	struct block_config *config = configuration();
+	int length = -1;
+
+	for (__u32 i = 0; i < MAX_LENGTHS6 && config && i < config->lengths6_count; i += STEPS6) {
+		length = match6(list, high, low, i, seconds);
+		if (length >= 0)
+			break;
+	}
+	return length;
 }
 
 static __always_inline void add_block_row(enum block_row row, __u64 bytes)
@@ -511,38 +545,82 @@ static __always_inline void add_block_row(enum block_row row, __u64 bytes)
 	__sync_fetch_and_add(&counter->bytes, bytes);
 }
 
-static __always_inline __u64 high_of(const ip_addr_t *address)
+/* An address in host order; high is 0 for IPv4. */
+struct number {
+	__u64 high;
+	__u64 low;
+};
+
+static __always_inline struct number number_of(const ip_addr_t *address)
 {
-	return (__u64)bpf_ntohl(address->s6_addr32[0]) << 32 | bpf_ntohl(address->s6_addr32[1]);
+	return (struct number){
+		.high = (__u64)bpf_ntohl(address->s6_addr32[0]) << 32 |
+	                bpf_ntohl(address->s6_addr32[1]),
+		.low = (__u64)bpf_ntohl(address->s6_addr32[2]) << 32 |
+	               bpf_ntohl(address->s6_addr32[3]),
+	};
 }
 
-static __always_inline __u64 low_of(const ip_addr_t *address)
+/* How a packet was met: what a global function can be told in a number. In the upper half is a hash
+ * of the address at its other end. */
+enum place {
+	PLACE_LAYER_IP = 1,
+	PLACE_EGRESS = 2,
+	PLACE_CGROUP = 4,
+	PLACE_IPV4 = 8,
+	PLACE_DESTINATION = 16, /* which address is looked up */
+};
+
+static __always_inline enum layer layer_of(__u64 place)
 {
-	return (__u64)bpf_ntohl(address->s6_addr32[2]) << 32 | bpf_ntohl(address->s6_addr32[3]);
+	return place & PLACE_LAYER_IP ? LAYER_IP : LAYER_ETHERNET;
 }
 
-static __always_inline int longest_match(__u32 list, const ip_addr_t *address, _Bool ipv4)
+/* What asking a list needs to know of it, in a number, for the settings may change after the list was
+ * found in them. */
+enum list_bits {
+	LIST_NUMBER = MAX_LISTS - 1,
+	LIST_DROPS = 0x100,
+	LIST_ALERTS = 0x200,
+	LIST_ALLOWS = 0x400,
+	LIST_IDENTITY = 16,  /* the first bit, of 8 */
+	LIST_PREFIXLEN = 24, /* the first bit of the length of the entry that was hit */
+};
+
+static __always_inline __u32 list_of(const struct block_config *config, __u32 number)
 {
-	if (ipv4)
-		return longest_match4(list, bpf_ntohl(address->s6_addr32[3]));
-	return longest_match6(list, high_of(address), low_of(address));
+	return number | (config->drop >> number & 1) * LIST_DROPS |
+	       (config->alert >> number & 1) * LIST_ALERTS |
+	       (config->allow >> number & 1) * LIST_ALLOWS |
+	       config->identities[number] << LIST_IDENTITY;
 }
 
-/* Zeroes what is beyond the prefix. */
-static __always_inline void cut(ip_addr_t *address, __u32 prefixlen, _Bool ipv4)
+static __always_inline int longest_match(__u32 list, __u64 high, __u64 low, __u64 place,
+                                         __u32 seconds)
 {
-	__u64 mask;
+	list &= LIST_NUMBER;
+	return place & PLACE_IPV4 ? longest_match4(list, low, seconds)
+	                          : longest_match6(list, high, low, seconds);
+}
 
-	if (ipv4) {
-		address->s6_addr32[3] &= bpf_htonl(mask4(prefixlen & 63));
-		return;
+/* The entry of a list that covers an address. */
+static __always_inline struct hit_key key_of(__u32 list, __u32 prefixlen, __u64 high, __u64 low,
+                                             __u64 place)
+{
+	struct hit_key key = {.list = list >> LIST_IDENTITY & 0xff, .prefixlen = prefixlen};
+
+	if (place & PLACE_IPV4) {
+		key.ipv4 = 1;
+		key.address = mapped(bpf_htonl(low & mask4(prefixlen & 63)));
+		return key;
 	}
-	mask = prefixlen < 64 ? mask64(prefixlen) : ~0ULL;
-	address->s6_addr32[0] &= bpf_htonl(mask >> 32);
-	address->s6_addr32[1] &= bpf_htonl(mask);
-	mask = prefixlen > 64 ? mask64((prefixlen - 64) & 127) : 0;
-	address->s6_addr32[2] &= bpf_htonl(mask >> 32);
-	address->s6_addr32[3] &= bpf_htonl(mask);
+	high &= prefixlen < 64 ? mask64(prefixlen) : ~0ULL;
+	low &= prefixlen > 64 ? mask64((prefixlen - 64) & 127) : 0;
+	key.address.s6_addr32[0] = bpf_htonl(high >> 32);
+	key.address.s6_addr32[1] = bpf_htonl(high);
+	key.address.s6_addr32[2] = bpf_htonl(low >> 32);
+	key.address.s6_addr32[3] = bpf_htonl(low);
+	return key;
 }
 
 static __always_inline void count_hit(const struct hit_key *key, __u32 bytes, __u64 now)
@@ -550,11 +628,11 @@ static __always_inline void count_hit(const struct hit_key *key, __u32 bytes, __
 	static const struct hit_counters none;
 	struct hit_counters *counters = bpf_map_lookup_elem(&hits, key);
 
-	if (!counters) {
+	if (unlikely(!counters)) {
 		bpf_map_update_elem(&hits, key, &none, BPF_NOEXIST);
 		counters = bpf_map_lookup_elem(&hits, key);
 	}
-	if (!counters) {
+	if (unlikely(!counters)) {
 		add_block_row(BLOCK_HITS_FULL, bytes);
 		return;
 	}
@@ -563,150 +641,264 @@ static __always_inline void count_hit(const struct hit_key *key, __u32 bytes, __
 	counters->last_seen = now;
 }
 
-/* Whether a hit is the first of an episode. Two that come at the same time may both be; one that
- * takes the place of another entry's ends that one's episode. */
-static __always_inline _Bool begins_episode(const struct hit_key *key, const ip_addr_t *other,
-                                            __u32 length, __u64 now, __u64 *suppressed)
+static __always_inline __u32 hash_number(const struct number *number)
+{
+	return hash(number->high ^ hash(number->low)) >> 32;
+}
+
+/* The place of an entry and another address among the episodes; its tag in *tag. */
+static __always_inline struct episode *episode_of(const struct hit_key *key, __u32 other,
+                                                  __u32 *tag)
+{
+	struct number number = number_of(&key->address);
+	__u64 mixed = hash(hash(number.high ^ hash(number.low)) ^
+	                   ((__u64)other << 32 | key->list << 8 | key->prefixlen));
+	__u32 index = mixed >> 50;
+
+	*tag = (__u32)(mixed >> 18) | 1;
+	return bpf_map_lookup_elem(&episodes, &index);
+}
+
+/* Counts a hit that belongs to an episode; false if it is to be reported. */
+static __always_inline _Bool is_suppressed(const struct hit_key *key, __u32 other, __u32 length,
+                                           __u64 now)
 {
 	struct block_config *config = configuration();
-	__u64 mixed = hash(high_of(&key->address) ^ hash(low_of(&key->address)));
-	__u32 seconds = now / NSEC_PER_SEC, index, tag;
-	struct episode *episode;
+	__u32 tag;
+	struct episode *episode = episode_of(key, other, &tag);
 
-	mixed = hash(mixed ^ high_of(other) ^
-	             hash(low_of(other) + key->list * 256 + key->prefixlen));
-	index = mixed >> 50;
-	tag = (__u32)(mixed >> 18) | 1;
-	episode = bpf_map_lookup_elem(&episodes, &index);
-	if (!config || !episode)
-		return 1;
-	if (episode->tag == tag && seconds - episode->seconds < config->episode_seconds) {
-		__sync_fetch_and_add(&episode->suppressed, 1);
-		add_block_row(BLOCK_EVENTS_SUPPRESSED, length);
+	if (!config || !episode || episode->tag != tag ||
+	    seconds_of(now) >= episode->seconds + config->episode_seconds)
 		return 0;
-	}
-	*suppressed = episode->tag == tag ? episode->suppressed : 0;
-	episode->tag = tag;
-	episode->seconds = seconds;
-	episode->suppressed = 0;
+	__sync_fetch_and_add(&episode->suppressed, 1);
+	add_block_row(BLOCK_EVENTS_SUPPRESSED, length);
 	return 1;
 }
 
-static __always_inline void report(const struct block_packet *packet, const struct hit_key *key,
-                                   enum end end, _Bool dropped, __u64 now)
+/* Begins an episode, and ends the one that another entry has in its place. Two hits at the same time
+ * may both begin one. Evaluates to how many hits the one before suppressed. */
+static __always_inline __u64 begin_episode(const struct hit_key *key, __u32 other, __u64 now)
 {
-	const ip_addr_t *other = end == END_SOURCE ? &packet->destination : &packet->source;
 	__u64 suppressed = 0;
-	struct block_event *event;
+	__u32 tag;
+	struct episode *episode = episode_of(key, other, &tag);
 
-	if (!begins_episode(key, other, packet->length, now, &suppressed))
-		return;
-	event = bpf_ringbuf_reserve(&block_events, sizeof(*event), 0);
-	if (!event) {
-		add_block_row(BLOCK_EVENTS_LOST, packet->length);
-		return;
-	}
-	*event = (struct block_event){
-		.time = now,
-		.cgroup_id = packet->cgroup_id,
-		.suppressed = suppressed,
-		.source = packet->source,
-		.destination = packet->destination,
-		.entry = *key,
-		.ifindex = packet->ifindex,
-		.length = packet->length,
-		.source_port = packet->source_port,
-		.destination_port = packet->destination_port,
-		.protocol = packet->protocol,
-		.direction = packet->direction,
-		.hook = packet->hook,
-		.dropped = dropped,
-		.matched_destination = end == END_DESTINATION,
-	};
-	bpf_ringbuf_submit(event, 0);
+	if (!episode)
+		return 0;
+	if (episode->tag == tag)
+		suppressed = episode->suppressed;
+	episode->tag = tag;
+	episode->seconds = seconds_of(now);
+	episode->suppressed = 0;
+	return suppressed;
 }
 
-/* What lists that cover an address of a packet have done with it. */
+/* Steps over an extension header of IPv6; in the result are transport, fragment and protocol, 0 if it
+ * is cut short. Of what a global function returns the verifier knows nothing, so that it doesn't follow
+ * every way through 8 headers. */
+static __always_inline __u64 step(const struct packet_view *view, __u32 transport, __u32 protocol)
+{
+	struct packet parsed = {.transport = transport & MAX_TRANSPORT, .protocol = protocol};
+
+	if (!parse_extension(view, &parsed))
+		return 0;
+	return (__u64)parsed.transport << 16 | parsed.fragment << 8 | parsed.protocol;
+}
+
+typedef __u64 step_over(void *context, __u32 transport, __u32 protocol);
+
+static __always_inline enum parse_result parse_extensions(void *context, step_over *step,
+                                                          struct packet *parsed)
+{
+	for (int i = 0; i < MAX_EXTENSIONS && more_extensions(parsed); i++) {
+		__u64 next = step(context, parsed->transport, parsed->protocol);
+
+		if (!next)
+			return PARSE_TRUNCATED;
+		parsed->protocol = next;
+		if (next >> 8 & 3)
+			parsed->fragment = next >> 8 & 3;
+		parsed->transport = next >> 16 & MAX_TRANSPORT;
+	}
+	return more_extensions(parsed) ? PARSE_TOO_DEEP : PARSE_OK;
+}
+
+/* Reads what of an event stands in the packet; what can't be read stays 0. */
+static __always_inline void read_event(const struct packet_view *view, void *context,
+                                       step_over *step, __u64 place, struct block_event *event)
+{
+	struct packet parsed = {};
+
+	if (parse_link(view, layer_of(place), &parsed) != PARSE_OK)
+		return;
+	parse_address(view, &parsed, END_SOURCE, &event->source);
+	parse_address(view, &parsed, END_DESTINATION, &event->destination);
+	if (parsed.ethertype == ETH_P_IP) {
+		if (parse_ipv4(view, &parsed) != PARSE_OK)
+			return;
+	} else if (parse_ipv6_fixed(view, &parsed) != PARSE_OK ||
+	           parse_extensions(context, step, &parsed) != PARSE_OK) {
+		return;
+	}
+	event->protocol = parsed.protocol;
+	if (parse_transport(view, &parsed) != PARSE_OK)
+		return;
+	event->source_port = parsed.source_port;
+	event->destination_port = parsed.destination_port;
+}
+
+/* What lists that cover an address of a packet do with it. */
 enum block_action {
 	ACTION_DROP = 1,
 	ACTION_ALERT = 2,
 	ACTION_ALLOWED = 4,
+	ACTION_REPORT = 8,
+	ACTION_PREFIXLEN = 8, /* the first bit, in what a single list does */
 };
 
-static __always_inline const ip_addr_t *address_of(const struct block_packet *packet, enum end end)
+/* Asks a list, and counts the hit: what it does with the packet. */
+__noinline __u32 ask_list(__u32 list, __u64 high, __u64 low, __u64 place, __u32 length)
 {
-	return end == END_SOURCE ? &packet->source : &packet->destination;
+	__u64 now = tick_time();
+	int prefixlen = longest_match(list, high, low, place, seconds_of(now));
+	__u32 actions = list / LIST_DROPS & (ACTION_DROP | ACTION_ALERT | ACTION_ALLOWED);
+	struct hit_key key;
+
+	if (prefixlen < 0)
+		return 0;
+	if (actions & ACTION_ALLOWED)
+		return actions;
+	key = key_of(list, prefixlen, high, low, place);
+	count_hit(&key, length, now);
+	if (actions & ACTION_ALERT && !is_suppressed(&key, place >> 32, length, now))
+		actions |= ACTION_REPORT;
+	return actions | prefixlen << ACTION_PREFIXLEN;
 }
 
-/* What a hit needs to know of its list, in a number: the settings may have changed since the list was
- * found in them. */
-enum hit_bits {
-	HIT_IDENTITY = 0xff,
-	HIT_DROP = 0x100,
-	HIT_ALERT = 0x200,
-};
-
-static __always_inline __u32 hit_of(const struct block_config *config, __u32 list)
+static __always_inline struct block_event *new_event(__u32 list, __u64 high, __u64 low, __u64 place,
+                                                     __u32 length)
 {
-	__u32 of = config->identities[list & (MAX_LISTS - 1)];
+	struct hit_key key = key_of(list, list >> LIST_PREFIXLEN, high, low, place);
+	__u64 now = bpf_ktime_get_boot_ns(), suppressed = begin_episode(&key, place >> 32, now);
+	struct block_event *event = bpf_ringbuf_reserve(&block_events, sizeof(*event), 0);
 
-	if (config->drop >> list & 1)
-		of |= HIT_DROP;
-	if (config->alert >> list & 1)
-		of |= HIT_ALERT;
-	return of;
-}
-
-/* Counts a hit of an entry, and reports it if its list does. Evaluates to the list's actions. */
-static __always_inline int hit(const struct block_packet *packet, enum end end, __u32 of,
-                               __u32 prefixlen)
-{
-	struct hit_key key = {.list = of & HIT_IDENTITY,
-	                      .prefixlen = prefixlen,
-	                      .ipv4 = packet->ipv4,
-	                      .address = *address_of(packet, end)};
-	__u64 now = bpf_ktime_get_boot_ns();
-
-	cut(&key.address, key.prefixlen, packet->ipv4);
-	count_hit(&key, packet->length, now);
-	if (of & HIT_ALERT)
-		report(packet, &key, end, of & HIT_DROP, now);
-	return (of & HIT_DROP ? ACTION_DROP : 0) | (of & HIT_ALERT ? ACTION_ALERT : 0);
-}
-
-static __always_inline _Bool is_allowed(const struct block_config *config, const ip_addr_t *address,
-                                        _Bool ipv4)
-{
-	for (__u32 list = 0; list < MAX_LISTS; list++) {
-		if (config->allow >> list & 1 && longest_match(list, address, ipv4) >= 0)
-			return 1;
+	if (!event) {
+		add_block_row(BLOCK_EVENTS_LOST, length);
+		return NULL;
 	}
+	*event = (struct block_event){
+		.time = now,
+		.suppressed = suppressed,
+		.entry = key,
+		.length = length,
+		.direction = place & PLACE_EGRESS ? DIRECTION_EGRESS : DIRECTION_INGRESS,
+		.dropped = !!(list & LIST_DROPS),
+		.matched_destination = !!(place & PLACE_DESTINATION),
+	};
+	return event;
+}
+
+__noinline __u64 step_skb(struct __sk_buff *skb, __u32 transport, __u32 protocol)
+{
+	struct packet_view view = VIEW_COPY(skb);
+
+	return step(&view, transport, protocol);
+}
+
+__noinline int report_skb(struct __sk_buff *skb, __u32 list, __u64 high, __u64 low, __u64 place)
+{
+	struct packet_view view = VIEW_COPY(skb);
+	struct block_event *event = new_event(list, high, low, place, skb->len);
+
+	if (!event)
+		return 0;
+	event->ifindex = skb->ifindex;
+	event->hook = place & PLACE_CGROUP ? HOOK_CGROUP : HOOK_TC;
+	if (place & (PLACE_EGRESS | PLACE_CGROUP))
+		event->cgroup_id = bpf_skb_cgroup_id(skb);
+	read_event(&view, skb, (step_over *)step_skb, place, event);
+	bpf_ringbuf_submit(event, 0);
 	return 0;
 }
 
-/* Judges one address of a packet by every list. record is a global function that counts a hit: so
- * the verifier sees it once, and not once for each list. */
-#define judge_address(context, record, packet, end, place)                                         \
-	({                                                                                         \
-		const ip_addr_t *address_ = address_of(packet, end);                               \
-		struct block_config *config_ = configuration();                                    \
-		int actions_ = 0, length_;                                                         \
-		__u32 lists_ = 0;                                                                  \
-		if (config_ && is_allowed(config_, address_, (packet)->ipv4))                      \
-			actions_ = ACTION_ALLOWED;                                                 \
-		else if (config_)                                                                  \
-			lists_ = config_->lists &                                                  \
-			         ((end) == END_SOURCE ? config_->source : config_->destination);   \
-		for (__u32 list_ = 0; list_ < MAX_LISTS; list_++) {                                \
-			if (!(lists_ >> list_ & 1))                                                \
-				continue;                                                          \
-			length_ = longest_match(list_, address_, (packet)->ipv4);                  \
-			if (length_ >= 0)                                                          \
-				actions_ |= record(context, hit_of(config_, list_), length_, end,  \
-				                   place);                                         \
-		}                                                                                  \
-		actions_;                                                                          \
-	})
+typedef int report_hit(void *context, __u32 list, __u64 high, __u64 low, __u64 place);
+
+/* Judges an address of a packet by every list, those that allow first. */
+static __always_inline __u32 judge(void *context, report_hit *report, __u64 high, __u64 low,
+                                   __u64 place, __u32 length)
+{
+	struct block_config *config = configuration();
+	__u32 actions = 0, done, list;
+	__u64 lists;
+
+	if (!config)
+		return 0;
+	lists = config->lists & ~config->allow;
+	lists &= place & PLACE_DESTINATION ? config->destination : config->source;
+	lists = config->allow | lists << MAX_LISTS;
+	for (__u32 i = 0; i < MAX_LISTS && lists; i++, lists &= lists - 1) {
+		list = list_of(config, __builtin_ctzll(lists) & LIST_NUMBER);
+		done = ask_list(list, high, low, place, length);
+		if (done & ACTION_ALLOWED)
+			return ACTION_ALLOWED;
+		if (done & ACTION_REPORT)
+			report(context, list | done >> ACTION_PREFIXLEN << LIST_PREFIXLEN, high,
+			       low, place);
+		actions |= done;
+	}
+	return actions;
+}
+
+__noinline int judge_skb(struct __sk_buff *skb, __u64 high, __u64 low, __u64 place)
+{
+	return judge(skb, (report_hit *)report_skb, high, low, place, skb->len);
+}
+
+/* The addresses of a packet, and whether they may be on a list. */
+struct ends {
+	struct number source;
+	struct number destination;
+	_Bool ipv4;
+	_Bool suspect_source;
+	_Bool suspect_destination;
+};
+
+static __always_inline enum parse_result read_ends(const struct packet_view *view, __u64 place,
+                                                   struct ends *ends)
+{
+	struct packet parsed = {};
+	enum parse_result result = parse_link(view, layer_of(place), &parsed);
+	struct ipv6hdr ip6;
+	struct iphdr ip4;
+
+	if (unlikely(result != PARSE_OK))
+		return result;
+	if (parsed.ethertype == ETH_P_IP) {
+		if (unlikely(!read_header(view, parsed.network, &ip4) || ip4.version != 4))
+			return PARSE_TRUNCATED;
+		*ends = (struct ends){.source.low = bpf_ntohl(ip4.saddr),
+		                      .destination.low = bpf_ntohl(ip4.daddr),
+		                      .ipv4 = 1};
+		ends->suspect_source = may_match4(ends->source.low);
+		ends->suspect_destination = may_match4(ends->destination.low);
+	} else {
+		if (unlikely(!read_header(view, parsed.network, &ip6) || ip6.version != 6))
+			return PARSE_TRUNCATED;
+		*ends = (struct ends){.source = number_of(&ip6.saddr),
+		                      .destination = number_of(&ip6.daddr)};
+		ends->suspect_source = may_match6(ends->source.high);
+		ends->suspect_destination = may_match6(ends->destination.high);
+	}
+	return PARSE_OK;
+}
+
+static __always_inline __u64 place_of(const struct ends *ends, enum end end, __u64 place)
+{
+	const struct number *other = end == END_SOURCE ? &ends->destination : &ends->source;
+
+	return place | (ends->ipv4 ? PLACE_IPV4 : 0) |
+	       (end == END_DESTINATION ? PLACE_DESTINATION : 0) | (__u64)hash_number(other) << 32;
+}
 
 /* Counts what became of a packet; evaluates to whether to drop it. */
 static __always_inline _Bool conclude(int actions, __u64 bytes)
@@ -718,6 +910,58 @@ static __always_inline _Bool conclude(int actions, __u64 bytes)
 	else if (actions & ACTION_ALLOWED)
 		add_block_row(BLOCK_ALLOWED, bytes);
 	return actions & ACTION_DROP;
+}
+
+static __always_inline enum block_row unjudged(enum parse_result result)
+{
+	switch (result) {
+	case PARSE_NOT_IP:
+		return BLOCK_NON_IP;
+	case PARSE_TOO_DEEP:
+		return BLOCK_TOO_DEEP;
+	default:
+		return BLOCK_TRUNCATED;
+	}
+}
+
+static __always_inline _Bool judge_ends(struct __sk_buff *skb, const struct ends *ends, __u64 place)
+{
+	int actions = 0;
+
+	if (likely(!ends->suspect_source && !ends->suspect_destination))
+		return 0;
+	if (ends->suspect_source)
+		actions |= judge_skb(skb, ends->source.high, ends->source.low,
+		                     place_of(ends, END_SOURCE, place));
+	if (ends->suspect_destination)
+		actions |= judge_skb(skb, ends->destination.high, ends->destination.low,
+		                     place_of(ends, END_DESTINATION, place));
+	return conclude(actions, skb->len);
+}
+
+/* For headers that can't be read directly. The copy is slow, and seldom needed. */
+static __noinline enum parse_result copy_ends(struct __sk_buff *skb, __u64 place, struct ends *ends)
+{
+	struct packet_view view = VIEW_COPY(skb);
+
+	return read_ends(&view, place, ends);
+}
+
+static __always_inline _Bool is_blocked(struct __sk_buff *skb, __u64 place)
+{
+	struct packet_view view = VIEW_LINEAR(skb);
+	struct ends ends, copied = {};
+	enum parse_result result = read_ends(&view, place, &ends);
+
+	if (unlikely(result == PARSE_TRUNCATED)) {
+		result = copy_ends(skb, place, &copied);
+		ends = copied;
+	}
+	if (unlikely(result != PARSE_OK)) {
+		add_block_row(unjudged(result), skb->len);
+		return 0;
+	}
+	return judge_ends(skb, &ends, place);
 }
 
 #endif
