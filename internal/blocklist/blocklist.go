@@ -214,8 +214,8 @@ type API interface {
 	Set(ctx context.Context, r SetRequest) (Change, error)
 	// Sync clears what has ended, and asks for domains that are due.
 	Sync(ctx context.Context, dryRun bool) (Change, error)
-	// Refresh is Sync for those who call it again and again: it does nothing
-	// unless something is due. next is how long nothing will be.
+	// Refresh asks for domains that are due, and clears addresses of domains that
+	// have ended. next is how long there will be nothing to do.
 	Refresh(ctx context.Context) (change Change, next time.Duration, err error)
 	// Follow returns what takes answers that were seen on the wire; Close it.
 	Follow() Follower

@@ -365,7 +365,7 @@ func (s *Store) Refresh(ctx context.Context) (change Change, next time.Duration,
 		return change, 0, err
 	}
 	if due {
-		err = s.write(ctx, false, func(st *state) error { return st.purge(ctx, &change, false) })
+		err = s.write(ctx, false, func(st *state) error { return st.dropEnded(ctx, &change) })
 		if err == nil {
 			err = s.refresh(ctx, dueNow, &change)
 		}
@@ -380,6 +380,18 @@ func (s *Store) Refresh(ctx context.Context) (change Change, next time.Duration,
 	return change, next, err
 }
 
+// dropEnded removes the addresses of domains that have ended. What else has ended
+// can wait for a writer: a list may be large.
+func (s *state) dropEnded(ctx context.Context, change *Change) error {
+	for _, name := range s.names() {
+		if err := s.purgeAddresses(ctx, name, false); err != nil {
+			return err
+		}
+	}
+	change.count(s)
+	return nil
+}
+
 func dueNow(s *state, _ string, d domain) bool { return d.Due <= s.boot }
 
 func (s *state) isDue(ctx context.Context) (bool, error) {
@@ -390,8 +402,8 @@ func (s *state) isDue(ctx context.Context) (bool, error) {
 // mostIdle is how long nothing is due at most: other writers may add domains.
 const mostIdle = time.Minute
 
-// nextDue is how long it is until a domain has to be asked for again, or an entry
-// ends.
+// nextDue is how long it is until a domain has to be asked for again, or an address
+// of one ends.
 func (s *state) nextDue(ctx context.Context) (time.Duration, error) {
 	at := s.boot + uint32(mostIdle/time.Second)
 	if s.Shared == nil {
@@ -402,12 +414,12 @@ func (s *state) nextDue(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	for _, d := range known.all {
-		if !d.isWildcard() {
+		if !d.isWildcard() && !s.isOver(entry{expires: d.Expires}) {
 			at = min(at, d.Due)
 		}
 	}
 	for _, l := range s.lists {
-		if nameOf(l) != "" && l.Expires != 0 {
+		if strings.HasSuffix(nameOf(l), addressesSuffix) && l.Expires != 0 {
 			at = min(at, uint32(l.Expires))
 		}
 	}
