@@ -427,7 +427,7 @@ func (h *harness) normal(t *testing.T, args ...string) string {
 }
 
 // differing are the members of documents that differ between runs.
-var differing = []string{"time", "id", "prog_id", "link_id", "map_ids", "btf_id", "loaded_at", "run_count", "run_time_ns", "packets", "bytes", "entries"}
+var differing = []string{"time", "id", "prog_id", "link_id", "map_ids", "btf_id", "loaded_at", "run_count", "run_time_ns", "packets", "bytes", "entries", "memory_bytes"}
 
 func normal(value any) any {
 	switch value := value.(type) {
