@@ -15,5 +15,5 @@ SEC("tcx/ingress")
 int pod_traffic_vary(struct __sk_buff *skb)
 {
 	vary(skb);
-	return count_tc(skb, LAYER_ETHERNET, TRANSMIT);
+	return sent_tc(skb, LAYER_ETHERNET);
 }

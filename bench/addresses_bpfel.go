@@ -16,10 +16,25 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	addressesMapBlockAnswers             = "block_answers"
+	addressesMapBlockDomains             = "block_domains"
+	addressesMapBlockEvents              = "block_events"
+	addressesMapBlockLists               = "block_lists"
+	addressesMapBlockNotes               = "block_notes"
+	addressesMapBlockRows                = "block_rows"
 	addressesMapCgroupPods               = "cgroup_pods"
+	addressesMapCoarseFilters6           = "coarse_filters6"
+	addressesMapEpisodes                 = "episodes"
+	addressesMapFilters4                 = "filters4"
+	addressesMapFilters6                 = "filters6"
+	addressesMapHits                     = "hits"
+	addressesMapLengths4                 = "lengths4"
+	addressesMapLists4                   = "lists4"
+	addressesMapLists6                   = "lists6"
 	addressesMapPodPrefixes              = "pod_prefixes"
 	addressesMapPods                     = "pods"
 	addressesMapRows                     = "rows"
+	addressesMapSettings                 = "settings"
 	addressesProgPodTrafficCgroupEgress  = "pod_traffic_cgroup_egress"
 	addressesProgPodTrafficCgroupIngress = "pod_traffic_cgroup_ingress"
 	addressesProgPodTrafficEgress        = "pod_traffic_egress"
@@ -27,6 +42,7 @@ const (
 	addressesProgPodTrafficIngress       = "pod_traffic_ingress"
 	addressesProgPodTrafficIngressL3     = "pod_traffic_ingress_l3"
 	addressesProgPodTrafficVary          = "pod_traffic_vary"
+	addressesVarBlocklist                = "blocklist"
 	addressesVarMatchPrefixes            = "match_prefixes"
 )
 
@@ -85,16 +101,32 @@ type addressesProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type addressesMapSpecs struct {
-	CgroupPods  *ebpf.MapSpec `ebpf:"cgroup_pods"`
-	PodPrefixes *ebpf.MapSpec `ebpf:"pod_prefixes"`
-	Pods        *ebpf.MapSpec `ebpf:"pods"`
-	Rows        *ebpf.MapSpec `ebpf:"rows"`
+	BlockAnswers   *ebpf.MapSpec `ebpf:"block_answers"`
+	BlockDomains   *ebpf.MapSpec `ebpf:"block_domains"`
+	BlockEvents    *ebpf.MapSpec `ebpf:"block_events"`
+	BlockLists     *ebpf.MapSpec `ebpf:"block_lists"`
+	BlockNotes     *ebpf.MapSpec `ebpf:"block_notes"`
+	BlockRows      *ebpf.MapSpec `ebpf:"block_rows"`
+	CgroupPods     *ebpf.MapSpec `ebpf:"cgroup_pods"`
+	CoarseFilters6 *ebpf.MapSpec `ebpf:"coarse_filters6"`
+	Episodes       *ebpf.MapSpec `ebpf:"episodes"`
+	Filters4       *ebpf.MapSpec `ebpf:"filters4"`
+	Filters6       *ebpf.MapSpec `ebpf:"filters6"`
+	Hits           *ebpf.MapSpec `ebpf:"hits"`
+	Lengths4       *ebpf.MapSpec `ebpf:"lengths4"`
+	Lists4         *ebpf.MapSpec `ebpf:"lists4"`
+	Lists6         *ebpf.MapSpec `ebpf:"lists6"`
+	PodPrefixes    *ebpf.MapSpec `ebpf:"pod_prefixes"`
+	Pods           *ebpf.MapSpec `ebpf:"pods"`
+	Rows           *ebpf.MapSpec `ebpf:"rows"`
+	Settings       *ebpf.MapSpec `ebpf:"settings"`
 }
 
 // addressesVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type addressesVariableSpecs struct {
+	Blocklist     *ebpf.VariableSpec `ebpf:"blocklist"`
 	MatchPrefixes *ebpf.VariableSpec `ebpf:"match_prefixes"`
 }
 
@@ -118,18 +150,48 @@ func (o *addressesObjects) Close() error {
 //
 // It can be passed to loadAddressesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type addressesMaps struct {
-	CgroupPods  *ebpf.Map `ebpf:"cgroup_pods"`
-	PodPrefixes *ebpf.Map `ebpf:"pod_prefixes"`
-	Pods        *ebpf.Map `ebpf:"pods"`
-	Rows        *ebpf.Map `ebpf:"rows"`
+	BlockAnswers   *ebpf.Map `ebpf:"block_answers"`
+	BlockDomains   *ebpf.Map `ebpf:"block_domains"`
+	BlockEvents    *ebpf.Map `ebpf:"block_events"`
+	BlockLists     *ebpf.Map `ebpf:"block_lists"`
+	BlockNotes     *ebpf.Map `ebpf:"block_notes"`
+	BlockRows      *ebpf.Map `ebpf:"block_rows"`
+	CgroupPods     *ebpf.Map `ebpf:"cgroup_pods"`
+	CoarseFilters6 *ebpf.Map `ebpf:"coarse_filters6"`
+	Episodes       *ebpf.Map `ebpf:"episodes"`
+	Filters4       *ebpf.Map `ebpf:"filters4"`
+	Filters6       *ebpf.Map `ebpf:"filters6"`
+	Hits           *ebpf.Map `ebpf:"hits"`
+	Lengths4       *ebpf.Map `ebpf:"lengths4"`
+	Lists4         *ebpf.Map `ebpf:"lists4"`
+	Lists6         *ebpf.Map `ebpf:"lists6"`
+	PodPrefixes    *ebpf.Map `ebpf:"pod_prefixes"`
+	Pods           *ebpf.Map `ebpf:"pods"`
+	Rows           *ebpf.Map `ebpf:"rows"`
+	Settings       *ebpf.Map `ebpf:"settings"`
 }
 
 func (m *addressesMaps) Close() error {
 	return _AddressesClose(
+		m.BlockAnswers,
+		m.BlockDomains,
+		m.BlockEvents,
+		m.BlockLists,
+		m.BlockNotes,
+		m.BlockRows,
 		m.CgroupPods,
+		m.CoarseFilters6,
+		m.Episodes,
+		m.Filters4,
+		m.Filters6,
+		m.Hits,
+		m.Lengths4,
+		m.Lists4,
+		m.Lists6,
 		m.PodPrefixes,
 		m.Pods,
 		m.Rows,
+		m.Settings,
 	)
 }
 
@@ -137,6 +199,7 @@ func (m *addressesMaps) Close() error {
 //
 // It can be passed to loadAddressesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type addressesVariables struct {
+	Blocklist     *ebpf.Variable `ebpf:"blocklist"`
 	MatchPrefixes *ebpf.Variable `ebpf:"match_prefixes"`
 }
 

@@ -49,20 +49,20 @@ static __always_inline int block_xdp(struct xdp_md *frame, __u64 place)
 {
 	struct packet_view view = VIEW_LINEAR(frame);
 	__u64 bytes = view.data_end - view.data;
-	struct ends ends;
-	enum parse_result result = read_ends(&view, place, &ends);
-	int actions = 0;
+	struct ends ends = {};
+	__u32 actions = 0;
 
-	if (unlikely(result != PARSE_OK)) {
-		add_block_row(unjudged(result), bytes);
+	read_ends(&view, place, &ends);
+	if (likely(is_harmless(&ends.suspicion)))
+		return XDP_PASS;
+	if (unlikely(ends.suspicion.result != PARSE_OK)) {
+		add_block_row(unjudged(ends.suspicion.result), bytes);
 		return XDP_PASS;
 	}
-	if (likely(!ends.suspect_source && !ends.suspect_destination))
-		return XDP_PASS;
-	if (ends.suspect_source)
+	if (ends.suspicion.source)
 		actions |= judge_frame(frame, ends.source.high, ends.source.low,
 		                       place_of(&ends, END_SOURCE, place));
-	if (ends.suspect_destination)
+	if (ends.suspicion.destination)
 		actions |= judge_frame(frame, ends.destination.high, ends.destination.low,
 		                       place_of(&ends, END_DESTINATION, place));
 	return conclude(actions, bytes) ? XDP_DROP : XDP_PASS;

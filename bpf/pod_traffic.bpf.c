@@ -1,29 +1,37 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //go:build ignore
 
-/* pod-traffic: counts bytes and packets in both directions per Pod address.
+/* pod-traffic: counts bytes and packets in both directions per Pod address, and drops or reports
+ * packets from or to listed addresses.
  *
  * Hook: tc ingress and egress (TCX or clsact; the _l3 functions on devices without an Ethernet
  * header), cgroup_skb ingress and egress.
- * Verdict: the packet always goes on (tc: TC_ACT_UNSPEC, so that later programs run; cgroup_skb: 1).
- * Kernel: 5.10, the oldest one tested; nothing here is newer.
+ * Verdict: as blocklist's, whose lists it consults: drop (tc: TC_ACT_SHOT, cgroup_skb: 0) if a list
+ * says so. Everything else goes on (tc: TC_ACT_UNSPEC, so that later programs run; cgroup_skb: 1).
+ * Kernel: 5.10, the oldest one tested; what blocklist.h needs is not newer.
  *
  * On the host's side of a veth, ingress is what the Pod sends and egress what it receives. Bytes
  * are skb->len, what a veth's own counters add up; in cgroup_skb that is without the Ethernet
  * header. Packets are segments: one skb that the stack will split (GSO) or has merged (GRO) counts
  * as many.
  *
+ * What a list drops is counted where the interface has counted it: at tc ingress, which is behind the
+ * device's counters. At tc egress, which is in front of them, and at cgroup_skb it isn't.
+ *
  * Exact: a tc program runs with softirqs off, so it is alone on its CPU and plain additions to
  * per-CPU counters lose nothing. A cgroup_skb program also runs in process context, where a softirq
  * that runs its counterpart can come in between: those add atomically. Each counter has one of the
  * two kinds of writer only.
  */
-#include "packet.h"
+#include "blocklist.h"
 
 /* 0: on tc the address of the Pod follows from the direction: the source at ingress, the
  * destination at egress. 1: whatever the direction, a source in pod_prefixes transmits and a
  * destination in pod_prefixes receives; both count when both are Pods. */
 const volatile __u8 match_prefixes = 0;
+
+/* 1: packets are judged by the lists. 0: none is. */
+const volatile __u8 blocklist = 1;
 
 struct pod_key {
 	ip_addr_t address;
@@ -293,13 +301,33 @@ static __always_inline void count_by_prefix(struct __sk_buff *skb, enum layer la
 		add_row(TC_NOT_A_POD, direction, skb);
 }
 
-static __always_inline int count_tc(struct __sk_buff *skb, enum layer layer,
-                                    enum direction direction)
+static __always_inline void count_pods(struct __sk_buff *skb, enum layer layer,
+                                       enum direction direction)
 {
 	if (match_prefixes)
 		count_by_prefix(skb, layer, direction);
 	else
 		count_by_direction(skb, layer, direction);
+}
+
+static __always_inline _Bool is_listed(struct __sk_buff *skb, __u64 place)
+{
+	return blocklist && is_blocked(skb, place);
+}
+
+static __always_inline int sent_tc(struct __sk_buff *skb, enum layer layer)
+{
+	_Bool listed = is_listed(skb, layer == LAYER_IP ? PLACE_LAYER_IP : 0);
+
+	count_pods(skb, layer, TRANSMIT);
+	return listed ? TC_DROP : TC_NEXT;
+}
+
+static __always_inline int received_tc(struct __sk_buff *skb, enum layer layer)
+{
+	if (is_listed(skb, (layer == LAYER_IP ? PLACE_LAYER_IP : 0) | PLACE_EGRESS))
+		return TC_DROP;
+	count_pods(skb, layer, RECEIVE);
 	return TC_NEXT;
 }
 
@@ -319,8 +347,12 @@ static __always_inline struct pod_counters *cgroup_entry(struct __sk_buff *skb,
 
 static __always_inline int count_cgroup(struct __sk_buff *skb, enum direction direction)
 {
-	struct pod_counters *entry = cgroup_entry(skb, direction);
+	struct pod_counters *entry;
 
+	if (is_listed(skb,
+	              PLACE_LAYER_IP | PLACE_CGROUP | (direction == TRANSMIT ? PLACE_EGRESS : 0)))
+		return 0;
+	entry = cgroup_entry(skb, direction);
 	if (entry)
 		add_atomic(entry, direction, skb);
 	return 1;
@@ -329,25 +361,25 @@ static __always_inline int count_cgroup(struct __sk_buff *skb, enum direction di
 SEC("tcx/ingress")
 int pod_traffic_ingress(struct __sk_buff *skb)
 {
-	return count_tc(skb, LAYER_ETHERNET, TRANSMIT);
+	return sent_tc(skb, LAYER_ETHERNET);
 }
 
 SEC("tcx/egress")
 int pod_traffic_egress(struct __sk_buff *skb)
 {
-	return count_tc(skb, LAYER_ETHERNET, RECEIVE);
+	return received_tc(skb, LAYER_ETHERNET);
 }
 
 SEC("tcx/ingress")
 int pod_traffic_ingress_l3(struct __sk_buff *skb)
 {
-	return count_tc(skb, LAYER_IP, TRANSMIT);
+	return sent_tc(skb, LAYER_IP);
 }
 
 SEC("tcx/egress")
 int pod_traffic_egress_l3(struct __sk_buff *skb)
 {
-	return count_tc(skb, LAYER_IP, RECEIVE);
+	return received_tc(skb, LAYER_IP);
 }
 
 SEC("cgroup_skb/egress")

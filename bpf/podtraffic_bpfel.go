@@ -13,6 +13,103 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type podTrafficAnswerKey struct {
+	_       structs.HostLayout
+	List    uint32
+	Domain  uint32
+	Ipv4    uint16
+	Pad     uint16
+	Address struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+}
+
+type podTrafficBlockAnswer struct {
+	_       structs.HostLayout
+	Expires uint32
+	Note    uint32
+	Source  uint32
+}
+
+type podTrafficBlockDomain struct {
+	_       structs.HostLayout
+	Number  uint32
+	Note    uint32
+	Expires uint32
+	Grace   uint32
+	Due     uint32
+	Checked uint32
+	Status  uint32
+	Forced  uint32
+}
+
+type podTrafficBlockEvent struct {
+	_          structs.HostLayout
+	Time       uint64
+	CgroupId   uint64
+	Suppressed uint64
+	Source     struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+	Destination struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+	Entry              podTrafficHitKey
+	Ifindex            uint32
+	Length             uint32
+	SourcePort         uint16
+	DestinationPort    uint16
+	Protocol           uint8
+	Direction          uint8
+	Hook               uint8
+	Dropped            uint8
+	MatchedDestination uint8
+	Pad                [3]uint8
+}
+
+type podTrafficBlockList struct {
+	_        structs.HostLayout
+	Name     [64]int8
+	Changed  uint64
+	Entries4 uint64
+	Entries6 uint64
+	Identity uint64
+	Stale    uint64
+	Expires  uint64
+}
+
+type podTrafficBlockNote struct {
+	_    structs.HostLayout
+	Text [128]int8
+}
+
+type podTrafficBlockRow uint32
+
+const (
+	podTrafficBlockRowBLOCK_DROPPED           podTrafficBlockRow = 0
+	podTrafficBlockRowBLOCK_ALERTED           podTrafficBlockRow = 1
+	podTrafficBlockRowBLOCK_ALLOWED           podTrafficBlockRow = 2
+	podTrafficBlockRowBLOCK_NON_IP            podTrafficBlockRow = 3
+	podTrafficBlockRowBLOCK_TRUNCATED         podTrafficBlockRow = 4
+	podTrafficBlockRowBLOCK_TOO_DEEP          podTrafficBlockRow = 5
+	podTrafficBlockRowBLOCK_HITS_FULL         podTrafficBlockRow = 6
+	podTrafficBlockRowBLOCK_EVENTS_SUPPRESSED podTrafficBlockRow = 7
+	podTrafficBlockRowBLOCK_EVENTS_LOST       podTrafficBlockRow = 8
+	podTrafficBlockRowBLOCK_ROWS              podTrafficBlockRow = 9
+)
+
 type podTrafficCgroupPodKey struct {
 	_       structs.HostLayout
 	Address struct {
@@ -23,6 +120,46 @@ type podTrafficCgroupPodKey struct {
 		}
 	}
 	CgroupId uint64
+}
+
+type podTrafficCounter struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+}
+
+type podTrafficDomainKey struct {
+	_    structs.HostLayout
+	List uint32
+	Name [256]int8
+}
+
+type podTrafficEpisode struct {
+	_          structs.HostLayout
+	Tag        uint32
+	Seconds    uint32
+	Suppressed uint64
+}
+
+type podTrafficHitCounters struct {
+	_        structs.HostLayout
+	Packets  uint64
+	Bytes    uint64
+	LastSeen uint64
+}
+
+type podTrafficHitKey struct {
+	_         structs.HostLayout
+	List      uint8
+	Prefixlen uint8
+	Ipv4      uint16
+	Address   struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
 }
 
 type podTrafficPodCounters struct {
@@ -78,16 +215,32 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	podTrafficMapBlockAnswers             = "block_answers"
+	podTrafficMapBlockDomains             = "block_domains"
+	podTrafficMapBlockEvents              = "block_events"
+	podTrafficMapBlockLists               = "block_lists"
+	podTrafficMapBlockNotes               = "block_notes"
+	podTrafficMapBlockRows                = "block_rows"
 	podTrafficMapCgroupPods               = "cgroup_pods"
+	podTrafficMapCoarseFilters6           = "coarse_filters6"
+	podTrafficMapEpisodes                 = "episodes"
+	podTrafficMapFilters4                 = "filters4"
+	podTrafficMapFilters6                 = "filters6"
+	podTrafficMapHits                     = "hits"
+	podTrafficMapLengths4                 = "lengths4"
+	podTrafficMapLists4                   = "lists4"
+	podTrafficMapLists6                   = "lists6"
 	podTrafficMapPodPrefixes              = "pod_prefixes"
 	podTrafficMapPods                     = "pods"
 	podTrafficMapRows                     = "rows"
+	podTrafficMapSettings                 = "settings"
 	podTrafficProgPodTrafficCgroupEgress  = "pod_traffic_cgroup_egress"
 	podTrafficProgPodTrafficCgroupIngress = "pod_traffic_cgroup_ingress"
 	podTrafficProgPodTrafficEgress        = "pod_traffic_egress"
 	podTrafficProgPodTrafficEgressL3      = "pod_traffic_egress_l3"
 	podTrafficProgPodTrafficIngress       = "pod_traffic_ingress"
 	podTrafficProgPodTrafficIngressL3     = "pod_traffic_ingress_l3"
+	podTrafficVarBlocklist                = "blocklist"
 	podTrafficVarMatchPrefixes            = "match_prefixes"
 )
 
@@ -145,16 +298,32 @@ type podTrafficProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podTrafficMapSpecs struct {
-	CgroupPods  *ebpf.MapSpec `ebpf:"cgroup_pods"`
-	PodPrefixes *ebpf.MapSpec `ebpf:"pod_prefixes"`
-	Pods        *ebpf.MapSpec `ebpf:"pods"`
-	Rows        *ebpf.MapSpec `ebpf:"rows"`
+	BlockAnswers   *ebpf.MapSpec `ebpf:"block_answers"`
+	BlockDomains   *ebpf.MapSpec `ebpf:"block_domains"`
+	BlockEvents    *ebpf.MapSpec `ebpf:"block_events"`
+	BlockLists     *ebpf.MapSpec `ebpf:"block_lists"`
+	BlockNotes     *ebpf.MapSpec `ebpf:"block_notes"`
+	BlockRows      *ebpf.MapSpec `ebpf:"block_rows"`
+	CgroupPods     *ebpf.MapSpec `ebpf:"cgroup_pods"`
+	CoarseFilters6 *ebpf.MapSpec `ebpf:"coarse_filters6"`
+	Episodes       *ebpf.MapSpec `ebpf:"episodes"`
+	Filters4       *ebpf.MapSpec `ebpf:"filters4"`
+	Filters6       *ebpf.MapSpec `ebpf:"filters6"`
+	Hits           *ebpf.MapSpec `ebpf:"hits"`
+	Lengths4       *ebpf.MapSpec `ebpf:"lengths4"`
+	Lists4         *ebpf.MapSpec `ebpf:"lists4"`
+	Lists6         *ebpf.MapSpec `ebpf:"lists6"`
+	PodPrefixes    *ebpf.MapSpec `ebpf:"pod_prefixes"`
+	Pods           *ebpf.MapSpec `ebpf:"pods"`
+	Rows           *ebpf.MapSpec `ebpf:"rows"`
+	Settings       *ebpf.MapSpec `ebpf:"settings"`
 }
 
 // podTrafficVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type podTrafficVariableSpecs struct {
+	Blocklist     *ebpf.VariableSpec `ebpf:"blocklist"`
 	MatchPrefixes *ebpf.VariableSpec `ebpf:"match_prefixes"`
 }
 
@@ -178,18 +347,48 @@ func (o *podTrafficObjects) Close() error {
 //
 // It can be passed to loadPodTrafficObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podTrafficMaps struct {
-	CgroupPods  *ebpf.Map `ebpf:"cgroup_pods"`
-	PodPrefixes *ebpf.Map `ebpf:"pod_prefixes"`
-	Pods        *ebpf.Map `ebpf:"pods"`
-	Rows        *ebpf.Map `ebpf:"rows"`
+	BlockAnswers   *ebpf.Map `ebpf:"block_answers"`
+	BlockDomains   *ebpf.Map `ebpf:"block_domains"`
+	BlockEvents    *ebpf.Map `ebpf:"block_events"`
+	BlockLists     *ebpf.Map `ebpf:"block_lists"`
+	BlockNotes     *ebpf.Map `ebpf:"block_notes"`
+	BlockRows      *ebpf.Map `ebpf:"block_rows"`
+	CgroupPods     *ebpf.Map `ebpf:"cgroup_pods"`
+	CoarseFilters6 *ebpf.Map `ebpf:"coarse_filters6"`
+	Episodes       *ebpf.Map `ebpf:"episodes"`
+	Filters4       *ebpf.Map `ebpf:"filters4"`
+	Filters6       *ebpf.Map `ebpf:"filters6"`
+	Hits           *ebpf.Map `ebpf:"hits"`
+	Lengths4       *ebpf.Map `ebpf:"lengths4"`
+	Lists4         *ebpf.Map `ebpf:"lists4"`
+	Lists6         *ebpf.Map `ebpf:"lists6"`
+	PodPrefixes    *ebpf.Map `ebpf:"pod_prefixes"`
+	Pods           *ebpf.Map `ebpf:"pods"`
+	Rows           *ebpf.Map `ebpf:"rows"`
+	Settings       *ebpf.Map `ebpf:"settings"`
 }
 
 func (m *podTrafficMaps) Close() error {
 	return _PodTrafficClose(
+		m.BlockAnswers,
+		m.BlockDomains,
+		m.BlockEvents,
+		m.BlockLists,
+		m.BlockNotes,
+		m.BlockRows,
 		m.CgroupPods,
+		m.CoarseFilters6,
+		m.Episodes,
+		m.Filters4,
+		m.Filters6,
+		m.Hits,
+		m.Lengths4,
+		m.Lists4,
+		m.Lists6,
 		m.PodPrefixes,
 		m.Pods,
 		m.Rows,
+		m.Settings,
 	)
 }
 
@@ -197,6 +396,7 @@ func (m *podTrafficMaps) Close() error {
 //
 // It can be passed to loadPodTrafficObjects or ebpf.CollectionSpec.LoadAndAssign.
 type podTrafficVariables struct {
+	Blocklist     *ebpf.Variable `ebpf:"blocklist"`
 	MatchPrefixes *ebpf.Variable `ebpf:"match_prefixes"`
 }
 

@@ -20,8 +20,8 @@ type Program struct {
 	PerInterface bool
 
 	// Shared names the group of maps that it has in common with other programs
-	// and instances, and that outlive it; "" if it has none. They are all of its
-	// maps but data sections.
+	// and instances, and that outlive it; "" if it has none. They are all maps,
+	// but data sections, of the program of that name.
 	Shared string
 
 	// Object is the compiled ELF object.
@@ -68,27 +68,11 @@ func blocklist() Program {
 		Summary:    "drop or report packets from or to listed addresses",
 		Hooks:      []Hook{hookTC, hookXDP, hookCgroup},
 		Parameters: []Parameter{},
-		Maps: []Map{
-			{"filters4", "where IPv4 entries may match"},
-			{"lengths4", "which lengths IPv4 prefixes have, and where"},
-			{"filters6", "where IPv6 entries of 48 bits and more may match"},
-			{"coarse_filters6", "where shorter IPv6 entries may match"},
-			{"settings", "which lists are in use, and what they do"},
-			{"lists4", "the IPv4 entries of each list"},
-			{"lists6", "the IPv6 entries of each list"},
-			{"block_lists", "the names of the lists"},
-			{"block_notes", "why entries are listed"},
-			{"block_domains", "the domains on the lists"},
-			{"block_answers", "the addresses that domains have"},
-			{"hits", "what each entry was hit by"},
-			{"episodes", "which hits were reported lately"},
-			{"block_events", "reported hits, a ring buffer"},
-			{"block_rows", "what became of packets"},
-		},
-		Features: []string{"map_array", "map_hash", "map_in_map", "map_percpu_array", "ring_buffer"},
-		Shared:   "blocklist",
-		Object:   _BlocklistBytes,
-		Spec:     loadBlocklist,
+		Maps:       blockMaps(),
+		Features:   blockFeatures(),
+		Shared:     "blocklist",
+		Object:     _BlocklistBytes,
+		Spec:       loadBlocklist,
 	}
 }
 
@@ -108,25 +92,57 @@ func dns() Program {
 	}
 }
 
+// blockMaps are the maps in which the lists are.
+func blockMaps() []Map {
+	return []Map{
+		{"filters4", "where IPv4 entries may match"},
+		{"lengths4", "which lengths IPv4 prefixes have, and where"},
+		{"filters6", "where IPv6 entries of 48 bits and more may match"},
+		{"coarse_filters6", "where shorter IPv6 entries may match"},
+		{"settings", "which lists are in use, and what they do"},
+		{"lists4", "the IPv4 entries of each list"},
+		{"lists6", "the IPv6 entries of each list"},
+		{"block_lists", "the names of the lists"},
+		{"block_notes", "why entries are listed"},
+		{"block_domains", "the domains on the lists"},
+		{"block_answers", "the addresses that domains have"},
+		{"hits", "what each entry was hit by"},
+		{"episodes", "which hits were reported lately"},
+		{"block_events", "reported hits, a ring buffer"},
+		{"block_rows", "what became of packets"},
+	}
+}
+
+// blockFeatures are the features that consulting the lists depends on.
+func blockFeatures() []string {
+	return []string{"map_array", "map_hash", "map_in_map", "map_percpu_array", "ring_buffer"}
+}
+
 func podTraffic() Program {
 	return Program{
 		Name:    "pod-traffic",
-		Summary: "count bytes and packets in both directions per Pod address",
+		Summary: "count bytes and packets in both directions per Pod address; consults the lists of blocklist",
 		Hooks:   []Hook{hookTC, hookCgroup},
 		Parameters: []Parameter{{
 			Name:    "match_prefixes",
 			Type:    "u8",
 			Default: "0",
 			Summary: "1: an address is a Pod's if pod_prefixes holds it, whatever the direction (tc)",
+		}, {
+			Name:    "blocklist",
+			Type:    "u8",
+			Default: "1",
+			Summary: "0: the lists of blocklist aren't consulted",
 		}},
-		Maps: []Map{
+		Maps: append([]Map{
 			{"pods", "traffic per Pod address and interface, seen at tc"},
 			{"cgroup_pods", "traffic per Pod address and cgroup, seen at cgroup_skb"},
 			{"pod_prefixes", "which addresses are Pods, for match_prefixes"},
 			{"rows", "traffic that is in no Pod's entry"},
-		},
-		Features:     []string{"map_percpu_hash", "map_percpu_array", "map_lpm_trie"},
+		}, blockMaps()...),
+		Features:     append(blockFeatures(), "map_percpu_hash", "map_lpm_trie"),
 		PerInterface: true,
+		Shared:       "blocklist",
 		Object:       _PodTrafficBytes,
 		Spec:         loadPodTraffic,
 	}

@@ -25,7 +25,7 @@
 
 #define MAX_LENGTHS4 33
 #define MAX_LENGTHS6 129
-#define STEPS6       43
+#define STEPS6       16 /* prefix lengths that are tried in a go */
 
 #define MAX_DOMAINS 65536
 #define MAX_ANSWERS 131072
@@ -493,25 +493,24 @@ static __always_inline int longest_match4(__u32 list, __u32 address, __u32 secon
 	return -1;
 }
 
-/* The longest of STEPS6 prefix lengths in use, from the first on. Global functions are verified once,
- * and apart from what calls them in loops: they are here to keep what is verified short. */
+/* The same for STEPS6 of the prefix lengths in use, from the first on. Global functions are verified
+ * once, and apart from the loops that call them: this and those below are here so that the verifier
+ * doesn't walk far. */
 __noinline int match6(__u32 list, __u64 high, __u64 low, __u32 first, __u32 seconds)
 {
 	struct block_config *config = configuration();
 	void *entries = bpf_map_lookup_elem(&lists6, &list);
 	__u64 from = first;
 
-	barrier_var(from); /* what is bounded is what is used */
-	if (!config || !entries || from > MAX_LENGTHS6 - STEPS6)
-		return -1;
-	for (__u32 i = 0; i < STEPS6; i++) {
-		struct block_length6 *length;
+	for (__u32 i = 0; i < STEPS6 && config && entries; i++, from++) {
+		const struct block_length6 *length;
 		struct block_key6 key = {};
 		struct block_entry *entry;
 
-		if (from + i >= config->lengths6_count)
+		barrier_var(from);
+		if (from >= MAX_LENGTHS6 || from >= config->lengths6_count)
 			return -1;
-		length = &config->lengths6[from + i];
+		length = config->lengths6 + from;
 		key.prefixlen = length->prefixlen;
 		key.high = high & length->high;
 		key.low = low & length->low;
@@ -545,20 +544,25 @@ static __always_inline void add_block_row(enum block_row row, __u64 bytes)
 	__sync_fetch_and_add(&counter->bytes, bytes);
 }
 
-/* An address in host order; high is 0 for IPv4. */
+/* An address in host order; of IPv4 the upper half doesn't count. */
 struct number {
 	__u64 high;
 	__u64 low;
 };
 
+static __always_inline __u64 high_of(const ip_addr_t *address)
+{
+	return (__u64)bpf_ntohl(address->s6_addr32[0]) << 32 | bpf_ntohl(address->s6_addr32[1]);
+}
+
+static __always_inline __u64 low_of(const ip_addr_t *address)
+{
+	return (__u64)bpf_ntohl(address->s6_addr32[2]) << 32 | bpf_ntohl(address->s6_addr32[3]);
+}
+
 static __always_inline struct number number_of(const ip_addr_t *address)
 {
-	return (struct number){
-		.high = (__u64)bpf_ntohl(address->s6_addr32[0]) << 32 |
-	                bpf_ntohl(address->s6_addr32[1]),
-		.low = (__u64)bpf_ntohl(address->s6_addr32[2]) << 32 |
-	               bpf_ntohl(address->s6_addr32[3]),
-	};
+	return (struct number){.high = high_of(address), .low = low_of(address)};
 }
 
 /* How a packet was met: what a global function can be told in a number. In the upper half is a hash
@@ -836,7 +840,7 @@ static __always_inline __u32 judge(void *context, report_hit *report, __u64 high
 	lists = config->lists & ~config->allow;
 	lists &= place & PLACE_DESTINATION ? config->destination : config->source;
 	lists = config->allow | lists << MAX_LISTS;
-	for (__u32 i = 0; i < MAX_LISTS && lists; i++, lists &= lists - 1) {
+	for (int i = 0; i < MAX_LISTS && lists; i++, lists &= lists - 1) {
 		list = list_of(config, __builtin_ctzll(lists) & LIST_NUMBER);
 		done = ask_list(list, high, low, place, length);
 		if (done & ACTION_ALLOWED)
@@ -854,42 +858,73 @@ __noinline int judge_skb(struct __sk_buff *skb, __u64 high, __u64 low, __u64 pla
 	return judge(skb, (report_hit *)report_skb, high, low, place, skb->len);
 }
 
-/* The addresses of a packet, and whether they may be on a list. */
+/* Whether an address of the packet may be on a list, and which. */
+struct suspicion {
+	enum parse_result result;
+	_Bool source;
+	_Bool destination;
+};
+
+static __always_inline struct suspicion suspect4(const struct packet_view *view,
+                                                 const struct packet *parsed)
+{
+	struct iphdr ip;
+
+	if (unlikely(!read_header(view, parsed->network, &ip) || ip.version != 4))
+		return (struct suspicion){.result = PARSE_TRUNCATED};
+	return (struct suspicion){.source = may_match4(bpf_ntohl(ip.saddr)),
+	                          .destination = may_match4(bpf_ntohl(ip.daddr))};
+}
+
+static __always_inline struct suspicion suspect6(const struct packet_view *view,
+                                                 const struct packet *parsed)
+{
+	struct ipv6hdr ip;
+
+	if (unlikely(!read_header(view, parsed->network, &ip) || ip.version != 6))
+		return (struct suspicion){.result = PARSE_TRUNCATED};
+	return (struct suspicion){.source = may_match6(high_of(&ip.saddr)),
+	                          .destination = may_match6(high_of(&ip.daddr))};
+}
+
+static __always_inline struct suspicion suspect(const struct packet_view *view, __u64 place,
+                                                struct packet *parsed)
+{
+	enum parse_result result = parse_link(view, layer_of(place), parsed);
+
+	if (unlikely(result != PARSE_OK))
+		return (struct suspicion){.result = result};
+	return parsed->ethertype == ETH_P_IP ? suspect4(view, parsed) : suspect6(view, parsed);
+}
+
+/* What is judged of a packet. The addresses are only there if one is suspected. */
 struct ends {
+	struct suspicion suspicion;
 	struct number source;
 	struct number destination;
 	_Bool ipv4;
-	_Bool suspect_source;
-	_Bool suspect_destination;
 };
 
-static __always_inline enum parse_result read_ends(const struct packet_view *view, __u64 place,
-                                                   struct ends *ends)
+static __always_inline _Bool is_harmless(const struct suspicion *suspicion)
+{
+	return suspicion->result == PARSE_OK && !suspicion->source && !suspicion->destination;
+}
+
+static __always_inline void read_ends(const struct packet_view *view, __u64 place,
+                                      struct ends *ends)
 {
 	struct packet parsed = {};
-	enum parse_result result = parse_link(view, layer_of(place), &parsed);
-	struct ipv6hdr ip6;
-	struct iphdr ip4;
+	ip_addr_t source, destination;
 
-	if (unlikely(result != PARSE_OK))
-		return result;
-	if (parsed.ethertype == ETH_P_IP) {
-		if (unlikely(!read_header(view, parsed.network, &ip4) || ip4.version != 4))
-			return PARSE_TRUNCATED;
-		*ends = (struct ends){.source.low = bpf_ntohl(ip4.saddr),
-		                      .destination.low = bpf_ntohl(ip4.daddr),
-		                      .ipv4 = 1};
-		ends->suspect_source = may_match4(ends->source.low);
-		ends->suspect_destination = may_match4(ends->destination.low);
-	} else {
-		if (unlikely(!read_header(view, parsed.network, &ip6) || ip6.version != 6))
-			return PARSE_TRUNCATED;
-		*ends = (struct ends){.source = number_of(&ip6.saddr),
-		                      .destination = number_of(&ip6.daddr)};
-		ends->suspect_source = may_match6(ends->source.high);
-		ends->suspect_destination = may_match6(ends->destination.high);
-	}
-	return PARSE_OK;
+	ends->suspicion = suspect(view, place, &parsed);
+	if (likely(is_harmless(&ends->suspicion) || ends->suspicion.result != PARSE_OK))
+		return;
+	if (parse_address(view, &parsed, END_SOURCE, &source) != PARSE_OK ||
+	    parse_address(view, &parsed, END_DESTINATION, &destination) != PARSE_OK)
+		return;
+	ends->source = number_of(&source);
+	ends->destination = number_of(&destination);
+	ends->ipv4 = parsed.ethertype == ETH_P_IP;
 }
 
 static __always_inline __u64 place_of(const struct ends *ends, enum end end, __u64 place)
@@ -924,44 +959,38 @@ static __always_inline enum block_row unjudged(enum parse_result result)
 	}
 }
 
-static __always_inline _Bool judge_ends(struct __sk_buff *skb, const struct ends *ends, __u64 place)
-{
-	int actions = 0;
-
-	if (likely(!ends->suspect_source && !ends->suspect_destination))
-		return 0;
-	if (ends->suspect_source)
-		actions |= judge_skb(skb, ends->source.high, ends->source.low,
-		                     place_of(ends, END_SOURCE, place));
-	if (ends->suspect_destination)
-		actions |= judge_skb(skb, ends->destination.high, ends->destination.low,
-		                     place_of(ends, END_DESTINATION, place));
-	return conclude(actions, skb->len);
-}
-
 /* For headers that can't be read directly. The copy is slow, and seldom needed. */
-static __noinline enum parse_result copy_ends(struct __sk_buff *skb, __u64 place, struct ends *ends)
+static __noinline void copy_ends(struct __sk_buff *skb, __u64 place, struct ends *ends)
 {
 	struct packet_view view = VIEW_COPY(skb);
 
-	return read_ends(&view, place, ends);
+	read_ends(&view, place, ends);
 }
 
 static __always_inline _Bool is_blocked(struct __sk_buff *skb, __u64 place)
 {
 	struct packet_view view = VIEW_LINEAR(skb);
-	struct ends ends, copied = {};
-	enum parse_result result = read_ends(&view, place, &ends);
+	struct ends ends = {}, copied = {};
+	__u32 actions = 0;
 
-	if (unlikely(result == PARSE_TRUNCATED)) {
-		result = copy_ends(skb, place, &copied);
+	read_ends(&view, place, &ends);
+	if (likely(is_harmless(&ends.suspicion)))
+		return 0;
+	if (unlikely(ends.suspicion.result == PARSE_TRUNCATED)) {
+		copy_ends(skb, place, &copied);
 		ends = copied;
 	}
-	if (unlikely(result != PARSE_OK)) {
-		add_block_row(unjudged(result), skb->len);
+	if (unlikely(ends.suspicion.result != PARSE_OK)) {
+		add_block_row(unjudged(ends.suspicion.result), skb->len);
 		return 0;
 	}
-	return judge_ends(skb, &ends, place);
+	if (ends.suspicion.source)
+		actions |= judge_skb(skb, ends.source.high, ends.source.low,
+		                     place_of(&ends, END_SOURCE, place));
+	if (ends.suspicion.destination)
+		actions |= judge_skb(skb, ends.destination.high, ends.destination.low,
+		                     place_of(&ends, END_DESTINATION, place));
+	return conclude(actions, skb->len);
 }
 
 #endif

@@ -116,18 +116,21 @@ func (p *loadPlan) strands(a Attachment) string {
 // too. Data sections are not kept: they hold the parameters of the new load. Nor
 // are arrays that the object fills with its programs: those are new.
 func (e *Engine) reusableMaps(p *loadPlan, req LoadRequest) (map[string]*ebpf.Map, error) {
-	shared, err := e.sharedFor(p, req.DryRun)
-	if !req.ReuseMaps || len(shared) > 0 || err != nil {
-		return shared, err
+	reuse, err := e.sharedFor(p, req.DryRun)
+	if !req.ReuseMaps || err != nil {
+		return reuse, err
 	}
 	names, err := e.root.List(p.name, pinned.Maps)
 	if err != nil {
+		closeMaps(reuse)
 		return nil, err
 	}
-	reuse := map[string]*ebpf.Map{}
+	if reuse == nil {
+		reuse = map[string]*ebpf.Map{}
+	}
 	for _, name := range names {
 		spec := p.spec.Maps[name]
-		if spec == nil || isDataSection(spec) || spec.Type == ebpf.ProgramArray && len(spec.Contents) > 0 {
+		if spec == nil || reuse[name] != nil || isDataSection(spec) || spec.Type == ebpf.ProgramArray && len(spec.Contents) > 0 {
 			continue
 		}
 		m, err := e.OpenMap(p.name, name, false)

@@ -176,11 +176,7 @@ func hasID(m *ebpf.Map, id uint32) bool {
 // for; they are made if they aren't there.
 func (e *Engine) WithShared(ctx context.Context, group string, fn func(*Shared) error) error {
 	return e.write(ctx, func() error {
-		program, ok := sharing(group)
-		if !ok {
-			return fmt.Errorf("no program has maps of a group %q", group)
-		}
-		shared, err := e.makeShared(program)
+		shared, err := e.makeShared(group)
 		if err != nil {
 			return err
 		}
@@ -209,6 +205,9 @@ func (e *Engine) ReadShared(ctx context.Context, group string, fn func(*Shared) 
 		}
 		defer shared.Close()
 		shared.closeRecords()
+		if err := shared.check(group); err != nil {
+			return err
+		}
 		return fn(shared)
 	})
 }
@@ -239,10 +238,10 @@ func (e *Engine) PeekShared(group string) (*Shared, error) {
 // hold nothing: no map of maps has an entry.
 func (e *Engine) dropUnusedShared() error {
 	for _, program := range bpf.Catalogue() {
-		if program.Shared == "" || e.usesShared(program.Shared) {
+		if program.Shared != program.Name || e.usesShared(program.Name) {
 			continue
 		}
-		shared, err := e.openShared(program.Shared)
+		shared, err := e.openShared(program.Name)
 		if errors.Is(err, fault.ErrNotFound) {
 			continue
 		}
@@ -254,7 +253,7 @@ func (e *Engine) dropUnusedShared() error {
 		if !empty {
 			continue
 		}
-		if err := e.root.RemoveShared(program.Shared); err != nil {
+		if err := e.root.RemoveShared(program.Name); err != nil {
 			return err
 		}
 	}
@@ -286,14 +285,44 @@ func (s *Shared) isEmpty() bool {
 	return true
 }
 
-// sharing finds a built-in program that has the maps of a group.
-func sharing(group string) (bpf.Program, bool) {
-	for _, program := range bpf.Catalogue() {
-		if program.Shared == group {
-			return program, true
+// groupMaps returns maps of a group as its program declares them.
+func groupMaps(group string, names []string) (map[string]*ebpf.MapSpec, error) {
+	program, _ := bpf.Lookup(group)
+	spec, err := program.Spec()
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !slices.Contains(names, name) })
+	return spec.Maps, nil
+}
+
+// lacks returns the maps of a group that aren't there: the bpfnet that made the
+// group didn't know them.
+func (s *Shared) lacks(group string) ([]string, error) {
+	program, ok := bpf.Lookup(group)
+	if !ok || program.Shared != group {
+		return nil, fmt.Errorf("no program has maps of a group %q", group)
+	}
+	var missing []string
+	for _, m := range program.Maps {
+		if s.maps[m.Name] == nil {
+			missing = append(missing, m.Name)
 		}
 	}
-	return bpf.Program{}, false
+	return missing, nil
+}
+
+// check says what a group lacks that has been made. Reading alone can't add it.
+func (s *Shared) check(group string) error {
+	if s == nil {
+		return nil
+	}
+	missing, err := s.lacks(group)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	return fault.New(fault.ErrConflict, "the maps of %s were made by another bpfnet: there is no map %s", group, join(missing)).
+		Hint("loading %s adds what is missing", group)
 }
 
 func (e *Engine) openShared(group string) (*Shared, error) {
@@ -317,39 +346,48 @@ func (e *Engine) openShared(group string) (*Shared, error) {
 	return shared, nil
 }
 
-// makeShared opens the maps that a program has in common with others, and makes
-// them if nobody did yet.
-func (e *Engine) makeShared(program bpf.Program) (*Shared, error) {
-	shared, err := e.openShared(program.Shared)
-	if !errors.Is(err, fault.ErrNotFound) {
-		return shared, err
+// makeShared opens the maps of a group, and makes those that aren't there.
+func (e *Engine) makeShared(group string) (*Shared, error) {
+	shared, err := e.openShared(group)
+	isNew := errors.Is(err, fault.ErrNotFound)
+	switch {
+	case isNew:
+		shared = &Shared{dir: e.root.Shared(group), maps: map[string]*ebpf.Map{}}
+	case err != nil:
+		return nil, err
 	}
-	shared, err = newShared(program)
+	added, err := shared.complete(group)
+	switch {
+	case err != nil:
+	case isNew:
+		err = e.root.MakeShared(group, added.pin)
+	default:
+		err = added.pin(shared.dir)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("make the maps of %s: %w", program.Shared, probe.Explain(probe.OpCreateMap, err))
-	}
-	if err := e.root.MakeShared(program.Shared, shared.pin); err != nil {
 		shared.Close()
 		return nil, err
 	}
-	shared.dir = e.root.Shared(program.Shared)
 	return shared, nil
 }
 
-// newShared makes the maps in the kernel alone.
-func newShared(program bpf.Program) (*Shared, error) {
-	spec, err := program.Spec()
+// complete makes the maps that a group lacks, in the kernel alone, and returns
+// those.
+func (s *Shared) complete(group string) (*Shared, error) {
+	missing, err := s.lacks(group)
+	if err != nil || len(missing) == 0 {
+		return &Shared{}, err
+	}
+	specs, err := groupMaps(group, missing)
 	if err != nil {
 		return nil, err
 	}
-	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return strings.HasPrefix(name, ".") })
-	clear(spec.Programs)
-	clear(spec.Variables)
 	liftMemlock()
-	collection, err := ebpf.NewCollection(spec)
+	collection, err := ebpf.NewCollection(&ebpf.CollectionSpec{Maps: specs})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the maps of %s: %w", group, probe.Explain(probe.OpCreateMap, err))
 	}
+	maps.Copy(s.maps, collection.Maps)
 	return &Shared{maps: collection.Maps}, nil
 }
 
@@ -375,8 +413,8 @@ func pinCopy(m *ebpf.Map, path string) error {
 	return nil
 }
 
-// sharedFor returns the maps that a load must take over, by name: those that the
-// program has in common with others. For a dry run only what is there already.
+// sharedFor returns the maps that a load must take over, by name: those of the
+// group that the program belongs to. For a dry run only what is there already.
 func (e *Engine) sharedFor(p *loadPlan, dryRun bool) (map[string]*ebpf.Map, error) {
 	program, ok := lookupBuiltin(p.from.Source)
 	if !ok || !p.from.Builtin || program.Shared == "" {
@@ -384,9 +422,9 @@ func (e *Engine) sharedFor(p *loadPlan, dryRun bool) (map[string]*ebpf.Map, erro
 	}
 	open := e.makeShared
 	if dryRun {
-		open = func(program bpf.Program) (*Shared, error) { return e.openShared(program.Shared) }
+		open = e.openShared
 	}
-	shared, err := open(program)
+	shared, err := open(program.Shared)
 	if dryRun && errors.Is(err, fault.ErrNotFound) {
 		return nil, nil
 	}
