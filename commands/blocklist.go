@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
@@ -336,16 +337,22 @@ func (e *Env) noteUnattachedBlocklist(c *cli.Context, b Backend, change blocklis
 	return nil
 }
 
-// blocklistInstances returns where the blocklist is attached, and the name of an
-// instance; "" if none is loaded.
+// blocklistInstances returns where programs are attached that read the lists, and
+// the name of an instance; "" if none is loaded.
 func blocklistInstances(ctx context.Context, b Backend) (loaded string, attachments []datapath.Attachment, err error) {
 	instances, err := b.Instances(ctx, "")
 	for _, in := range instances {
-		if isBlocklist(in) {
+		if readsLists(in) {
 			loaded, attachments = in.Name, append(attachments, in.Attachments...)
 		}
 	}
 	return loaded, attachments, err
+}
+
+// readsLists says whether an instance judges packets by the lists.
+func readsLists(in datapath.Instance) bool {
+	program, ok := bpf.Lookup(in.Source)
+	return ok && in.Builtin && program.Shared == "blocklist" && in.Parameters["blocklist"] != "0"
 }
 
 func changeTable(d blocklistChange) output.Table {

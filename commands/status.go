@@ -117,7 +117,7 @@ func (e *Env) readStatus(ctx context.Context, b Backend, name string) (*statusDo
 		return nil, nil, err
 	}
 	doc := newStatus(e.Now(), instances)
-	if name != "" && !slices.ContainsFunc(instances, isBlocklist) {
+	if name != "" && !slices.ContainsFunc(instances, readsLists) {
 		return doc, instances, nil
 	}
 	overview, err := b.Blocklist().Overview(ctx)
@@ -133,8 +133,6 @@ func (e *Env) readStatus(ctx context.Context, b Backend, name string) (*statusDo
 	}
 	return doc, instances, nil
 }
-
-func isBlocklist(in datapath.Instance) bool { return in.Builtin && in.Source == "blocklist" }
 
 func newStatus(now time.Time, instances []datapath.Instance) *statusDoc {
 	doc := &statusDoc{Schema: "bpfnet.status/v1", Time: now.UTC().Truncate(time.Second), Instances: []instanceStatus{}}

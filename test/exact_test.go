@@ -3,8 +3,11 @@ package test
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"bpfnet/internal/testkit"
 )
 
 // device is what the kernel counts on a host-side device, seen from the Pod.
@@ -88,6 +91,73 @@ $A ping -c 3 -i 0.2 -q fd77::5 >/dev/null`)
 	}
 	if top := n.pods(t, "--limit", "1"); len(top.Pods) != 1 || top.Pods[0].Transmit+top.Others.Transmit < want.transmit {
 		t.Errorf("with one row: %+v", top)
+	}
+}
+
+// With lists, too: what comes in from the Pod is on the interface's counters and is
+// counted, what is dropped on its way to the Pod is on neither.
+func TestPodTrafficDropsListed(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "blocklist", "add", addressB, "--force") // before the program is loaded
+	n.must(t, "blocklist", "action", "alert")
+	before := n.attachUnseen(t)
+	const pings = `
+for ns in $POD_A $POD_B; do
+	for to in 10.77.0.4 10.77.0.5 fd77::4 fd77::5; do nsenter --net=/run/netns/$ns ping -c 2 -i 0.2 -W 1 -q $to >/dev/null || echo $ns to $to; done
+done`
+	if lost := n.sh(t, pings); lost != "" {
+		t.Errorf("an alert stopped pings:\n%s", lost)
+	}
+	n.must(t, "blocklist", "action", "drop")
+	n.must(t, "blocklist", "add", "fd77::5", "--force")
+	if lost := n.sh(t, pings); strings.Count(lost, "\n") != 4 {
+		t.Errorf("pings between the Pods weren't all stopped:\n%s", lost)
+	}
+	var total row
+	after := n.quiet(t, func() device {
+		total = n.pods(t).Total
+		return n.device(t, "veth-a")
+	})
+	if got, want := (device{total.Transmit, total.Receive}), (device{after.transmit - before.transmit, after.receive - before.receive}); got != want {
+		t.Errorf("counted %+v, the interface %+v", got, want)
+	}
+	if got := n.must(t, "blocklist", "list", "--hits", "-o", "ndjson"); strings.Count(got, `"packets":0`) != 0 {
+		t.Errorf("an entry without hits:\n%s", got)
+	}
+	n.must(t, "load", "pod-traffic", "--replace", "--set", "blocklist=0")
+	if lost := n.sh(t, pings); lost != "" {
+		t.Errorf("lists that aren't consulted stopped pings:\n%s", lost)
+	}
+	n.must(t, "unload", "pod-traffic", "--detach")
+	if got := n.must(t, "blocklist", "list", "-o", "ndjson"); strings.Count(got, "\n") != 2 {
+		t.Errorf("left of the list:\n%s", got)
+	}
+}
+
+// In cgroup_skb what is dropped isn't counted, in neither direction.
+func TestPodTrafficDropsListedInCgroup(t *testing.T) {
+	n := newNode(t)
+	cgroup := testkit.Cgroup(t)
+	n.must(t, "load", "pod-traffic")
+	n.must(t, "attach", "cgroup", "pod-traffic", "--cgroup", cgroup)
+	ping := "echo 0 >" + cgroup + "/cgroup.procs; exec nsenter --net=/run/netns/$POD_A ping -c 3 -i 0.2 -W 1 -q " + addressB
+	n.sh(t, ping)
+	counted := n.pods(t).Total
+	if counted.Transmit == 0 || counted.Receive != counted.Transmit {
+		t.Errorf("counted %+v", counted)
+	}
+	n.must(t, "blocklist", "add", addressB, "--force")
+	n.must(t, "blocklist", "action", "drop")
+	for _, match := range []string{"source", "destination"} { // of replies, and of requests
+		n.must(t, "blocklist", "action", "--match", match)
+		n.sh(t, "! ("+ping+")")
+		after := n.pods(t).Total
+		if match == "source" {
+			counted.Transmit = after.Transmit
+		}
+		if after.Receive != counted.Receive || after.Transmit != counted.Transmit {
+			t.Errorf("match %s: counted %+v, before %+v", match, after, counted)
+		}
 	}
 }
 

@@ -396,23 +396,6 @@ func TestEventsOfHeaders(t *testing.T) {
 	}
 }
 
-// endEpisodes makes the next hit of each entry an event.
-func endEpisodes(t testing.TB, p programs) {
-	t.Helper()
-	m := p.openMap(t, "episodes")
-	var key uint32
-	var value, none [16]byte
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if value == none {
-			continue
-		}
-		if err := m.Put(key, none); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // A list that is replaced lets no packet through that is on both lists.
 func TestReplaceUnderTraffic(t *testing.T) {
 	p := loadPrograms(t)
