@@ -255,6 +255,11 @@ func TestGrows(t *testing.T) {
 	}
 }
 
+// mostEmpty is more than lists take without entries, where the kernel tells that
+// exactly (since 6.4): hashes of which nothing is allocated in advance count as full
+// before.
+const mostEmpty = 50e6
+
 // A million IPv4 entries may take 150 MB, with all that lists have in common.
 func TestMemory(t *testing.T) {
 	const entries = 200_000
@@ -280,6 +285,9 @@ func TestMemory(t *testing.T) {
 	full, err := s.Overview(context.Background())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if first.MemoryBytes > mostEmpty {
+		t.Skip("this kernel has no exact memory of maps")
 	}
 	grown := full.MemoryBytes - first.MemoryBytes
 	million := first.MemoryBytes + grown*1_000_000/entries

@@ -204,10 +204,10 @@ func (e *Engine) ReadShared(ctx context.Context, group string, fn func(*Shared) 
 			return err
 		}
 		defer shared.Close()
-		shared.closeRecords()
 		if err := shared.check(group); err != nil {
 			return err
 		}
+		shared.closeRecords()
 		return fn(shared)
 	})
 }
@@ -225,7 +225,12 @@ func (e *Engine) PeekShared(group string) (*Shared, error) {
 	for try := 1; ; try++ {
 		shared, err := e.openShared(group)
 		if err == nil {
+			err = shared.check(group)
 			shared.closeRecords()
+			if err != nil {
+				shared.Close()
+				return nil, err
+			}
 			return shared, nil
 		}
 		if try == mostPeeks || !isNotExist(err) { // else a writer has removed or renamed a pin meanwhile
