@@ -45,7 +45,7 @@ func (a answer) outlasts(b answer) bool {
 // answers are what the map block_answers holds.
 type answers struct {
 	m   *ebpf.Map
-	all map[bpf.AnswerKey]answer
+	all map[uint32]map[netip.Addr]answer // by the number of the domain
 }
 
 // readAnswers reads the addresses of all domains.
@@ -53,10 +53,9 @@ func (s *state) readAnswers(ctx context.Context) (*answers, error) {
 	if s.answers != nil {
 		return s.answers, nil
 	}
-	a := &answers{m: s.Map("block_answers"), all: map[bpf.AnswerKey]answer{}}
+	a := &answers{m: s.Map("block_answers"), all: map[uint32]map[netip.Addr]answer{}}
 	err := maps.Walk(ctx, a.m, func(key, value []byte) error {
-		one := readAnswer(key, value)
-		a.all[one.key()] = one
+		a.add(readAnswer(key, value))
 		return nil
 	})
 	if err != nil {
@@ -81,12 +80,19 @@ func readAnswer(key, value []byte) answer {
 	return a
 }
 
+func (a *answers) add(one answer) {
+	if a.all[one.domain] == nil {
+		a.all[one.domain] = map[netip.Addr]answer{}
+	}
+	a.all[one.domain][one.address] = one
+}
+
 // put writes an answer; no room for it is fault.ErrConflict.
 func (a *answers) put(one answer) error {
 	if err := putAnswer(a.m, one); err != nil {
 		return err
 	}
-	a.all[one.key()] = one
+	a.add(one)
 	return nil
 }
 
@@ -102,14 +108,19 @@ func putAnswer(m *ebpf.Map, one answer) error {
 }
 
 func (a *answers) deleteWhere(gone func(answer) bool) error {
-	for key, one := range a.all {
-		if !gone(one) {
-			continue
+	for number, those := range a.all {
+		for address, one := range those {
+			if !gone(one) {
+				continue
+			}
+			if err := a.m.Delete(one.key()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("write map block_answers: %w", err)
+			}
+			delete(those, address)
 		}
-		if err := a.m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("write map block_answers: %w", err)
+		if len(those) == 0 {
+			delete(a.all, number)
 		}
-		delete(a.all, key)
 	}
 	return nil
 }
@@ -126,20 +137,22 @@ func (a *answers) deleteOf(gone []domain) error {
 // longest, which is why it is blocked.
 func (a *answers) lasting(identity uint32) map[netip.Addr]answer {
 	lasting := map[netip.Addr]answer{}
-	for _, one := range a.all {
-		if one.identity != identity {
-			continue
-		}
-		old, found := lasting[one.address]
-		if !found || one.outlasts(old) || !old.outlasts(one) && one.domain < old.domain {
-			lasting[one.address] = one
+	for _, those := range a.all {
+		for address, one := range those {
+			if one.identity != identity {
+				break
+			}
+			old, found := lasting[address]
+			if !found || one.outlasts(old) || !old.outlasts(one) && one.domain < old.domain {
+				lasting[address] = one
+			}
 		}
 	}
 	return lasting
 }
 
-// moveEnds has addresses that end with their domains do so when that changes, and
-// none end later.
+// moveEnds has addresses that the resolver found and that end with their domains do
+// so when that changes, and none end later. One that was seen has an end of its own.
 func (s *state) moveEnds(ctx context.Context, name string, before, after []domain) error {
 	moved := map[uint32][2]uint32{}
 	for i, d := range after {
@@ -154,19 +167,18 @@ func (s *state) moveEnds(ctx context.Context, name string, before, after []domai
 	if err != nil {
 		return err
 	}
-	for _, one := range answers.all {
-		ends, ok := moved[one.domain]
+	for number, ends := range moved {
 		old, next := ends[0], ends[1]
-		switch {
-		case !ok:
-			continue
-		case one.Expires == old:
-			one.Expires = next
-		case next != 0:
-			one.Expires = min(one.Expires, next)
-		}
-		if err := answers.put(one); err != nil {
-			return err
+		for _, one := range answers.all[number] {
+			switch {
+			case one.Expires == old && one.Source == bpf.AnswerResolved:
+				one.Expires = next
+			case next != 0:
+				one.Expires = min(one.Expires, next)
+			}
+			if err := answers.put(one); err != nil {
+				return err
+			}
 		}
 	}
 	return s.reconcile(ctx, name)

@@ -56,6 +56,9 @@ func (s *state) add(ctx context.Context, r AddRequest) (Change, error) {
 		return Change{}, err
 	}
 	domains, err := s.compareDomains(ctx, r.List, r.domains(s, note), &change)
+	if err == nil {
+		err = s.hasRoomFor(ctx, r.List, domains, nil)
+	}
 	if err != nil {
 		return Change{}, err
 	}
@@ -577,10 +580,9 @@ func (s *Store) Sync(ctx context.Context, dryRun bool) (change Change, err error
 		if dryRun || st.config.Lists == 0 {
 			return nil
 		}
-		if err := st.mend(ctx); err != nil {
+		if err := st.mend(ctx, &change); err != nil {
 			return err
 		}
-		change.count(st)
 		return st.tidy(ctx)
 	})
 	if err != nil || dryRun {
@@ -590,12 +592,20 @@ func (s *Store) Sync(ctx context.Context, dryRun bool) (change Change, err error
 }
 
 // mend makes whole what a writer of domains left that was killed.
-func (s *state) mend(ctx context.Context) error {
+func (s *state) mend(ctx context.Context, change *Change) error {
+	defer change.count(s)
 	if err := s.dropOrphans(ctx); err != nil {
 		return err
 	}
 	for _, name := range s.names() {
 		if err := s.reconcile(ctx, name); err != nil {
+			return err
+		}
+		number, _ := s.find(name)
+		if err := s.noteDomainExpiry(ctx, number); err != nil {
+			return err
+		}
+		if err := s.saveList(number); err != nil {
 			return err
 		}
 	}

@@ -100,37 +100,38 @@ func (d *domains) find(identity uint32, name string) (domain, bool) {
 	return d.all[i], true
 }
 
-// put writes a domain, and returns its number: a new one if it had none.
-func (d *domains) put(e domain) (uint32, error) {
-	if e.Number == 0 {
-		e.Number = d.last + 1
+// put writes domains; those without a number get one.
+func (d *domains) put(all ...domain) error {
+	known := len(d.all)
+	for _, e := range all {
+		if e.Number == 0 {
+			d.last++
+			e.Number = d.last
+		}
+		if err := d.m.Put(e.key(), e.BlockDomain); err != nil {
+			return fmt.Errorf("add domain %s: %w", e.name, err)
+		}
+		if i, found := slices.BinarySearchFunc(d.all[:known], e, orderDomains); found {
+			d.all[i] = e
+		} else {
+			d.all = append(d.all, e)
+		}
 	}
-	err := d.m.Put(e.key(), e.BlockDomain)
-	if errors.Is(err, unix.E2BIG) {
-		return 0, fault.New(fault.ErrConflict, "add domain %s: there are %d domains already, the most there can be", e.name, d.m.MaxEntries())
+	if len(d.all) > known {
+		slices.SortFunc(d.all, orderDomains)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("add domain %s: %w", e.name, err)
-	}
-	d.last = max(d.last, e.Number)
-	i, found := slices.BinarySearchFunc(d.all, e, orderDomains)
-	if found {
-		d.all[i] = e
-	} else {
-		d.all = slices.Insert(d.all, i, e)
-	}
-	return e.Number, nil
+	return nil
 }
 
 func (d *domains) delete(gone []domain) error {
+	numbers := map[uint32]bool{}
 	for _, e := range gone {
 		if err := d.m.Delete(e.key()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("remove domain %s: %w", e.name, err)
 		}
+		numbers[e.Number] = true
 	}
-	d.all = slices.DeleteFunc(d.all, func(e domain) bool {
-		return slices.ContainsFunc(gone, func(g domain) bool { return orderDomains(e, g) == 0 })
-	})
+	d.all = slices.DeleteFunc(d.all, func(e domain) bool { return numbers[e.Number] })
 	return nil
 }
 
@@ -188,6 +189,40 @@ func (s *state) compareDomains(ctx context.Context, name string, wanted []wanted
 	return fresh, nil
 }
 
+// hasRoomFor refuses domains that find no room on a list, before anything is changed.
+func (s *state) hasRoomFor(ctx context.Context, name string, fresh, gone []domain) error {
+	if len(fresh) == 0 || s.Shared == nil {
+		return nil
+	}
+	lists := len(s.all())
+	for _, list := range []string{name, addressesOf(name)} {
+		if _, exists := s.find(list); !exists {
+			lists++
+		}
+	}
+	if lists > mostLists {
+		return tooManyLists()
+	}
+	known, err := s.readDomains(ctx)
+	if err != nil {
+		return err
+	}
+	after := -len(gone)
+	for _, list := range s.names() {
+		number, _ := s.find(list)
+		after += len(known.of(uint32(s.lists[number].Identity)))
+	}
+	for _, d := range fresh {
+		if d.Number == 0 {
+			after++
+		}
+	}
+	if most := int(known.m.MaxEntries()); after > most {
+		return fault.New(fault.ErrConflict, "there would be %d domains, and there can be %d", after, most)
+	}
+	return nil
+}
+
 // putDomains writes domains to a list, which is made if it isn't there, with a
 // list for their addresses.
 func (s *state) putDomains(ctx context.Context, name string, fresh []domain) error {
@@ -202,23 +237,22 @@ func (s *state) putDomains(ctx context.Context, name string, fresh []domain) err
 			return err
 		}
 	}
+	if err := s.dropOrphans(ctx); err != nil { // they take room
+		return err
+	}
 	known, err := s.readDomains(ctx)
 	if err != nil {
 		return err
 	}
 	number, _ := s.find(name)
-	var before, done []domain
+	var before []domain
 	for i := range fresh {
-		d := &fresh[i]
-		d.identity = uint32(s.lists[number].Identity)
-		old, found := known.find(d.identity, d.name)
-		if d.Number, err = known.put(*d); err != nil {
-			return fault.Join(err, known.delete(done))
-		}
+		fresh[i].identity = uint32(s.lists[number].Identity)
+		old, _ := known.find(fresh[i].identity, fresh[i].name)
 		before = append(before, old)
-		if !found {
-			done = append(done, *d)
-		}
+	}
+	if err := known.put(fresh...); err != nil {
+		return err
 	}
 	if err := s.moveEnds(ctx, name, before, fresh); err != nil {
 		return err
@@ -272,6 +306,12 @@ func (s *state) removeDomains(ctx context.Context, name string, gone []domain) e
 	if err != nil {
 		return err
 	}
+	for i := range gone { // those that a kill leaves without addresses are asked for again
+		gone[i].Due, gone[i].Status = 0, bpf.DomainPending
+	}
+	if err := known.put(gone...); err != nil {
+		return err
+	}
 	if err := answers.deleteOf(gone); err != nil {
 		return err
 	}
@@ -282,7 +322,7 @@ func (s *state) removeDomains(ctx context.Context, name string, gone []domain) e
 }
 
 // dropOrphans deletes domains of lists that aren't there, and answers of domains
-// that aren't: a writer that was killed left them.
+// that aren't: a writer that was killed left them. Answers that have ended go, too.
 func (s *state) dropOrphans(ctx context.Context) error {
 	known, err := s.readDomains(ctx)
 	if err != nil {
@@ -308,5 +348,5 @@ func (s *state) dropOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return answers.deleteWhere(func(a answer) bool { return !numbers[a.domain] })
+	return answers.deleteWhere(func(a answer) bool { return !numbers[a.domain] || s.isOver(entry{expires: a.Expires}) })
 }

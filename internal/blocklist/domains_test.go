@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/dns"
 )
 
@@ -104,18 +105,21 @@ func wantVerdicts(t testing.TB, s *Store, want ...string) {
 // makeDue has all domains be asked for again.
 func makeDue(t testing.TB, s *Store) {
 	t.Helper()
+	changeDomains(t, s, func(d *bpf.BlockDomain) { d.Due = 0 })
+}
+
+func changeDomains(t testing.TB, s *Store, change func(*bpf.BlockDomain)) {
+	t.Helper()
 	err := s.write(context.Background(), false, func(st *state) error {
 		known, err := st.readDomains(context.Background())
 		if err != nil {
 			return err
 		}
-		for _, d := range slices.Clone(known.all) {
-			d.Due = 0
-			if _, err := known.put(d); err != nil {
-				return err
-			}
+		all := slices.Clone(known.all)
+		for i := range all {
+			change(&all[i].BlockDomain)
 		}
-		return nil
+		return known.put(all...)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -272,29 +276,15 @@ func TestDomainsExpire(t *testing.T) {
 func TestImportDomains(t *testing.T) {
 	ctx := context.Background()
 	s := newZone(t, zone{"a.example": "192.0.2.1", "b.example": "192.0.2.2", "c.example": "192.0.2.3"})
-	read := func(names ...string) func(func(Item) error, func(Refusal)) error {
-		return func(add func(Item) error, _ func(Refusal)) error {
-			for _, name := range names {
-				item := Item{Domain: name, Reason: "feed", Source: "feed", Line: 1, Column: 1}
-				if strings.Contains(name, "/") {
-					item.Domain, item.Prefix = "", netip.MustParsePrefix(name)
-				}
-				if err := add(item); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	change, err := s.Import(ctx, ImportRequest{List: "feed", Read: read("a.example", "b.example", "198.51.100.0/24", "a.example")})
+	change, err := s.Import(ctx, ImportRequest{List: "feed", Read: readItems("a.example", "b.example", "198.51.100.0/24", "a.example")})
 	if err != nil || change.Added != 3 || change.Resolved != 2 || change.Entries != 3 {
 		t.Errorf("%+v, %v", change, err)
 	}
-	change, err = s.Import(ctx, ImportRequest{List: "feed", Read: read("b.example", "c.example"), Replace: true, DryRun: true})
+	change, err = s.Import(ctx, ImportRequest{List: "feed", Read: readItems("b.example", "c.example"), Replace: true, DryRun: true})
 	if err != nil || change.Added != 1 || change.Removed != 2 || change.Unchanged != 1 || change.Entries != 2 {
 		t.Errorf("dry run: %+v, %v", change, err)
 	}
-	change, err = s.Import(ctx, ImportRequest{List: "feed", Read: read("b.example", "c.example"), Replace: true})
+	change, err = s.Import(ctx, ImportRequest{List: "feed", Read: readItems("b.example", "c.example"), Replace: true})
 	if err != nil || change.Added != 1 || change.Removed != 2 || change.Unchanged != 1 || change.Entries != 2 || change.Resolved != 1 {
 		t.Errorf("replace: %+v, %v", change, err)
 	}

@@ -294,8 +294,8 @@ func (e *eventSource) describe(records [][]byte) error {
 	}
 	booted := time.Now().Add(-time.Duration(clock.Nano()))
 	e.events = e.events[:0]
-	e.state.domains, e.state.answers = nil, nil // they change without the settings
-	entries := map[bpf.HitKey]Entry{}           // a scan meets one again and again
+	e.state.forgetDomains()           // they change without the settings
+	entries := map[bpf.HitKey]Entry{} // a scan meets one again and again
 	for _, record := range records {
 		var raw bpf.BlockEvent
 		if _, err := binary.Decode(record, binary.NativeEndian, &raw); err != nil {

@@ -99,7 +99,9 @@ func (f *follower) look(ctx context.Context) error {
 		f.names, err = st.Map("block_domains").Clone()
 		return err
 	})
-	f.read = time.Now()
+	if err == nil {
+		f.read = time.Now()
+	}
 	return err
 }
 
@@ -112,13 +114,13 @@ func (f *follower) match(a dns.Answer) (all []lesson, err error) {
 			for _, list := range f.lists {
 				var value bpf.BlockDomain
 				err := f.names.Lookup(domain{identity: list.identity, name: candidate}.key(), &value)
-				if errors.Is(err, ebpf.ErrKeyNotExist) || known[question{list.name, candidate}] {
+				if errors.Is(err, ebpf.ErrKeyNotExist) || known[question{list: list.name, domain: candidate}] {
 					continue
 				}
 				if err != nil {
 					return nil, fmt.Errorf("read map block_domains: %w", err)
 				}
-				known[question{list.name, candidate}] = true
+				known[question{list: list.name, domain: candidate}] = true
 				all = append(all, lesson{list: list.name, domain: candidate, Resolution: found, seen: true})
 			}
 		}
@@ -167,29 +169,26 @@ func (s *state) learnSeen(ctx context.Context, l lesson) (seen Sighting, err err
 	seen.Refused = refused
 	var fresh []entry
 	for _, one := range taken {
-		changed, err := s.putLonger(one)
-		if err != nil {
+		if err := s.putLonger(one); err != nil {
 			return seen, err
 		}
-		if e := (entry{prefix: one.prefix(), expires: one.Expires, note: one.Note}); changed {
-			fresh = append(fresh, e)
-		}
+		fresh = append(fresh, entry{prefix: one.prefix(), expires: one.Expires, note: one.Note})
 	}
 	seen.Addresses, err = s.putAddresses(ctx, l.list, addresses, sortEntries(fresh))
 	return seen, err
 }
 
 // putLonger writes an answer, unless the same one is there for longer.
-func (s *state) putLonger(one answer) (bool, error) {
+func (s *state) putLonger(one answer) error {
 	m, old := s.Map("block_answers"), one
 	err := m.Lookup(one.key(), &old.BlockAnswer)
 	if err == nil && !one.outlasts(old) {
-		return false, nil
+		return nil
 	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return false, fmt.Errorf("read map block_answers: %w", err)
+		return fmt.Errorf("read map block_answers: %w", err)
 	}
-	return true, putAnswer(m, one)
+	return putAnswer(m, one)
 }
 
 // putAddresses makes addresses entries of a list of addresses, those left out that

@@ -66,6 +66,9 @@ func (s *state) load(ctx context.Context, r ImportRequest, in *collected) (Chang
 		return Change{}, err
 	}
 	gone, err := s.without(ctx, r, in.domains)
+	if err == nil {
+		err = s.hasRoomFor(ctx, r.List, fresh, gone)
+	}
 	if err != nil {
 		return Change{}, err
 	}
@@ -78,10 +81,10 @@ func (s *state) load(ctx context.Context, r ImportRequest, in *collected) (Chang
 			return Change{}, err
 		}
 	}
-	if err := s.putDomains(ctx, r.List, fresh); err != nil {
+	if err := s.removeDomains(ctx, r.List, gone); err != nil { // they make room
 		return Change{}, err
 	}
-	if err := s.removeDomains(ctx, r.List, gone); err != nil {
+	if err := s.putDomains(ctx, r.List, fresh); err != nil {
 		return Change{}, err
 	}
 	change.count(s)

@@ -1,6 +1,7 @@
 package blocklist
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,15 @@ func (l lesson) status() bpf.DomainStatus {
 }
 
 // half is why the addresses of one family aren't known.
-func (l lesson) half() error { return fault.Join(l.Failed4, l.Failed6) }
+func (l lesson) half() error {
+	switch {
+	case l.Failed4 != nil:
+		return fmt.Errorf("IPv4: %w", l.Failed4)
+	case l.Failed6 != nil:
+		return fmt.Errorf("IPv6: %w", l.Failed6)
+	}
+	return nil
+}
 
 // knows says whether an address that the domain had would be in the answer.
 func (l lesson) knows(a netip.Addr) bool {
@@ -62,16 +71,12 @@ func (l lesson) due() time.Duration {
 func (s *state) learn(ctx context.Context, lessons []lesson, change *Change) error {
 	touched := map[string]bool{}
 	for _, l := range lessons {
-		changed, err := s.learnOne(ctx, l, change)
-		if err != nil {
+		if err := s.learnOne(ctx, l, change); err != nil {
 			return err
 		}
-		touched[l.list] = touched[l.list] || changed
+		touched[l.list] = true
 	}
-	for name, changed := range touched {
-		if !changed {
-			continue
-		}
+	for name := range touched {
 		if err := s.reconcile(ctx, name); err != nil {
 			return err
 		}
@@ -81,42 +86,37 @@ func (s *state) learn(ctx context.Context, lessons []lesson, change *Change) err
 
 // learnOne writes what a domain's answer has. A domain that was taken off its
 // list meanwhile is none.
-func (s *state) learnOne(ctx context.Context, l lesson, change *Change) (changed bool, err error) {
+func (s *state) learnOne(ctx context.Context, l lesson, change *Change) error {
 	d, found, err := s.lookupDomain(ctx, l.list, l.domain)
 	if err != nil || !found {
-		return false, err
+		return err
 	}
 	known, err := s.readAnswers(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	taken, refused, err := s.answersOf(ctx, d, l)
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, r := range refused {
 		change.refuse(r)
 	}
 	for _, one := range taken {
-		old, found := known.all[one.key()]
-		if found && old == one {
+		if old, found := known.all[d.Number][one.address]; found && old == one {
 			continue
 		}
 		if err := known.put(one); errors.Is(err, fault.ErrConflict) {
-			change.fail(l, err)
-			continue
+			change.refuse(Refusal{Where: l.domain + ": " + one.address.String(), Reason: err.Error()})
 		} else if err != nil {
-			return false, err
+			return err
 		}
-		changed = true
 	}
-	left, err := s.letGo(known, d, l, taken)
-	if err != nil {
-		return false, err
+	if err := s.letGo(known, d, l, taken); err != nil {
+		return err
 	}
 	d.Status, d.Checked, d.Due = l.status(), max(s.boot, 1), s.boot+uint32(l.due()/time.Second)
-	_, err = s.domains.put(d)
-	return changed || left, err
+	return s.domains.put(d)
 }
 
 func (s *state) lookupDomain(ctx context.Context, list, name string) (domain, bool, error) {
@@ -158,7 +158,7 @@ func (s *state) answersOf(ctx context.Context, d domain, l lesson) (taken []answ
 		}
 		if l.seen {
 			one.Source = bpf.AnswerSeen
-			one.Expires = s.earlier(d.Expires, a.TTL+time.Duration(d.Grace)*time.Second)
+			one.Expires = s.earlier(d.Expires, min(a.TTL, longestWait)+time.Duration(d.Grace)*time.Second)
 		}
 		taken = append(taken, one)
 	}
@@ -202,29 +202,32 @@ func (s *state) noteOf(ctx context.Context, d domain, l lesson) (uint32, error) 
 
 // letGo has addresses that the resolver found before, and that a domain no longer
 // has, end after the domain's grace.
-func (s *state) letGo(known *answers, d domain, l lesson, has []answer) (changed bool, err error) {
-	for _, old := range known.all {
-		kept := old.domain != d.Number || !l.knows(old.address) || old.Source != bpf.AnswerResolved || old.Expires != d.Expires ||
+func (s *state) letGo(known *answers, d domain, l lesson, has []answer) error {
+	for _, old := range known.all[d.Number] {
+		kept := !l.knows(old.address) || old.Source != bpf.AnswerResolved || old.Expires != d.Expires ||
 			slices.ContainsFunc(has, func(a answer) bool { return a.address == old.address })
 		if kept {
 			continue
 		}
 		old.Expires = s.earlier(d.Expires, time.Duration(d.Grace)*time.Second)
 		if err := known.put(old); err != nil {
-			return changed, err
+			return err
 		}
-		changed = true
 	}
-	return changed, nil
+	return nil
 }
 
 // question is a domain that is to be asked for.
-type question struct{ list, domain string }
+type question struct {
+	list, domain string
+	due          uint32 // since when
+}
 
 // choice says which domains are to be asked for.
 type choice func(s *state, list string, d domain) bool
 
-// questions returns the domains of a choice; wildcards can't be asked for.
+// questions returns the domains of a choice, those first that wait the longest: not
+// all may be asked for. Wildcards can't be.
 func (s *state) questions(ctx context.Context, wanted choice) (all []question, err error) {
 	if s.Shared == nil {
 		return nil, nil
@@ -237,17 +240,19 @@ func (s *state) questions(ctx context.Context, wanted choice) (all []question, e
 		number, _ := s.find(name)
 		for _, d := range known.of(uint32(s.lists[number].Identity)) {
 			if !d.isWildcard() && !s.isOver(entry{expires: d.Expires}) && wanted(s, name, d) {
-				all = append(all, question{name, d.name})
+				all = append(all, question{name, d.name, d.Due})
 			}
 		}
 	}
+	slices.SortStableFunc(all, func(a, b question) int { return cmp.Compare(a.due, b.due) })
 	return all, nil
 }
 
 // Limits of resolving.
 const (
-	gather   = 50 * time.Millisecond // how long answers wait for others to be written with them
-	hopeless = 64                    // so many names without any answer, and the rest isn't asked for
+	gather   = 50 * time.Millisecond // how long answers wait at least for others to be written with them
+	leisure  = 4                     // so many times as long as the last writing took, for others get the lock, too
+	hopeless = 64                    // so many names in a row without an answer, and the rest isn't asked for
 )
 
 // refresh asks for domains, without holding a lock, and writes the answers as
@@ -263,10 +268,11 @@ func (s *Store) refresh(ctx context.Context, wanted choice, change *Change) erro
 	}
 	resolver, err := s.resolver()
 	if err != nil {
+		var none []lesson
 		for _, q := range all {
-			change.conclude(lesson{list: q.list, domain: q.domain, err: err})
+			none = append(none, lesson{list: q.list, domain: q.domain, err: err})
 		}
-		return nil
+		return s.conclude(ctx, none, change)
 	}
 	asking, stop := context.WithCancel(ctx)
 	defer stop()
@@ -282,26 +288,30 @@ func (s *Store) refresh(ctx context.Context, wanted choice, change *Change) erro
 		}
 		for _, l := range batch {
 			asked++
-			if !l.hasAnswer() {
-				failed++
+			if failed++; l.hasAnswer() {
+				failed = 0
 			}
-			change.conclude(l)
 		}
-		if err := s.write(ctx, false, func(st *state) error { return st.teach(ctx, batch, change) }); err != nil {
+		if err := s.conclude(ctx, batch, change); err != nil {
 			return err
 		}
-		if failed == asked && failed >= hopeless {
+		if failed >= hopeless && asked < len(all) {
 			stop()
-			change.Notes = append(change.Notes, fmt.Sprintf("the resolver has no answers: %d domains were not asked for", len(all)-asked))
+			change.Notes = append(change.Notes, fmt.Sprintf("%d domains in a row had no answer: %d were not asked for", failed, len(all)-asked))
 		}
 	}
 	return context.Cause(ctx)
 }
 
-// teach is learn, and tells how many addresses came and went.
-func (s *state) teach(ctx context.Context, lessons []lesson, change *Change) error {
-	defer change.count(s)
-	return s.learn(ctx, lessons, change)
+// conclude writes what was found out, and tells what that changed.
+func (s *Store) conclude(ctx context.Context, lessons []lesson, change *Change) error {
+	for _, l := range lessons {
+		change.conclude(l)
+	}
+	return s.write(ctx, false, func(st *state) error {
+		defer change.count(st)
+		return st.learn(ctx, lessons, change)
+	})
 }
 
 // ask resolves each name once, and sends what it means for each list.
@@ -326,6 +336,7 @@ func batches(lessons <-chan lesson) func(yield func([]lesson) bool) {
 	return func(yield func([]lesson) bool) {
 		var batch []lesson
 		var full <-chan time.Time
+		wait := gather
 		for {
 			select {
 			case l, more := <-lessons:
@@ -336,14 +347,15 @@ func batches(lessons <-chan lesson) func(yield func([]lesson) bool) {
 					return
 				}
 				if batch = append(batch, l); full == nil {
-					full = time.After(gather)
+					full = time.After(wait)
 				}
 			case <-full:
+				began := time.Now()
 				if !yield(batch) {
 					go drain(lessons)
 					return
 				}
-				batch, full = nil, nil
+				batch, full, wait = nil, nil, max(gather, leisure*time.Since(began))
 			}
 		}
 	}
@@ -365,7 +377,12 @@ func (s *Store) Refresh(ctx context.Context) (change Change, next time.Duration,
 		return change, 0, err
 	}
 	if due {
-		err = s.write(ctx, false, func(st *state) error { return st.dropEnded(ctx, &change) })
+		err = s.write(ctx, false, func(st *state) error {
+			if err := st.dropEnded(ctx, &change); err != nil {
+				return err
+			}
+			return st.mend(ctx, &change)
+		})
 		if err == nil {
 			err = s.refresh(ctx, dueNow, &change)
 		}

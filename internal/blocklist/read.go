@@ -271,8 +271,11 @@ type owners struct {
 	names   map[uint32]string // by number
 }
 
-// owners returns those of a list of addresses.
+// owners returns those of a list of addresses, as they were when it was called first.
 func (s *state) owners(ctx context.Context, number uint32) (owners, error) {
+	if o, known := s.owned[number]; known {
+		return o, nil
+	}
 	base, _ := s.find(strings.TrimSuffix(nameOf(s.lists[number]), addressesSuffix))
 	identity := uint32(s.lists[base].Identity)
 	answers, err := s.readAnswers(ctx)
@@ -287,8 +290,15 @@ func (s *state) owners(ctx context.Context, number uint32) (owners, error) {
 	for _, d := range known.of(identity) {
 		o.names[d.Number] = d.name
 	}
+	if s.owned == nil {
+		s.owned = map[uint32]owners{}
+	}
+	s.owned[number] = o
 	return o, nil
 }
+
+// forgetDomains has domains and their addresses be read again.
+func (s *state) forgetDomains() { s.domains, s.answers, s.owned = nil, nil, nil }
 
 // name says which domain an entry is an address of, and returns the domain's number.
 func (o owners) name(e *Entry) uint32 {

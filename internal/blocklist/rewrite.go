@@ -187,8 +187,10 @@ func (s *state) dropNotes(ctx context.Context, used map[uint32]bool) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range answers.all {
-		used[a.Note] = true
+	for _, those := range answers.all {
+		for _, a := range those {
+			used[a.Note] = true
+		}
 	}
 	notes, err := s.readNotes(ctx)
 	if err != nil {

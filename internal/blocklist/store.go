@@ -69,6 +69,7 @@ type state struct {
 	notes   *notes
 	domains *domains
 	answers *answers
+	owned   map[uint32]owners // by the number of the list of addresses
 	guard   *guard
 
 	addressesAdded, addressesRemoved uint64 // of domains
@@ -213,7 +214,7 @@ const mostLists = bpf.MaxLists - 1
 // free returns a number that no list has, for a list of that name.
 func (s *state) free(name string) (uint32, error) {
 	if _, exists := s.find(name); !exists && len(s.all()) >= mostLists {
-		return 0, fault.New(fault.ErrConflict, "there are %d lists already, the most there can be; one with domains counts twice", mostLists)
+		return 0, tooManyLists()
 	}
 	for number := range s.lists {
 		if s.config.Lists>>number&1 == 0 {
@@ -221,6 +222,10 @@ func (s *state) free(name string) (uint32, error) {
 		}
 	}
 	return 0, errors.New("no number is free for the list")
+}
+
+func tooManyLists() error {
+	return fault.New(fault.ErrConflict, "there can be %d lists, and one with domains counts twice: no room for another", mostLists)
 }
 
 // define adds a list to the settings, with the actions it has at first: one of the
