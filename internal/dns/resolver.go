@@ -42,6 +42,9 @@ func NewResolver(resolvConf, namespace string) (*Resolver, error) {
 // the other's error is in Failed4 or Failed6; else it is returned.
 func (r *Resolver) Resolve(ctx context.Context, name string) (Resolution, error) {
 	full, err := absolute(name)
+	if err == nil {
+		err = context.Cause(ctx) // not after a socket was made: many names may be left
+	}
 	if err != nil {
 		return Resolution{}, err
 	}

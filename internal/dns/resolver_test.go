@@ -317,6 +317,25 @@ func TestResolveAll(t *testing.T) {
 	}
 }
 
+// Who has enough doesn't wait for sockets of all the other names.
+func TestCancelMany(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	began, ended := time.Now(), 0
+	names := make([]string, 50_000)
+	for i := range names {
+		names[i] = "x.example"
+	}
+	resolver(testkit.NetNS(t), netip.MustParseAddrPort("127.0.0.1:1")).ResolveAll(ctx, names, func(_ int, _ Resolution, err error) {
+		if ended++; !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	})
+	if took := time.Since(began); ended != len(names) || took > time.Second {
+		t.Errorf("%d names in %v", ended, took)
+	}
+}
+
 func TestRotate(t *testing.T) {
 	answer := zone(t, "x.example. 60 A 192.0.2.1", "x.example. 60 AAAA 2001:db8::1")
 	a, b := serve(t, "", loopback, answer), serve(t, "", loopback, answer)
