@@ -368,4 +368,5 @@ func (fakeAnswers) Read(ctx context.Context, emit func([]dns.Answer) error) erro
 	return nil
 }
 
-func (fakeAnswers) Close() error { return nil }
+func (fakeAnswers) Lost() (uint64, error) { return 0, nil }
+func (fakeAnswers) Close() error          { return nil }

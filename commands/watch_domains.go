@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/datapath"
 	"bpfnet/internal/dns"
 )
 
@@ -21,70 +24,117 @@ const dnsProgram = "dns"
 // AnswerSource is the open answers that an instance of dns sees.
 type AnswerSource interface {
 	Notes() []string
-	// Read emits answers until ctx ends, which is no error.
+	// Read emits answers until ctx ends, which is no error; ErrNotFound says that the
+	// instance was unloaded.
 	Read(ctx context.Context, emit func([]dns.Answer) error) error
+	// Lost is how many were not told since the source was opened; it may be called
+	// while Read runs.
+	Lost() (uint64, error)
 	Close() error
 }
 
 // domainKeeper keeps the addresses of domains on lists up to date while something
 // else goes on: it asks for them when it is time, and takes those that are in
-// answers on the wire.
+// answers on the wire, of all instances of dns that there are.
 type domainKeeper struct {
-	api     blocklist.API
-	sources []AnswerSource
-	said    chan string // what there is to tell people
-	working sync.WaitGroup
-	stop    context.CancelFunc
+	backend     Backend
+	api         blocklist.API
+	lockTimeout time.Duration
+	steal       bool
+	note        func(string)
+	said        chan string   // what there is to tell people
+	unsaid      atomic.Uint64 // what found no room there: blocking doesn't wait for who reads
+	working     sync.WaitGroup
+	stop        context.CancelFunc
+
+	mu      sync.Mutex
+	sources map[string]*answerSource // by instance
 }
+
+type answerSource struct {
+	AnswerSource
+	observed bool
+	lost     uint64 // how many were told
+}
+
+// mostSaid is how much waits to be told.
+const mostSaid = 1000
 
 // keepDomains starts a keeper; end ends it.
 func (e *Env) keepDomains(c *cli.Context, b Backend) (*domainKeeper, error) {
-	k := &domainKeeper{api: b.Blocklist(), said: make(chan string)}
-	if err := e.openAnswers(c, b, k); err != nil {
-		k.close()
+	ctx, stop := context.WithCancel(c.Context)
+	k := &domainKeeper{
+		backend: b, api: b.Blocklist(), lockTimeout: c.Duration("lock-timeout"), steal: c.Bool("steal"),
+		note: func(text string) { e.note(c, "note: %s", text) }, said: make(chan string, mostSaid), stop: stop,
+		sources: map[string]*answerSource{},
+	}
+	err := k.openAnswers(ctx)
+	if err == nil {
+		err = k.noteUnseen(ctx)
+	}
+	if err != nil {
+		stop()
+		for _, source := range k.sources {
+			_ = source.Close() // nothing was read
+		}
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(c.Context)
-	k.stop = stop
-	k.working.Go(func() { k.refresh(ctx) })
 	for _, source := range k.sources {
-		k.working.Go(func() { k.observe(ctx, source) })
+		e.notes(c, source.Notes())
 	}
+	k.observeAll(ctx)
+	k.working.Go(func() { k.refresh(ctx) })
+	k.working.Go(func() { k.follow(ctx) })
 	return k, nil
 }
 
-// openAnswers opens what the loaded instances of dns see. Where none does, domains
-// are still asked for.
-func (e *Env) openAnswers(c *cli.Context, b Backend, k *domainKeeper) error {
-	instances, err := b.Instances(c.Context, "")
+// openAnswers opens what the loaded instances of dns see, of those that aren't among
+// the sources yet.
+func (k *domainKeeper) openAnswers(ctx context.Context) error {
+	instances, err := k.backend.Instances(ctx, "")
 	if err != nil {
 		return err
 	}
-	loaded, attached := "", false
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, in := range instances {
-		if !in.Builtin || in.Source != dnsProgram {
+		if !isDNS(in) || k.sources[in.Name] != nil {
 			continue
 		}
-		loaded, attached = in.Name, attached || len(in.Attachments) > 0
-		source, err := b.Answers(c.Context, in.Name, c.Duration("lock-timeout"), c.Bool("steal"))
+		source, err := k.backend.Answers(ctx, in.Name, k.lockTimeout, k.steal)
 		if err != nil {
 			return err
 		}
-		k.sources = append(k.sources, source)
-		e.notes(c, source.Notes())
+		k.sources[in.Name] = &answerSource{AnswerSource: source}
 	}
-	if attached {
-		return nil
-	}
-	overview, err := k.api.Overview(c.Context)
+	return nil
+}
+
+func isDNS(in datapath.Instance) bool { return in.Builtin && in.Source == dnsProgram }
+
+// noteUnseen says how answers come to be seen, if lists have domains and none are.
+// Domains are still asked for.
+func (k *domainKeeper) noteUnseen(ctx context.Context) error {
+	instances, err := k.backend.Instances(ctx, "")
 	if err != nil {
 		return err
 	}
-	for _, l := range overview.Lists {
-		if l.Domains > 0 {
-			e.note(c, "note: addresses of domains in answers aren't seen: %s", unseen(loaded))
+	loaded := ""
+	for _, in := range instances {
+		switch {
+		case !isDNS(in):
+		case len(in.Attachments) > 0:
 			return nil
+		default:
+			loaded = in.Name
 		}
+	}
+	overview, err := k.api.Overview(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(overview.Lists, func(l blocklist.List) bool { return l.Domains > 0 }) {
+		k.note("addresses of domains in answers aren't seen: " + unseen(loaded))
 	}
 	return nil
 }
@@ -97,31 +147,22 @@ func unseen(loaded string) string {
 	return fmt.Sprintf("%s is not attached: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
 }
 
-// end waits until nothing works any more. What it still wants to say is lost.
+// end waits until nothing works any more. What waits to be told isn't.
 func (k *domainKeeper) end() {
 	k.stop()
-	done := make(chan struct{})
-	go func() {
-		k.working.Wait()
-		close(done)
-	}()
-	for {
-		select {
-		case <-k.said:
-		case <-done:
-			k.close()
-			return
-		}
+	k.working.Wait()
+	if n := k.unsaid.Load(); n > 0 {
+		k.note(fmt.Sprintf("what domains led to wasn't told %d times, because nobody read it", n))
 	}
 }
 
-func (k *domainKeeper) close() {
-	for _, source := range k.sources {
-		_ = source.Close() // it was only read
+func (k *domainKeeper) say(format string, args ...any) {
+	select {
+	case k.said <- fmt.Sprintf(format, args...):
+	default:
+		k.unsaid.Add(1)
 	}
 }
-
-func (k *domainKeeper) say(format string, args ...any) { k.said <- fmt.Sprintf(format, args...) }
 
 // failedRefresh is how long it is until a refresh that failed is tried again.
 const failedRefresh = 10 * time.Second
@@ -151,7 +192,67 @@ func (k *domainKeeper) refresh(ctx context.Context) {
 	}
 }
 
-// observe blocks the addresses that answers have, until ctx ends.
+// lookForAnswers is the time between two looks which instances there are, and whether
+// they lost answers.
+const lookForAnswers = time.Second
+
+// follow observes what instances see that are loaded meanwhile, until ctx ends.
+func (k *domainKeeper) follow(ctx context.Context) {
+	look := time.NewTicker(lookForAnswers)
+	defer look.Stop()
+	failure := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		k.tellLost()
+		failed := ""
+		if err := k.openAnswers(ctx); err != nil {
+			failed = err.Error()
+		}
+		if failed != "" && failed != failure && ctx.Err() == nil {
+			k.say("answers may not be seen: %s", failed)
+		}
+		failure = failed
+		k.observeAll(ctx)
+	}
+}
+
+// tellLost says when sources lost more answers than it said before.
+func (k *domainKeeper) tellLost() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, source := range k.sources {
+		if lost, err := source.Lost(); err == nil && lost != source.lost {
+			source.lost = lost
+			k.say("answers that %s lost so far, because they weren't read fast enough: %d", name, lost)
+		}
+	}
+}
+
+// observeAll observes the sources that nothing observes yet.
+func (k *domainKeeper) observeAll(ctx context.Context) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, source := range k.sources {
+		if source.observed {
+			continue
+		}
+		source.observed = true
+		k.working.Go(func() {
+			k.observe(ctx, source)
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			delete(k.sources, name)
+			_ = source.Close() // it was only read
+		})
+	}
+}
+
+// observe blocks the addresses that answers have, until ctx ends or the instance is
+// unloaded.
 func (k *domainKeeper) observe(ctx context.Context, source AnswerSource) {
 	follower := k.api.Follow()
 	defer follower.Close()
@@ -213,9 +314,5 @@ func sinceAnswer(a dns.Answer) time.Duration {
 
 // Answers implements Backend.
 func (s *system) Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error) {
-	m, err := s.OpenMap(instance, "dns_events", false)
-	if err != nil {
-		return nil, err
-	}
-	return dns.Open(ctx, m, instance+"/dns_events", lockTimeout, steal)
+	return dns.Open(ctx, s.Engine, instance, lockTimeout, steal)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	wire "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/netns"
 )
@@ -279,4 +280,90 @@ func TestDomains(t *testing.T) {
 	reach(false)
 	n.must(t, "blocklist", "remove", "--domain", "evil.example")
 	reach(true)
+}
+
+// blocks waits until a list blocks an address.
+func (n node) blocks(t *testing.T, address string) bool {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if strings.Contains(n.must(t, "blocklist", "test", address, "-o", "json"), `"verdict": "alert+drop"`) {
+			return true
+		}
+	}
+	return false
+}
+
+// A watch goes on with an instance of dns that is loaded anew.
+func TestAnswersOfDNSLoadedAnew(t *testing.T) {
+	n := newNode(t)
+	names := serveNames(t, n, map[string][]string{})
+	n.must(t, "load", "blocklist")
+	n.must(t, "blocklist", "add", "--domain", "*.bad.example", "--force", "-q")
+	watch := startWatch(t, n.bpfnet("watch", "alerts", "--for", "60s"))
+	watch.waitFor(t, "addresses of domains in answers aren't seen: bpfnet load dns")
+	for i, load := range [][]string{{"load", "dns"}, {"load", "dns"}, {"load", "dns", "--replace"}} {
+		n.must(t, load...)
+		if i < 2 {
+			n.must(t, "attach", "tc", "dns", "--dev", "veth-a", "--direction", "both")
+		}
+		time.Sleep(2500 * time.Millisecond) // two looks
+		address := fmt.Sprintf("10.77.0.%d", 100+i)
+		names.set("www.bad.example.", "A "+address)
+		n.askFor(t, "www.bad.example.", "udp")
+		if !n.blocks(t, address) {
+			t.Errorf("%s is not blocked: %s", address, watch.stderr.String())
+		}
+		if i == 0 {
+			n.must(t, "unload", "dns", "--detach")
+			watch.waitFor(t, "answers are no longer seen: no loaded program \"dns\"")
+		}
+	}
+}
+
+// Domains are blocked while nobody reads what a watch prints.
+func TestAnswersWithoutReader(t *testing.T) {
+	n := newNode(t)
+	names := serveNames(t, n, map[string][]string{})
+	n.must(t, "load", "blocklist")
+	n.must(t, "attach", "tc", "blocklist", "--dev", "veth-a", "--direction", "both")
+	n.must(t, "load", "dns")
+	n.must(t, "attach", "tc", "dns", "--dev", "veth-a", "--direction", "both")
+	n.must(t, "blocklist", "add", "--domain", "*.bad.example", "--force", "-q")
+	loud := []string{"blocklist", "add", "--list", "loud", "-q"}
+	for i := range 40 { // each makes an alert; more of them than a page has room for
+		loud = append(loud, fmt.Sprintf("203.0.113.%d", i+1))
+	}
+	n.must(t, loud...)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	defer writer.Close()
+	if _, err := unix.FcntlInt(writer.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize()); err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.bpfnet("watch", "alerts", "-o", "ndjson")
+	cmd.Stdout = writer
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	send := "for i in {1..40}; do echo >/dev/udp/203.0.113.$i/9; done"
+	if out, err := exec.Command("nsenter", "--net=/run/netns/"+n.podA, "bash", "-c", send).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for waiting := 0; waiting < os.Getpagesize()/2; time.Sleep(10 * time.Millisecond) {
+		if waiting, err = unix.IoctlGetInt(int(reader.Fd()), unix.TIOCINQ); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		address := fmt.Sprintf("10.77.0.%d", 100+i)
+		names.set("www.bad.example.", "A "+address)
+		n.askFor(t, "www.bad.example.", "udp")
+		if !n.blocks(t, address) {
+			t.Errorf("%s is not blocked", address)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
+	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 )
 
@@ -24,7 +26,7 @@ const (
 )
 
 // Counters are what couldn't be made an answer of, since Open. What the program
-// lost is in its map dns_rows.
+// lost is in Lost.
 type Counters struct {
 	Malformed  uint64 // responses that can't be read
 	Incomplete uint64 // pieces of responses whose rest wasn't seen: fragments, segments of TCP; of a fragment the addresses that it has are told
@@ -34,6 +36,12 @@ type Counters struct {
 // Reader reads the ring buffer of program dns, which one reader empties. It is
 // for one goroutine.
 type Reader struct {
+	pinned   Maps
+	instance string
+	id       ebpf.MapID // of the ring buffer
+	checked  time.Time
+	rows     *ebpf.Map
+	begun    uint64 // what was lost before
 	records  *maps.Records
 	streams  *streams
 	event    bpf.DNSEvent // that is being read
@@ -41,16 +49,50 @@ type Reader struct {
 	counters Counters
 }
 
-// Open reads a map dns_events, called ref in errors, and closes it in the end. It
-// has one reader, as maps.OpenRecords says.
-func Open(ctx context.Context, m *ebpf.Map, ref string, lockTimeout time.Duration, steal bool) (*Reader, error) {
-	records, err := maps.OpenRecords(ctx, m, ref, lockTimeout, steal)
+// Maps opens the pinned maps of instances.
+type Maps interface {
+	OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error)
+}
+
+// Open reads the answers that an instance of the program sees. They have one reader,
+// as maps.OpenRecords says.
+func Open(ctx context.Context, pinned Maps, instance string, lockTimeout time.Duration, steal bool) (*Reader, error) {
+	events, err := pinned.OpenMap(instance, eventsMap, false)
 	if err != nil {
 		return nil, err
 	}
 	r := newReader()
-	r.records = records
+	r.pinned, r.instance, r.id, r.checked = pinned, instance, idOf(events), time.Now()
+	if r.records, err = maps.OpenRecords(ctx, events, instance+"/"+eventsMap, lockTimeout, steal); err != nil {
+		return nil, err
+	}
+	if r.rows, err = pinned.OpenMap(instance, "dns_rows", true); err == nil {
+		r.begun, err = r.lost()
+	}
+	if err != nil {
+		return nil, fault.Join(err, r.Close())
+	}
 	return r, nil
+}
+
+const eventsMap = "dns_events"
+
+// Lost is how many responses found no room since Open; it may be called while Read
+// runs.
+func (r *Reader) Lost() (uint64, error) {
+	now, err := r.lost()
+	return now - r.begun, err
+}
+
+func (r *Reader) lost() (total uint64, err error) {
+	var each []bpf.Counter
+	if err := r.rows.Lookup(uint32(bpf.DNSLost), &each); err != nil {
+		return 0, fmt.Errorf("read map dns_rows: %w", err)
+	}
+	for _, cpu := range each {
+		total += cpu.Packets
+	}
+	return total, nil
 }
 
 func newReader() *Reader {
@@ -63,6 +105,7 @@ func newReader() *Reader {
 func (r *Reader) Notes() []string { return r.records.Notes }
 
 // Read emits answers as they come, until emit fails or ctx ends, which is no error.
+// ErrNotFound says that the maps are no longer pinned.
 func (r *Reader) Read(ctx context.Context, emit func([]Answer) error) error {
 	return r.records.Read(ctx, maps.Reading{
 		Emit: func(records [][]byte) error {
@@ -76,8 +119,34 @@ func (r *Reader) Read(ctx context.Context, emit func([]Answer) error) error {
 			return emit(r.answers)
 		},
 		Most: func() int { return mostRecords },
-		Idle: func() error { return nil },
+		Idle: r.check,
 	})
+}
+
+// checkInterval is the time between two looks whether the maps are still pinned.
+const checkInterval = time.Second
+
+func (r *Reader) check() error {
+	if time.Since(r.checked) < checkInterval {
+		return nil
+	}
+	r.checked = time.Now()
+	events, err := r.pinned.OpenMap(r.instance, eventsMap, false)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	if idOf(events) != r.id {
+		return fault.New(fault.ErrNotFound, "read events of map %s/%s: it was made anew", r.instance, eventsMap)
+	}
+	return nil
+}
+
+func idOf(m *ebpf.Map) (id ebpf.MapID) {
+	if info, err := m.Info(); err == nil {
+		id, _ = info.ID()
+	}
+	return id
 }
 
 // Counters returns what couldn't be told.
@@ -87,8 +156,8 @@ func (r *Reader) Counters() Counters {
 	return c
 }
 
-// Close closes the ring buffer.
-func (r *Reader) Close() error { return r.records.Close() }
+// Close closes the maps.
+func (r *Reader) Close() error { return fault.Join(r.records.Close(), r.rows.Close()) }
 
 // take reads a record.
 func (r *Reader) take(sample []byte) {

@@ -56,16 +56,12 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 			t.Error(err)
 		}
 	})
-	events, err := engine.OpenMap("dns", "dns_events", false)
-	if err != nil {
-		t.Fatal(err)
-	}
 	rows, err := engine.OpenMap("dns", "dns_rows", true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = rows.Close() })
-	r, err := Open(context.Background(), events, "dns/dns_events", time.Second, false)
+	r, err := Open(context.Background(), engine, "dns", time.Second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,6 +281,9 @@ func TestReadMany(t *testing.T) {
 	sending.Go(func() { send(sent / 2) })
 	all := w.read(t, func(all []Answer) bool { return uint64(len(all))+w.count(t) >= sent })
 	sending.Wait()
+	if lost, err := w.Lost(); err != nil || lost != w.count(t) {
+		t.Errorf("%d lost, %v", lost, err)
+	}
 	if uint64(len(all))+w.count(t) != sent || w.Counters() != (Counters{}) {
 		t.Errorf("%d answers, %d lost, of %d", len(all), w.count(t), sent)
 	}
