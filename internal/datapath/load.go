@@ -302,7 +302,8 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 		return coll, nil
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).Hint("without --reuse-maps the maps start empty")
+		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).
+			Hint("without --reuse-maps the maps start empty; lists that another bpfnet made start anew after: bpfnet blocklist clear")
 	}
 	explained := probe.Explain(p.operation(), err)
 	var verifier *ebpf.VerifierError
