@@ -32,6 +32,7 @@
 #define DOMAIN_SIZE 256
 
 #define MAX_HITS     262144
+#define TICK_CPUS    256 /* more share a tick */
 #define EPISODES     16384
 #define EVENTS_BYTES (256 * 1024)
 
@@ -433,22 +434,23 @@ static __always_inline __u64 mask64(__u32 prefixlen)
 	return prefixlen ? ~0ULL << (64 - prefixlen) : 0;
 }
 
-/* The time as of the last tick, which is much cheaper than the time. CPUs may write at once: it is the
- * same tick. */
+/* The time as of the last tick of a CPU, which is much cheaper than the time. Each CPU has its own: what
+ * another one writes may be seen in another order. */
 static volatile struct {
 	__u64 jiffies;
 	__u64 time; /* ns of CLOCK_BOOTTIME */
-} tick;
+} ticks[TICK_CPUS];
 
 static __always_inline __u64 tick_time(void)
 {
+	__u32 cpu = bpf_get_smp_processor_id() & (TICK_CPUS - 1);
 	__u64 jiffies = bpf_jiffies64();
 
-	if (unlikely(tick.jiffies != jiffies)) {
-		tick.time = bpf_ktime_get_boot_ns();
-		tick.jiffies = jiffies;
+	if (unlikely(ticks[cpu].jiffies != jiffies)) {
+		ticks[cpu].time = bpf_ktime_get_boot_ns();
+		ticks[cpu].jiffies = jiffies;
 	}
-	return tick.time;
+	return ticks[cpu].time;
 }
 
 static __always_inline __u32 seconds_of(__u64 time)

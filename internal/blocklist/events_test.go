@@ -28,7 +28,7 @@ import (
 // openEvents opens the events of a store for a test.
 func openEvents(t testing.TB, s *Store) EventSource {
 	t.Helper()
-	source, err := s.Events(context.Background(), EventsRequest{})
+	source, err := s.Events(context.Background(), EventsRequest{LockTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +372,7 @@ func TestMost(t *testing.T) {
 func TestEventsEnd(t *testing.T) {
 	root := testkit.Root(t)
 	s, engine := newStoreIn(t, root)
-	if _, err := s.Events(context.Background(), EventsRequest{}); !errors.Is(err, fault.ErrNotFound) {
+	if _, err := s.Events(context.Background(), EventsRequest{LockTimeout: time.Minute}); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("no maps: %v", err)
 	}
 	mustAdd(t, s, DefaultList, "203.0.113.0/24")
@@ -382,11 +382,11 @@ func TestEventsEnd(t *testing.T) {
 	}
 	defer m.Close()
 	pid, end := testkit.Hold(t, m.FD())
-	_, err = s.Events(context.Background(), EventsRequest{})
+	_, err = s.Events(context.Background(), EventsRequest{LockTimeout: time.Minute})
 	if !errors.Is(err, fault.ErrConflict) || !strings.Contains(err.Error(), fmt.Sprintf("process %d (sleep)", pid)) || len(fault.Hints(err)) == 0 {
 		t.Errorf("held: %v", err)
 	}
-	stolen, err := s.Events(context.Background(), EventsRequest{Steal: true})
+	stolen, err := s.Events(context.Background(), EventsRequest{Steal: true, LockTimeout: time.Minute})
 	if err != nil || len(stolen.Notes()) != 1 {
 		t.Fatalf("stolen: %v", err)
 	}

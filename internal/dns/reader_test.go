@@ -61,7 +61,7 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = rows.Close() })
-	r, err := Open(context.Background(), engine, "dns", time.Second, false)
+	r, err := Open(context.Background(), engine, "dns", time.Minute, false)
 	if err != nil {
 		t.Fatal(err)
 	}
