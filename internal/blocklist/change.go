@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -212,6 +213,9 @@ func (s *state) putInPlace(number uint32, fresh []entry) error {
 	if err := s.saveConfig(); err != nil {
 		return err
 	}
+	if err := s.begin(number); err != nil {
+		return err
+	}
 	var added, changed []entry // what has to go, and what was there, when one fails
 	for _, e := range fresh {
 		old, found, err := s.lookup(number, e.prefix)
@@ -260,6 +264,35 @@ func (s *state) noteExpiry(number uint32, entries []entry) {
 	}
 }
 
+// unfinished is the Stale of a list whose entries are being changed in place: if it
+// is still there later, the writer was killed, and what is known of the list isn't so.
+const unfinished = math.MaxUint64
+
+// begin says that entries of a list are about to change, until touch.
+func (s *state) begin(number uint32) error {
+	list := s.lists[number]
+	list.Stale = unfinished
+	return s.writeList(number, list)
+}
+
+// recount finds out anew what is known of a list.
+func (s *state) recount(number uint32) error {
+	ctx, list := context.Background(), &s.lists[number]
+	entries, err := s.entries(ctx, number)
+	if err != nil {
+		return err
+	}
+	list.Entries4, list.Entries6, list.Stale, list.Expires = 0, 0, 0, 0
+	for _, e := range entries {
+		s.grow(number, e.six, 1)
+	}
+	s.noteExpiry(number, entries)
+	if err := s.noteDomainExpiry(ctx, number); err != nil {
+		return err
+	}
+	return s.saveList(number)
+}
+
 // touch writes what is known of a list that was changed.
 func (s *state) touch(number uint32) error {
 	s.lists[number].Changed = uint64(s.now.Unix())
@@ -284,6 +317,12 @@ func (s *state) putEntry(number uint32, e entry) error {
 
 // delete removes entries from the maps of a list. Their bits stay.
 func (s *state) delete(number uint32, entries []entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	if err := s.begin(number); err != nil {
+		return err
+	}
 	for _, e := range entries {
 		m, err := s.Inner(outerOf(e.six), number)
 		if err != nil {

@@ -395,3 +395,50 @@ func TestHalfAnAnswer(t *testing.T) {
 		t.Errorf("%+v", change)
 	}
 }
+
+// What a list has is counted anew after a writer that was killed while it changed it.
+func TestKilledInPlace(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	texts := []string{"192.0.2.1/32", "192.0.2.2/32", "2001:db8::/48"}
+	mustAdd(t, s, DefaultList, texts...)
+	var all []entry
+	for _, p := range prefixes(texts...) {
+		all = append(all, entry{prefix: newPrefix(p)})
+	}
+	killed := func(change func(st *state, number uint32) error) {
+		t.Helper()
+		err := s.write(ctx, false, func(st *state) error {
+			number, _ := st.find(DefaultList)
+			return change(st, number)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	counted := func(four, six uint64) {
+		t.Helper()
+		if o, err := s.Overview(ctx); err != nil || o.Lists[0].IPv4 != four || o.Lists[0].IPv6 != six {
+			t.Errorf("%+v, %v", o.Lists, err)
+		}
+	}
+	killed(func(st *state, number uint32) error { return st.delete(number, all) })
+	mustAdd(t, s, DefaultList, "192.0.2.3/32")
+	counted(1, 0)
+	killed(func(st *state, number uint32) error {
+		if err := st.begin(number); err != nil {
+			return err
+		}
+		for _, e := range all {
+			if err := st.putEntry(number, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if _, err := s.Remove(ctx, RemoveRequest{List: DefaultList, Prefixes: prefixes(texts...)}); err != nil {
+		t.Fatal(err)
+	}
+	counted(1, 0)
+	wantListed(t, s, DefaultList, "192.0.2.3/32")
+}

@@ -120,9 +120,15 @@ func (s *Store) write(ctx context.Context, dryRun bool, fn func(*state) error) e
 	}))
 }
 
-// repair takes away what a killed writer left of lists that aren't in force.
+// repair takes away what a killed writer left of lists that aren't in force, and
+// counts the entries of one that it was changing.
 func (s *state) repair() error {
 	for number := range uint32(bpf.MaxLists) {
+		if s.lists[number].Stale == unfinished {
+			if err := s.recount(number); err != nil {
+				return err
+			}
+		}
 		if s.config.Lists>>number&1 != 0 {
 			continue
 		}
@@ -369,8 +375,10 @@ func (s *state) saveConfig() error {
 }
 
 // saveList writes what is known of a list.
-func (s *state) saveList(number uint32) error {
-	if err := s.Map("block_lists").Put(number, s.lists[number]); err != nil {
+func (s *state) saveList(number uint32) error { return s.writeList(number, s.lists[number]) }
+
+func (s *state) writeList(number uint32, list bpf.BlockList) error {
+	if err := s.Map("block_lists").Put(number, list); err != nil {
 		return fmt.Errorf("write map block_lists: %w", err)
 	}
 	return nil
