@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/alert"
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/sample"
 	"bpfnet/output"
@@ -39,33 +40,17 @@ type entryRow struct {
 
 func newEntryDocument(e blocklist.Entry) entryDocument {
 	d := entryDocument{
-		List: e.List, Domain: known(e.Domain), FoundBy: known(string(e.FoundBy)), Status: known(string(e.Status)), CheckedAt: when(e.Checked),
-		Action: string(e.Action), Reason: known(e.Reason), ExpiresAt: when(e.Expires),
+		List: e.List, Domain: alert.Known(e.Domain), FoundBy: alert.Known(string(e.FoundBy)), Status: alert.Known(string(e.Status)), CheckedAt: alert.Known(e.Checked),
+		Action: string(e.Action), Reason: alert.Known(e.Reason), ExpiresAt: alert.Known(e.Expires),
 	}
 	if e.Prefix.IsValid() {
-		d.Prefix = known(e.Prefix.String())
+		d.Prefix = alert.Known(e.Prefix.String())
 	}
 	if e.Hits == nil {
 		return d
 	}
-	d.Packets, d.Bytes, d.LastSeen = &e.Hits.Packets, &e.Hits.Bytes, when(e.Hits.LastSeen)
+	d.Packets, d.Bytes, d.LastSeen = &e.Hits.Packets, &e.Hits.Bytes, alert.Known(e.Hits.LastSeen)
 	return d
-}
-
-// known is nil for an empty text.
-func known(text string) *string {
-	if text == "" {
-		return nil
-	}
-	return &text
-}
-
-// when is nil for no time.
-func when(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
 
 // subject is what an entry lists: a prefix, a domain, or an address and its domain.

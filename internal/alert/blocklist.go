@@ -64,17 +64,17 @@ func OfBlocklist(e blocklist.Event, devname *string, lost uint64) Alert {
 		Observed: BlocklistObserved{Packets: 1, Suppressed: e.Suppressed},
 		Evidence: BlocklistEvidence{
 			Network: NetworkOf(e), Direction: e.Direction, Hook: e.Hook,
-			DevName: devname, IfIndex: known(e.IfIndex), CgroupID: cgroupID(e.CgroupID), Length: e.Length,
-			List: known(e.Entry.List), Prefix: prefix, Action: known(string(e.Entry.Action)), Dropped: e.Dropped, Matched: string(e.Matched),
-			Reason: known(e.Entry.Reason), ExpiresAt: known(e.Entry.Expires),
-			FoundBy: string(cmp.Or(e.Entry.FoundBy, foundByEntry)), Domain: known(e.Entry.Domain),
+			DevName: devname, IfIndex: Known(e.IfIndex), CgroupID: cgroupID(e.CgroupID), Length: e.Length,
+			List: Known(e.Entry.List), Prefix: prefix, Action: Known(string(e.Entry.Action)), Dropped: e.Dropped, Matched: string(e.Matched),
+			Reason: Known(e.Entry.Reason), ExpiresAt: Known(e.Entry.Expires),
+			FoundBy: string(cmp.Or(e.Entry.FoundBy, foundByEntry)), Domain: Known(e.Entry.Domain),
 		},
 		Loss: Loss{Events: lost},
 	}
 }
 
-// known is nil for a zero value.
-func known[T comparable](value T) *T {
+// Known is nil, null in documents, for a zero value.
+func Known[T comparable](value T) *T {
 	var zero T
 	if value == zero {
 		return nil
@@ -93,9 +93,9 @@ func cgroupID(id uint64) *string {
 // NetworkOf is who sent the packet of a hit to whom.
 func NetworkOf(e blocklist.Event) Network {
 	n := Network{
-		Transport: known(transport(e.Protocol)), Type: "ipv6",
-		Source:      End{e.Source.Addr(), known(e.Source.Port())},
-		Destination: End{e.Destination.Addr(), known(e.Destination.Port())},
+		Transport: Known(transport(e.Protocol)), Type: "ipv6",
+		Source:      End{e.Source.Addr(), Known(e.Source.Port())},
+		Destination: End{e.Destination.Addr(), Known(e.Destination.Port())},
 	}
 	if e.Source.Addr().Is4() {
 		n.Type = "ipv4"
