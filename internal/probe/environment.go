@@ -148,16 +148,22 @@ func bpffsOf(dir string) (string, error) {
 // Cgroup2Mount returns the directory where cgroup2 is mounted, the shortest if
 // there are several.
 func Cgroup2Mount() (string, error) {
+	dir, _, err := Cgroup2()
+	return dir, err
+}
+
+// Cgroup2 returns what Cgroup2Mount does, and which cgroup that directory is: its
+// path, as /proc/PID/cgroup has paths.
+func Cgroup2() (dir, cgroup string, err error) {
 	file, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return "", fmt.Errorf("read mounts: %w", err)
+		return "", "", fmt.Errorf("read mounts: %w", err)
 	}
 	defer file.Close()
 	return cgroup2Mount(file)
 }
 
-func cgroup2Mount(mountinfo io.Reader) (string, error) {
-	best := ""
+func cgroup2Mount(mountinfo io.Reader) (dir, cgroup string, err error) {
 	scanner := bufio.NewScanner(mountinfo)
 	scanner.Buffer(nil, 1<<20) // a line lists all layers of an overlay
 	for scanner.Scan() {
@@ -166,17 +172,17 @@ func cgroup2Mount(mountinfo io.Reader) (string, error) {
 		if !ok || len(fields) < 5 || !strings.HasPrefix(filesystem, "cgroup2 ") {
 			continue
 		}
-		if dir := unescapeMount(fields[4]); best == "" || len(dir) < len(best) {
-			best = dir
+		if at := unescapeMount(fields[4]); dir == "" || len(at) < len(dir) {
+			dir, cgroup = at, unescapeMount(fields[3])
 		}
 	}
 	if err := scanner.Err(); err != nil {
-		return "", fmt.Errorf("read mounts: %w", err)
+		return "", "", fmt.Errorf("read mounts: %w", err)
 	}
-	if best == "" {
-		return "", fmt.Errorf("cgroup2 isn't mounted: %w", ErrNotSupported)
+	if dir == "" {
+		return "", "", fmt.Errorf("cgroup2 isn't mounted: %w", ErrNotSupported)
 	}
-	return best, nil
+	return dir, cgroup, nil
 }
 
 // unescapeMount undoes the kernel's escapes of white space and backslash.

@@ -11,7 +11,7 @@ func FuzzMounts(f *testing.F) {
 	f.Add("1 2 3 / /a\\040b\\134 - cgroup2 \n - cgroup2 \nx")
 	f.Add("1 2 3 / /long " + strings.Repeat("x", 1<<17) + " - overlay o o\n35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		dir, err := cgroup2Mount(strings.NewReader(text))
+		dir, _, err := cgroup2Mount(strings.NewReader(text))
 		if err == nil && (dir == "" || !strings.Contains(text, " - cgroup2 ")) {
 			t.Errorf("found %q in %q", dir, text)
 		}

@@ -172,13 +172,13 @@ func TestExplainWithoutAMissingCapability(t *testing.T) {
 func TestCgroup2Mount(t *testing.T) {
 	const mountinfo = `31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
 41 31 0:38 / /run/some\040where/else rw,relatime shared:9 - cgroup2 cgroup2 rw
-42 31 0:38 / /sys/fs/cgroup/a\040b rw - cgroup2 none rw
+42 31 0:38 /../b\040c /sys/fs/cgroup/a\040b rw - cgroup2 none rw
 43 31 0:39 / /c rw - cgroup cgroup rw,name=cgroup2
 `
-	if got, err := cgroup2Mount(strings.NewReader(mountinfo)); err != nil || got != "/sys/fs/cgroup/a b" {
-		t.Errorf("got %q, %v", got, err)
+	if got, cgroup, err := cgroup2Mount(strings.NewReader(mountinfo)); err != nil || got != "/sys/fs/cgroup/a b" || cgroup != "/../b c" {
+		t.Errorf("got %q, which is cgroup %q, %v", got, cgroup, err)
 	}
-	if _, err := cgroup2Mount(strings.NewReader("")); !errors.Is(err, ErrNotSupported) {
+	if _, _, err := cgroup2Mount(strings.NewReader("")); !errors.Is(err, ErrNotSupported) {
 		t.Errorf("got %v", err)
 	}
 }
