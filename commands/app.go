@@ -100,6 +100,7 @@ func builders() []builder {
 		{"link", linkCommand},
 		{"net", netCommand},
 		{"cgroup", cgroupCommand},
+		{"endpoint", endpointCommand},
 		{"status", statusCommand},
 		{"run", runCommand},
 		{"map", mapCommand},

@@ -227,8 +227,22 @@ func (co *completer) argument() []string {
 		return []string{"dev"}
 	case "cgroup":
 		return []string{completeDirs}
+	case "endpoint":
+		return co.endpoints()
 	}
 	return nil
+}
+
+// endpoints completes what an endpoint is looked for by.
+func (co *completer) endpoints() []string {
+	if slices.Contains(co.line.path, "list") {
+		return nil
+	}
+	words := []string{"pid:", "container:", "cgroup:", "netns:"}
+	for _, device := range co.value("dev") {
+		words = append(words, "dev:"+device)
+	}
+	return words
 }
 
 // nextArgument completes an argument that others stand before.

@@ -12,6 +12,7 @@ import (
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
@@ -61,6 +62,7 @@ type Backend interface {
 	CheckTarget(datapath.AttachRequest) error
 	Maps() maps.API
 	Bpftool() bpftool.API
+	Endpoints() endpoint.API
 	Probe(ctx context.Context) probe.Report
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)

@@ -15,6 +15,7 @@ import (
 	"bpfnet/internal/bpftool"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/ports"
@@ -295,6 +296,7 @@ func (f *fake) OpenMap(instance, name string, _ bool) (*ebpf.Map, error) {
 
 func (f *fake) Update(_ context.Context, fn func() error) error { return fn() }
 func (f *fake) Bpftool() bpftool.API                            { return f.bpftool }
+func (f *fake) Endpoints() endpoint.API                         { return fakeEndpoints{} }
 func (f *fake) Maps() maps.API                                  { return f.maps }
 func (f *fake) Probe(context.Context) probe.Report              { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step           { return f.steps }

@@ -20,6 +20,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/dns"
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
@@ -147,6 +148,7 @@ func enoughFiles() error {
 }
 
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
+func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
 func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }

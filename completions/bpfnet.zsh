@@ -15,7 +15,7 @@ _bpfnet() {
 			word=${candidate%%$'\t'*}
 			about=${candidate#"$word"}
 			about=${about#$'\t'}
-			if [[ $word == *= ]]; then
+			if [[ $word == *[=:] ]]; then
 				joined+=("${word//:/\\:}:$about")
 			else
 				plain+=("${word//:/\\:}:$about")

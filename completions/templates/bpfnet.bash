@@ -16,7 +16,7 @@ _bpfnet() {
 		{{.Dirs}}) compopt -o filenames && mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -d -- "$word") ;;
 		*)
 			candidate=${candidate%%$'\t'*}
-			[[ $candidate == *= ]] && compopt -o nospace
+			[[ $candidate == *[=:] ]] && compopt -o nospace
 			COMPREPLY+=("${candidate#"$kept"}")
 			;;
 		esac
