@@ -11,6 +11,7 @@ import (
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
+	"bpfnet/internal/probe"
 )
 
 // initPIDNamespace is the inode of the namespace that has all processes.
@@ -82,9 +83,8 @@ func (k *Kernel) showByNetwork(s *scan, ref Ref) (Listing, error) {
 		return Listing{}, err
 	}
 	found := s.byNetwork(func(n *namespace) bool { return n.is(ref) })
-	if closed := s.closed(ref); len(found) == 0 && closed > 0 {
-		return Listing{}, fault.New(fault.ErrPermission, "find %s: %d network namespaces can't be looked into", ref, closed).
-			Hint("that needs CAP_SYS_PTRACE and CAP_SYS_ADMIN")
+	if closed, why := s.closed(ref), lacking(); len(found) == 0 && closed > 0 && why != "" {
+		return Listing{}, fault.New(fault.ErrPermission, "find %s: %d network namespaces can't be looked into (%s)", ref, closed, why)
 	}
 	return s.answer(ref, found)
 }
@@ -253,6 +253,10 @@ func within(cgroup, top string) bool {
 	return strings.HasPrefix(cgroup+"/", strings.TrimSuffix(top, "/")+"/")
 }
 
+// lacking says what this user can't look into the processes and network namespaces of
+// others without; "" if it isn't that.
+func lacking() string { return probe.Lacking(probe.CapSysPtrace, probe.CapSysAdmin) }
+
 // listing describes groups, but those that have ended meanwhile.
 func (s *scan) listing(groups []*group) Listing {
 	l := Listing{Endpoints: []Endpoint{}}
@@ -269,7 +273,11 @@ func (s *scan) listing(groups []*group) Listing {
 		}
 	}
 	if closed > 0 {
-		l.Notes = append(l.Notes, fmt.Sprintf("%d of %d endpoints can't be looked into, and what isn't known of them is null: that needs CAP_SYS_PTRACE and CAP_SYS_ADMIN", closed, len(l.Endpoints)))
+		note := fmt.Sprintf("%d of %d endpoints can't be looked into, and what isn't known of them is null", closed, len(l.Endpoints))
+		if why := lacking(); why != "" {
+			note += ": " + why
+		}
+		l.Notes = append(l.Notes, note)
 	}
 	if s.hidden > 0 {
 		l.Notes = append(l.Notes, fmt.Sprintf("%d processes are hidden from this user", s.hidden))

@@ -19,6 +19,7 @@ const (
 	CapSysAdmin    Capability = "CAP_SYS_ADMIN"
 	CapNetRaw      Capability = "CAP_NET_RAW"
 	CapSysResource Capability = "CAP_SYS_RESOURCE"
+	CapSysPtrace   Capability = "CAP_SYS_PTRACE"
 )
 
 // capabilityBits is in the order in which reports list them.
@@ -32,6 +33,7 @@ var capabilityBits = []struct {
 	{CapSysAdmin, unix.CAP_SYS_ADMIN},
 	{CapNetRaw, unix.CAP_NET_RAW},
 	{CapSysResource, unix.CAP_SYS_RESOURCE},
+	{CapSysPtrace, unix.CAP_SYS_PTRACE},
 }
 
 // Capabilities returns which of the capabilities that bpfnet can need are
@@ -73,6 +75,15 @@ func missing(needs []Capability) []Capability {
 		}
 	}
 	return lacking
+}
+
+// Lacking says which of needs the calling thread lacks, "CAP_BPF is missing"; "" if
+// it has them all.
+func Lacking(needs ...Capability) string {
+	if lacking := missing(needs); len(lacking) > 0 {
+		return areMissing(lacking)
+	}
+	return ""
 }
 
 func joinCapabilities(caps []Capability) string {
