@@ -388,5 +388,5 @@ var readers = []string{
 	"status", "prog list", "link list", "net show", "map list", "map show store/allow", "map dump store/allow --limit 10", "programs", "ports list",
 	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
-	"blocklist list --hits", "blocklist lists",
+	"blocklist list --hits", "blocklist lists", "endpoint list", "endpoint show pid:1",
 }

@@ -146,6 +146,9 @@ func hidden(path string, got observed) bool {
 func TestDocuments(t *testing.T) {
 	n := newNode(t)
 	cgroup := testkit.Cgroup(t)
+	pod := "kubepods/burstable/pod0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f/" + containerID(t)
+	container(t, n.podA, pod, "sleep", "600")
+	container(t, n.podB, pod+"/docker/"+containerID(t), "sleep", "600")
 	page := readOutputPage(t)
 	seen := map[string]observed{}
 	for _, line := range []string{
@@ -155,7 +158,7 @@ func TestDocuments(t *testing.T) {
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1",
 		"status", "status --interval 100ms --once", "blocklist clear", "prog list", "link list", "programs",
-		"net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
+		"endpoint list", "net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
 		"map create $PIN --type hash --key-size 4 --value-size 4 --max-entries 1 --dry-run", "map freeze pod-traffic/pods --dry-run", "map next xdp-counter/packets", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
 		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",

@@ -354,7 +354,7 @@ func TestOutputFull(t *testing.T) {
 	}
 	defer full.Close()
 	commands := []string{
-		"status", "prog list", "link list", "map list", "net show", "programs", "doctor", "version", "--help", "map dump --help", "completion bash",
+		"status", "prog list", "link list", "map list", "net show", "endpoint list", "programs", "doctor", "version", "--help", "map dump --help", "completion bash",
 		"map dump " + prefixes, "map show " + prefixes, "map get " + prefixes + " 10.0.0.0/24", "load pod-traffic", "ports allow 80/tcp", "ports list",
 		"watch pods --count 2 --interval 50ms", "status --count 2 --interval 50ms", "map watch " + prefixes + " --interval 50ms",
 		"run xdp-counter --dev veth-b --mode generic", "detach tc pod-traffic", "unload port-filter",

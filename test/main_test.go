@@ -4,6 +4,7 @@ package test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -166,6 +168,40 @@ func TestScripts(t *testing.T) {
 // doctor": a line of a script that begins with [tcx] is for such kernels.
 func hasFeature(name string) bool {
 	return slices.Contains(features(), name)
+}
+
+// container starts a process as engines do, in a network namespace and in a cgroup,
+// whose path is below one of the test's own. It is gone when the test ends.
+func container(t testing.TB, namespace, path string, command ...string) (pid int) {
+	t.Helper()
+	top := testkit.Cgroup(t)
+	dir := filepath.Join(top, path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cgroup, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cgroup.Close()
+	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + namespace, "--"}, command...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		for ; dir != top; dir = filepath.Dir(dir) {
+			_ = os.Remove(dir)
+		}
+	})
+	return cmd.Process.Pid
+}
+
+// containerID is an id as engines make them, for a container of a test.
+func containerID(t testing.TB) string {
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(testkit.Name(t))))
 }
 
 // features lists what this kernel has.

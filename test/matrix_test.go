@@ -101,6 +101,8 @@ var everyCommand = []struct{ command, how string }{
 	{"link list", ""},
 	{"net show", `[.[].hook] | unique | join(", ")`},
 	{"cgroup show $CGROUP", `[.[].hook] | unique | join(", ")`},
+	{"endpoint list", ""},
+	{"endpoint show pid:1", ".[0].kind"},
 	{"-j prog show", ""},
 	{"-j link show", ""},
 	{"-j map show", ""},

@@ -63,7 +63,7 @@ func TestThreeCapabilitiesAreEnough(t *testing.T) {
 		{"watch", "alerts", "--once"},
 		{"blocklist", "clear"},
 		{"status"}, {"prog", "list"}, {"link", "list"}, {"map", "list"}, {"programs"}, {"doctor"},
-		{"net", "show"}, {"cgroup", "show", cgroup}, {"-j", "prog", "show", "pod-traffic"}, {"-j", "link", "show", "pod-traffic"},
+		{"net", "show"}, {"cgroup", "show", cgroup}, {"endpoint", "list"}, {"endpoint", "show", "pid:1"}, {"-j", "prog", "show", "pod-traffic"}, {"-j", "link", "show", "pod-traffic"},
 		{"detach", "tc", "pod-traffic"},
 		{"unload", "--all", "--detach"},
 	} {
@@ -82,6 +82,34 @@ func TestOwnLinksOfNetworks(t *testing.T) {
 	pinned := strings.Contains(stdout, `"hook":"tcx_ingress","mechanism":"link"`) && strings.Contains(stdout, `"pinned":"/`)
 	if code != 0 || hasFeature("tcx") && !pinned || !strings.Contains(stderr, "CAP_SYS_ADMIN") {
 		t.Errorf("exit %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// What a user may not read of a container is null, and one note says so; what the
+// kernel tells everybody is there.
+func TestEndpointsOfOthers(t *testing.T) {
+	n := newNode(t)
+	id := containerID(t)
+	container(t, n.podA, "docker/"+id, "sleep", "600")
+	nobody := exec.Command("nsenter", "--net=/run/netns/"+n.host, "--", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", binary, "endpoint", "show", "dev:veth-a", "-o", "json")
+	for who, cmd := range map[string]*exec.Cmd{
+		"three capabilities": n.as(enough, "endpoint", "show", "dev:veth-a", "-o", "json"),
+		"nobody":             nobody,
+	} {
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Run(); err != nil || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "CAP_SYS_PTRACE and CAP_SYS_ADMIN are missing") {
+			t.Errorf("%s: %v, %s", who, err, stderr.String())
+		}
+		got := jq(t, `.[0] | [.containers[0].id, .process.executable, .netns, .netns_cookie, .host_network, (.interfaces[0] | .devname, .inner_devname, .addresses), (.cgroup_id != null)] | tojson`, stdout.String())
+		if want := `["` + id + `",null,null,null,false,"veth-a",null,null,true]`; got != want {
+			t.Errorf("%s: %s, want %s", who, got, want)
+		}
+	}
+	for caps, args := range map[string][]string{enough: {"endpoint", "show", addressA}, "sys_ptrace": {"endpoint", "show", addressA}} {
+		if code, _, stderr := n.runAs(t, caps, args...); code != 5 || !strings.Contains(stderr, "CAP_SYS_ADMIN") {
+			t.Errorf("with %q, %q: exit %d\n%s", caps, args, code, stderr)
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 
 // The runnable blocks of a document are those fenced as "sh". They are run in
 // their order, on a host that has what the text speaks of: the device veth-a of
-// a Pod that sends, a device eth0, and objects in the current directory. A line
+// a container that sends, a device eth0, and objects in the current directory. A line
 // that ends in "# until Ctrl-C" is interrupted after a moment and has to end
 // well. All other fences (console, json, text) are only shown.
 var (
@@ -24,6 +24,7 @@ func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
 func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
 func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
+func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
 
 func runBlocks(t *testing.T, document string) {
 	text, err := os.ReadFile(document)
@@ -71,14 +72,7 @@ func prepareReader(t *testing.T, n node) string {
 ip -n $HOST link add eth0 type veth peer name uplink
 ip -n $HOST link set uplink up
 ip -n $HOST link set eth0 up`)
-	ping := exec.Command("nsenter", "--net=/run/netns/"+n.podA, "--", "ping", "-q", "-i0.2", addressB)
-	if err := ping.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = ping.Process.Kill()
-		_ = ping.Wait()
-	})
+	container(t, n.podA, "docker/"+containerID(t), "ping", "-q", "-i0.2", addressB)
 	return dir
 }
 
