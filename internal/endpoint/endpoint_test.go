@@ -562,3 +562,21 @@ func (s site) startAs(pid int, cgroup string) {
 	}
 	s.Fatalf("no process got pid %d", pid)
 }
+
+// This process is where it is, whatever namespaces its threads have been in: the
+// first one, which others see, stays in the last.
+func TestOwnNamespace(t *testing.T) {
+	s := newSite(t)
+	ns := testkit.NetNS(t)
+	first := fmt.Sprintf("/proc/%d/ns/net", os.Getpid())
+	for range 1000 {
+		if inode(t, first) == inode(t, ns) {
+			break
+		}
+		s.in(ns, func() {})
+	}
+	s.refused("netns:"+filepath.Base(ns), fault.ErrNotFound, "no process is behind it")
+	if got := s.shown("pid:%d", os.Getpid())[0]; value(got.NetNS) != inode(t, "/proc/thread-self/ns/net") {
+		t.Errorf("%+v", got)
+	}
+}

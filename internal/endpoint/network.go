@@ -158,7 +158,7 @@ func (h *host) readClosed(n *namespace) error {
 // there is none, or none that may be looked into.
 func (n *namespace) open() (*os.File, error) {
 	for _, p := range n.members {
-		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", p.pid))
+		file, err := os.Open(p.netnsPath())
 		if isDenied(err) {
 			n.closed = true
 			continue

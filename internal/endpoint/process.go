@@ -95,6 +95,9 @@ func readProcess(pid int) (p process, alive bool, err error) {
 // look reads what not everybody may read.
 func (p *process) look(dir processDir) error {
 	namespace, err := dir.link("ns/net")
+	if p.pid == os.Getpid() {
+		namespace, err = os.Readlink(p.netnsPath())
+	}
 	if err == nil {
 		p.netns, err = strconv.ParseUint(strings.Trim(namespace, "net:[]"), 10, 64)
 	}
@@ -108,6 +111,15 @@ func (p *process) look(dir processDir) error {
 	p.executable, err = dir.link("exe") // a thread of the kernel has none
 	p.closed = isDenied(err)
 	return nil
+}
+
+// netnsPath is where the network namespace of the process is opened. Our own first
+// thread, which stands for us, may be the one that netns.Do left in another one.
+func (p *process) netnsPath() string {
+	if p.pid == os.Getpid() {
+		return "/proc/thread-self/ns/net"
+	}
+	return fmt.Sprintf("/proc/%d/ns/net", p.pid)
 }
 
 // parseStat reads /proc/PID/stat: "812 (name) S 1 …", where the name may have
