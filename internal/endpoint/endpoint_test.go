@@ -444,8 +444,12 @@ func TestInterfaces(t *testing.T) {
 		testkit.Needs(t, "macvlan", err, unix.EOPNOTSUPP)
 	})
 	s.address(ns, "mac0", "10.201.11.3/24")
+	local := testkit.NetNS(t)
+	s.connect(local, "vethc", "fe80::7/64")
+	s.address(ns, "net1", "fe80::8/64")
 	s.run("/docker/"+idA, ns)
 	s.run("/docker/"+idB, alone)
+	s.run("/lxc/bn-local", local)
 	list := s.listed()
 	got := ""
 	for _, i := range list[0].Interfaces {
@@ -456,6 +460,9 @@ func TestInterfaces(t *testing.T) {
 	}
 	if list[1].Interfaces == nil || len(list[1].Interfaces) > 0 || value(list[1].HostNetwork) != false {
 		t.Errorf("without interfaces: %+v", list[1])
+	}
+	if got := s.shown("dev:vethc")[0].Interfaces[0].Addresses; !slices.Contains(got, netip.MustParseAddr("fe80::7")) {
+		t.Errorf("with nothing but link-local addresses: %s", got)
 	}
 	if found := s.one("dev:vethb"); found != "/docker/"+idA {
 		t.Errorf("vethb is %s", found)

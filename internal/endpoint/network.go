@@ -238,6 +238,7 @@ func innerInterfaces() ([]Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read addresses: %w", err)
 	}
+	all = usable(all)
 	var inner []Interface
 	for _, l := range list {
 		a := l.Attrs()
@@ -252,23 +253,23 @@ func innerInterfaces() ([]Interface, error) {
 	return inner, nil
 }
 
-// addressesOf lists the addresses of an interface, IPv4 first; link-local ones only
-// where there are no others.
-func addressesOf(all []netlink.Addr, index int) []netip.Addr {
-	found, local := []netip.Addr{}, []netip.Addr{}
-	for _, a := range all {
-		address, ok := netip.AddrFromSlice(a.IP)
-		if address = address.Unmap(); !ok || a.LinkIndex != index {
-			continue
-		}
-		if address.IsLinkLocalUnicast() {
-			local = append(local, address)
-		} else {
-			found = append(found, address)
-		}
+// usable returns the addresses of a namespace that tell it from others: link-local
+// ones only where there are none but those and loopback's.
+func usable(all []netlink.Addr) []netlink.Addr {
+	found := slices.DeleteFunc(slices.Clone(all), func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+	if slices.ContainsFunc(found, func(a netlink.Addr) bool { return !a.IP.IsLoopback() }) {
+		return found
 	}
-	if len(found) == 0 {
-		found = local
+	return all
+}
+
+// addressesOf lists the addresses of an interface, IPv4 first.
+func addressesOf(all []netlink.Addr, index int) []netip.Addr {
+	found := []netip.Addr{}
+	for _, a := range all {
+		if address, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex == index {
+			found = append(found, address.Unmap())
+		}
 	}
 	slices.SortFunc(found, netip.Addr.Compare)
 	return slices.Compact(found)
