@@ -343,6 +343,7 @@ func TestSameAddresses(t *testing.T) {
 		s.address(ns, "eth0", "10.201.8.1/24", "fd77:201:8::1/64")
 		s.run([]string{"/docker/" + idA, "/docker/" + idB}[i], ns)
 	}
+	s.address(s.host, "vetha", "10.201.8.1/24") // of the host too
 	found := s.shown("10.201.8.1")
 	if len(found) != 2 || found[0].Interfaces[0].InnerIfIndex != found[1].Interfaces[0].InnerIfIndex {
 		t.Fatalf("%+v", found)

@@ -79,18 +79,20 @@ func (k *Kernel) showByNetwork(s *scan, ref Ref) (Listing, error) {
 	if err := s.readNetworks(k.netns, s.groups, true); err != nil {
 		return Listing{}, err
 	}
-	if err := s.nobody(ref); err != nil {
-		return Listing{}, err
-	}
 	found := s.byNetwork(func(n *namespace) bool { return n.is(ref) })
-	if closed, why := s.closed(ref), lacking(); len(found) == 0 && closed > 0 && why != "" {
-		return Listing{}, fault.New(fault.ErrPermission, "find %s: %d network namespaces can't be looked into (%s)", ref, closed, why)
+	if len(found) == 0 {
+		if err := s.nobody(ref); err != nil {
+			return Listing{}, err
+		}
 	}
 	return s.answer(ref, found)
 }
 
-// nobody is the error for what is known to be nobody's.
+// nobody is the error for what isn't found, where more is known of it.
 func (s *scan) nobody(ref Ref) error {
+	if closed, why := s.closed(ref), lacking(); closed > 0 && why != "" {
+		return fault.New(fault.ErrPermission, "find %s: %d network namespaces can't be looked into (%s)", ref, closed, why)
+	}
 	switch ref.form {
 	case "dev":
 		if !slices.Contains(s.host.names, ref.value) {
