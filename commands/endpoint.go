@@ -180,7 +180,8 @@ func textOf(n *uint64) *string {
 	if n == nil {
 		return nil
 	}
-	return known(strconv.FormatUint(*n, 10))
+	text := strconv.FormatUint(*n, 10)
+	return &text
 }
 
 func endpointTable(docs []endpointDoc) output.Table {
