@@ -252,6 +252,7 @@ func (s *state) questions(ctx context.Context, wanted choice) (all []question, e
 const (
 	gather   = 50 * time.Millisecond // how long answers wait at least for others to be written with them
 	leisure  = 4                     // so many times as long as the last writing took, for others get the lock, too
+	longest  = time.Second / 2       // but no longer than this
 	hopeless = 64                    // so many names in a row without an answer, and the rest isn't asked for
 )
 
@@ -355,7 +356,7 @@ func batches(lessons <-chan lesson) func(yield func([]lesson) bool) {
 					go drain(lessons)
 					return
 				}
-				batch, full, wait = nil, nil, max(gather, leisure*time.Since(began))
+				batch, full, wait = nil, nil, min(max(gather, leisure*time.Since(began)), longest)
 			}
 		}
 	}
