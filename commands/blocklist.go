@@ -304,7 +304,7 @@ func (e *Env) changeBlocklist(c *cli.Context, did string, change func(context.Co
 // partial is the error of a change that left something undone.
 func partial(change blocklist.Change) error {
 	switch {
-	case change.RefusedN > 0:
+	case change.RefusedN > 0 && change.List != "": // sync refuses the same addresses of domains each time
 		return fault.New(fault.ErrPartial, "change %s: refused entries: %d; the others are in", whichLists(change), change.RefusedN)
 	case change.Unanswered > 0:
 		return fault.New(fault.ErrPartial, "resolve the domains of %s: no answer for %d of %d", whichLists(change), change.Unanswered, change.Resolved).
