@@ -159,7 +159,7 @@ func blocklistSyncCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:        "sync",
 		Usage:       "clear entries that have expired, and ask for domains whose addresses may have changed",
-		Description: "Expired entries are not in force from their end on; this frees their room. Every command that changes a list does it, too. Domains are asked for when the time to live of their addresses is over.",
+		Description: "Expired entries are not in force from their end on; this frees their room. Every command that adds or removes entries does it, too. Domains are asked for when the time to live of their addresses is over.",
 		Action: func(c *cli.Context) error {
 			if err := args(c); err != nil {
 				return err
