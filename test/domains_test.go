@@ -50,7 +50,7 @@ func serveNames(t *testing.T, n node, records map[string][]string) *nameServer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	conf := "nameserver 10.77.0.1\noptions timeout:1 attempts:1\n"
+	conf := "nameserver 10.77.0.1\noptions timeout:3 attempts:1\n"
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -282,10 +282,12 @@ func TestDomains(t *testing.T) {
 	reach(true)
 }
 
-// blocks waits until a list blocks an address.
-func (n node) blocks(t *testing.T, address string) bool {
+// blocks waits until a list blocks an address, and does something again and again
+// meanwhile.
+func (n node) blocks(t *testing.T, address string, meanwhile func()) bool {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		meanwhile()
 		if strings.Contains(n.must(t, "blocklist", "test", address, "-o", "json"), `"verdict": "alert+drop"`) {
 			return true
 		}
@@ -306,11 +308,9 @@ func TestAnswersOfDNSLoadedAnew(t *testing.T) {
 		if i < 2 {
 			n.must(t, "attach", "tc", "dns", "--dev", "veth-a", "--direction", "both")
 		}
-		time.Sleep(2500 * time.Millisecond) // two looks
 		address := fmt.Sprintf("10.77.0.%d", 100+i)
 		names.set("www.bad.example.", "A "+address)
-		n.askFor(t, "www.bad.example.", "udp")
-		if !n.blocks(t, address) {
+		if !n.blocks(t, address, func() { n.askFor(t, "www.bad.example.", "udp") }) {
 			t.Errorf("%s is not blocked: %s", address, watch.stderr.String())
 		}
 		if i == 0 {
@@ -361,8 +361,7 @@ func TestAnswersWithoutReader(t *testing.T) {
 	for i := range 3 {
 		address := fmt.Sprintf("10.77.0.%d", 100+i)
 		names.set("www.bad.example.", "A "+address)
-		n.askFor(t, "www.bad.example.", "udp")
-		if !n.blocks(t, address) {
+		if !n.blocks(t, address, func() { n.askFor(t, "www.bad.example.", "udp") }) {
 			t.Errorf("%s is not blocked", address)
 		}
 	}

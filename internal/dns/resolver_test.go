@@ -140,7 +140,7 @@ func TestNextServer(t *testing.T) {
 	} {
 		b := serve(t, "", loopback, bad)
 		r := resolver("", b.at, good.at)
-		r.config.timeout = 500 * time.Millisecond
+		r.config.timeout = 1500 * time.Millisecond
 		for range 2 {
 			want(t, name+": "+shown(r.Resolve(t.Context(), "x.example")), name+": 192.0.2.1 1m0s 2001:db8::1 1m0s chain=x.example ttl=1m0s")
 		}
@@ -216,6 +216,9 @@ func TestFailures(t *testing.T) {
 			s := serve(t, "", loopback, c.answer)
 			r := resolver("", s.at)
 			r.config.attempts = 1
+			if !strings.Contains(c.wanted, "within 1s") {
+				r.config.timeout = 20 * time.Second // of a machine that has much else to do
+			}
 			_, err := r.Resolve(t.Context(), "c0.example")
 			want(t, fmt.Sprint(err), "resolve c0.example: "+strings.ReplaceAll(c.wanted, "SERVER", s.at.String()))
 		})
@@ -265,9 +268,9 @@ func TestAttempts(t *testing.T) {
 	a := serve(t, "", loopback, func(wire.ResponseWriter, *wire.Msg, *wire.Msg) {})
 	b := serve(t, "", loopback, fails(wire.RcodeServerFailure))
 	r := resolver("", a.at, b.at)
-	r.config.timeout = 200 * time.Millisecond
+	r.config.timeout = 1500 * time.Millisecond
 	_, err := r.Resolve(t.Context(), "x.example")
-	want(t, fmt.Sprint(err), fmt.Sprintf("resolve x.example: no answer from %s within 200ms; %s failed (SERVFAIL)", a.at, b.at))
+	want(t, fmt.Sprint(err), fmt.Sprintf("resolve x.example: no answer from %s within 1.5s; %s failed (SERVFAIL)", a.at, b.at))
 	if a.udp.Load() != 4 || b.udp.Load() != 4 {
 		t.Errorf("%d questions to one server, %d to the other", a.udp.Load(), b.udp.Load())
 	}
@@ -322,7 +325,7 @@ func TestCancelMany(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	began, ended := time.Now(), 0
-	names := make([]string, 50_000)
+	names := make([]string, 200_000)
 	for i := range names {
 		names[i] = "x.example"
 	}
@@ -331,7 +334,7 @@ func TestCancelMany(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
-	if took := time.Since(began); ended != len(names) || took > time.Second {
+	if took := time.Since(began); ended != len(names) || took > 10*time.Second {
 		t.Errorf("%d names in %v", ended, took)
 	}
 }
