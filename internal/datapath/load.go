@@ -301,6 +301,9 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 	if err == nil {
 		return coll, nil
 	}
+	if few := fewFiles(spec, err); few != nil {
+		return nil, fmt.Errorf("%s: %w", p.operation(), few)
+	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).
 			Hint("without --reuse-maps the maps start empty; lists that another bpfnet made start anew after: bpfnet blocklist clear")
@@ -311,6 +314,35 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 		return nil, &rejection{program: p.refused(err), cause: err, log: verifier.Log}
 	}
 	return nil, explained
+}
+
+// collectionFiles is how many descriptors a collection takes beside those of its
+// maps and programs, at most: its BTF, inner maps, and what is tried out.
+const collectionFiles = 8
+
+// fewFiles is the error of a collection for which there are not enough descriptors.
+// When cilium/ebpf finds that out while it tries a feature, it takes the feature for
+// missing.
+func fewFiles(spec *ebpf.CollectionSpec, err error) error {
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return nil
+	}
+	var open []int
+	defer func() {
+		for _, fd := range open {
+			_ = unix.Close(fd)
+		}
+	}()
+	for range len(spec.Maps) + len(spec.Programs) + collectionFiles {
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			return err
+		}
+		if err == nil {
+			open = append(open, fd)
+		}
+	}
+	return nil
 }
 
 // exhausted says that the machine, not the verifier, was the reason: of memory

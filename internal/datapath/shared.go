@@ -388,7 +388,11 @@ func (s *Shared) complete(group string) (*Shared, error) {
 		return nil, err
 	}
 	liftMemlock()
-	collection, err := ebpf.NewCollection(&ebpf.CollectionSpec{Maps: specs})
+	spec := &ebpf.CollectionSpec{Maps: specs}
+	collection, err := ebpf.NewCollection(spec)
+	if few := fewFiles(spec, err); few != nil {
+		err = few
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make the maps of %s: %w", group, probe.Explain(probe.OpCreateMap, err))
 	}
