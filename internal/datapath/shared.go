@@ -23,6 +23,10 @@ import (
 type Shared struct {
 	dir  string
 	maps map[string]*ebpf.Map
+
+	// inner has what was found in maps of maps, by its pin: to look into one, old
+	// kernels wait for all programs that run (5.10).
+	inner map[string]*ebpf.Map
 }
 
 // Close closes the maps.
@@ -59,6 +63,25 @@ func (s *Shared) closeRecords() {
 // Inner returns the map that is in an entry of a map of maps, nil if there is
 // none; it stays open until Close.
 func (s *Shared) Inner(outer string, index uint32) (*ebpf.Map, error) {
+	if m, known := s.inner[innerPin(outer, index)]; known {
+		return m, nil
+	}
+	m, err := s.findInner(outer, index)
+	if err == nil {
+		s.know(outer, index, m)
+	}
+	return m, err
+}
+
+// know remembers what is in an entry of a map of maps, nil for nothing.
+func (s *Shared) know(outer string, index uint32, m *ebpf.Map) {
+	if s.inner == nil {
+		s.inner = map[string]*ebpf.Map{}
+	}
+	s.inner[innerPin(outer, index)] = m
+}
+
+func (s *Shared) findInner(outer string, index uint32) (*ebpf.Map, error) {
 	var id uint32
 	err := s.maps[outer].Lookup(index, &id)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -95,6 +118,7 @@ func (s *Shared) SetInner(outer string, index uint32, m *ebpf.Map) error {
 	}
 	s.maps[pin].Close()
 	s.maps[pin] = m
+	s.know(outer, index, m)
 	if err := os.Rename(filepath.Join(s.dir, next), filepath.Join(s.dir, pin)); err != nil {
 		return fmt.Errorf("pin map %s: %w", pin, err)
 	}
@@ -106,6 +130,7 @@ func (s *Shared) DropInner(outer string, index uint32) error {
 	if err := s.maps[outer].Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("empty entry %d of map %s: %w", index, outer, err)
 	}
+	s.know(outer, index, nil)
 	return fault.Join(removePin(filepath.Join(s.dir, innerPin(outer, index))), removePin(filepath.Join(s.dir, nextPin(outer, index))))
 }
 
