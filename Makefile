@@ -46,7 +46,7 @@ test: ## run all tests, with the race detector; as root, or those on the kernel 
 test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
 	@for kernel in $(KERNELS); do \
-		test/vm/tests -t 1200 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
+		test/vm/tests -t 1800 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
 		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h || exit 1; \
 	done
 	@for kernel in $(filter $(CASES_KERNELS),$(KERNELS)); do \
