@@ -133,6 +133,9 @@ func (s *state) repair() error {
 			continue
 		}
 		for _, six := range []bool{false, true} {
+			if !s.HasPin(outerOf(six), number) {
+				continue
+			}
 			m, err := s.Inner(outerOf(six), number)
 			if err == nil && m != nil {
 				err = s.discard(number)

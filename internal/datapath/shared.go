@@ -73,6 +73,12 @@ func (s *Shared) Inner(outer string, index uint32) (*ebpf.Map, error) {
 	return m, err
 }
 
+// HasPin says whether a map is pinned that is, or was, in an entry of a map of maps:
+// whoever puts one there pins it before.
+func (s *Shared) HasPin(outer string, index uint32) bool {
+	return s.maps[innerPin(outer, index)] != nil || s.maps[nextPin(outer, index)] != nil
+}
+
 // know remembers what is in an entry of a map of maps, nil for nothing.
 func (s *Shared) know(outer string, index uint32, m *ebpf.Map) {
 	if s.inner == nil {
