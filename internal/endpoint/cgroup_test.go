@@ -181,7 +181,7 @@ func TestParseRef(t *testing.T) {
 		"cgroup:/a/b/": "cgroup /a/b", "cgroup:/": "cgroup /", "cgroup:/../a": "cgroup /../a", "dev:eth0": "dev eth0", "netns:4026532301": "netns 4026532301", "netns:blue": "netns blue",
 		"10.77.0.4": "address 10.77.0.4", "fd77::4": "address fd77::4", "::ffff:10.77.0.4": "address 10.77.0.4", "fe80::1%eth0": "address fe80::1",
 		"": "", "pid": "", "pid:": "", "pid:0": "", "pid:x": "", "pid:-1": "", "pid:99999999999": "", "cgroup:a": "", "dev:": "", "netns:/a/b": "",
-		"pod:shop/web": "", "web": "", "10.77.0.0/24": "", "10.77.0": "",
+		"pod:shop/web": "pod shop/web", "pod:": "", "web": "", "10.77.0.0/24": "", "10.77.0": "",
 	} {
 		r, err := ParseRef(text)
 		got := r.form + " " + r.value

@@ -38,6 +38,8 @@ func (k *Kernel) Show(_ context.Context, ref Ref) (Listing, error) {
 	}
 	var found []*group
 	switch ref.form {
+	case "pod":
+		found, err = s.byPod(ref.value)
 	case "pid":
 		found, err = s.byPID(int(ref.number))
 	case "container":
@@ -167,6 +169,16 @@ func (s *scan) byPID(pid int) ([]*group, error) {
 		}
 	}
 	return nil, fault.New(fault.ErrNotFound, "no process %d", pid)
+}
+
+// byPod returns the group of the Pod that has a uid.
+func (s *scan) byPod(uid string) ([]*group, error) {
+	for _, g := range s.groups {
+		if c, ok := g.members[0].container(); ok && c.pod.uid == uid {
+			return []*group{g}, nil
+		}
+	}
+	return nil, fault.New(fault.ErrNotFound, "no Pod %q has a process", uid).Hint("bpfnet endpoint list")
 }
 
 // byContainer returns the group of the container that has an id, or the only one

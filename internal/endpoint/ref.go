@@ -21,11 +21,11 @@ type Ref struct {
 func (r Ref) String() string { return r.text }
 
 // forms are those that begin with a word and a colon.
-var forms = []string{"pid", "container", "cgroup", "dev", "netns"}
+var forms = []string{"pod", "container", "pid", "cgroup", "dev", "netns"}
 
 // Forms lists what ParseRef takes, for messages.
 func Forms() []string {
-	return []string{"pid:N", "container:ID", "cgroup:PATH", "dev:NAME", "netns:INODE|NAME", "ADDRESS"}
+	return []string{"pod:NAMESPACE/NAME|UID", "container:ID|NAME", "pid:N", "cgroup:PATH", "dev:NAME", "netns:INODE|NAME", "ADDRESS"}
 }
 
 // ParseRef reads one of Forms, or returns ErrUsage.
