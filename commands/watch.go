@@ -171,6 +171,8 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 	if err != nil {
 		return stream{}, err
 	}
+	owners := newPodOwners(b.Endpoints())
+	view.Owner = owners.of
 	var before, now *traffic.Sample
 	return stream{
 		sample: func(ctx context.Context) error {
@@ -178,6 +180,7 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 			if err != nil {
 				return notLoaded(err, podTraffic)
 			}
+			e.notes(c, owners.find(ctx, next))
 			if now == nil {
 				e.notePoint(c, instance, view, next)
 			}
@@ -217,20 +220,20 @@ func podTable(d traffic.Document) output.Table {
 		place = "cgroup"
 	}
 	t := output.Table{
-		Header: []string{"address", place, "tx", "tx rate", "tx pkts", "rx", "rx rate", "rx pkts"},
-		Footer: trafficRow("total", string(d.ObservedAt), d.Total),
+		Header: []string{"pod", "container", "address", place, "tx", "tx rate", "tx pkts", "rx", "rx rate", "rx pkts"},
+		Footer: append([]string{"total", "", ""}, trafficCells(string(d.ObservedAt), d.Total)...),
 	}
 	for _, pod := range d.Pods {
-		t.Rows = append(t.Rows, trafficRow(pod.Address.String(), podPlace(pod), pod.Traffic))
+		t.Rows = append(t.Rows, append([]string{podName(pod), podContainer(pod), pod.Address.String()}, trafficCells(podPlace(pod), pod.Traffic)...))
 	}
 	hidden := d.Others.Pods > 0
 	for _, row := range d.Others.Rows {
 		if row.Counters != (traffic.Counters{}) && !hidden {
-			t.Rows = append(t.Rows, trafficRow(row.Row, "", row.Traffic))
+			t.Rows = append(t.Rows, append([]string{row.Row, "", ""}, trafficCells("", row.Traffic)...))
 		}
 	}
 	if hidden {
-		t.Rows = append(t.Rows, trafficRow("others", "", d.Others.Traffic))
+		t.Rows = append(t.Rows, append([]string{"others", "", ""}, trafficCells("", d.Others.Traffic)...))
 	}
 	return t
 }
@@ -248,9 +251,9 @@ func podPlace(pod traffic.Pod) string {
 	return ""
 }
 
-func trafficRow(name, place string, t traffic.Traffic) []string {
+func trafficCells(place string, t traffic.Traffic) []string {
 	return []string{
-		name, place,
+		place,
 		output.Bytes(t.TransmitBytes), rateCell(t.TransmitBytesPerSecond), output.Count(t.TransmitPackets),
 		output.Bytes(t.ReceiveBytes), rateCell(t.ReceiveBytesPerSecond), output.Count(t.ReceivePackets),
 	}

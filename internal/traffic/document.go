@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/sample"
 )
@@ -43,13 +44,15 @@ type Traffic struct {
 
 // Pod is the traffic of one address at one device or in one cgroup.
 type Pod struct {
-	Address   netip.Addr `json:"address"`
-	Namespace *string    `json:"namespace"`
-	Pod       *string    `json:"pod"`
-	Container *string    `json:"container"`
-	DevName   *string    `json:"devname"`
-	IfIndex   *uint32    `json:"ifindex"`   // null at cgroup
-	CgroupID  *string    `json:"cgroup_id"` // null at tc
+	Address     netip.Addr `json:"address"`
+	Namespace   *string    `json:"namespace"`
+	Pod         *string    `json:"pod"`
+	PodUID      *string    `json:"pod_uid"`
+	Container   *string    `json:"container"` // null at tc for a Pod: its containers share the device
+	ContainerID *string    `json:"container_id"`
+	DevName     *string    `json:"devname"`
+	IfIndex     *uint32    `json:"ifindex"`   // null at cgroup
+	CgroupID    *string    `json:"cgroup_id"` // null at tc
 	Traffic
 }
 
@@ -73,6 +76,9 @@ type View struct {
 	Limit   int          // Pods to show; 0: all
 	Device  string       // only Pods behind the device of that name
 	Address netip.Prefix // only Pods in the prefix; the zero value: all
+
+	// Owner says who is behind an entry; nil: nobody is known.
+	Owner func(Key) (endpoint.Owner, bool)
 }
 
 // DefaultSort puts the Pods with the most traffic first.
@@ -80,6 +86,9 @@ const DefaultSort = "-bytes"
 
 var fields = sample.Fields[Pod]{
 	"address": func(a, b Pod) int { return a.Address.Compare(b.Address) },
+	"pod": func(a, b Pod) int {
+		return cmp.Or(compareText(a.Namespace, b.Namespace), compareText(a.Pod, b.Pod), compareText(a.Container, b.Container))
+	},
 	"devname": sample.By(func(p Pod) string { return sample.Value(p.DevName) }),
 	"bytes":   sample.By(func(p Pod) uint64 { return p.bytes() }),
 	"packets": sample.By(func(p Pod) uint64 { return p.packets() }),
@@ -100,6 +109,8 @@ var fields = sample.Fields[Pod]{
 	"receive_bytes_per_second":    sample.By(func(p Pod) uint64 { return sample.Value(p.ReceiveBytesPerSecond) }),
 	"receive_packets_per_second":  sample.By(func(p Pod) uint64 { return sample.Value(p.ReceivePacketsPerSecond) }),
 }
+
+func compareText(a, b *string) int { return cmp.Compare(sample.Value(a), sample.Value(b)) }
 
 // SortFields lists what View.Sort can name.
 func SortFields() []string { return fields.Names() }
@@ -134,7 +145,7 @@ func (v View) Document(before *Sample, now Sample) Document {
 		ObservedAt: point, Pods: []Pod{}, Others: Others{Rows: []NamedRow{}},
 	}
 	var total, others change
-	for _, pod := range v.arrange(pods(point, rates, now)) {
+	for _, pod := range v.arrange(v.pods(point, rates, now)) {
 		c := rates.pod(pod.key)
 		total.add(c)
 		if pod.hidden {
@@ -165,7 +176,7 @@ type candidate struct {
 	hidden bool
 }
 
-func pods(point Point, rates rates, now Sample) []candidate {
+func (v View) pods(point Point, rates rates, now Sample) []candidate {
 	var all []candidate
 	for key := range now.Pods {
 		if key.Point != point {
@@ -181,9 +192,25 @@ func pods(point Point, rates rates, now Sample) []candidate {
 		if name, ok := now.Devices[key.IfIndex]; ok && point == TC {
 			pod.DevName = &name
 		}
+		if v.Owner != nil {
+			pod.name(v.Owner(key))
+		}
 		all = append(all, candidate{Pod: pod, key: key})
 	}
 	return all
+}
+
+// name takes over who the Pod is.
+func (p *Pod) name(owner endpoint.Owner, known bool) {
+	if !known {
+		return
+	}
+	if owner.Pod != nil {
+		p.Namespace, p.Pod, p.PodUID = owner.Pod.Namespace, owner.Pod.Name, &owner.Pod.UID
+	}
+	if owner.Container != nil {
+		p.Container, p.ContainerID = owner.Container.Name, &owner.Container.ID
+	}
 }
 
 // arrange sorts Pods, ties by address, device and cgroup, and hides those that

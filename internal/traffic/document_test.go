@@ -55,13 +55,13 @@ func TestDocument(t *testing.T) {
 	}
 	want := `{"schema":"bpfnet.pods/v1","time":"2026-01-02T03:04:07Z","interval_seconds":2,"observed_at":"tc","loss":{"map_full":3},` +
 		`"pods":[` +
-		`{"address":"10.77.0.5","namespace":null,"pod":null,"container":null,"devname":null,"ifindex":5,"cgroup_id":null,` +
+		`{"address":"10.77.0.5","namespace":null,"pod":null,"pod_uid":null,"container":null,"container_id":null,"devname":null,"ifindex":5,"cgroup_id":null,` +
 		`"transmit_bytes":9000,"transmit_packets":90,"receive_bytes":300,"receive_packets":3,` +
 		`"transmit_bytes_per_second":3000,"transmit_packets_per_second":30,"receive_bytes_per_second":100,"receive_packets_per_second":1},` +
-		`{"address":"10.77.0.4","namespace":null,"pod":null,"container":null,"devname":"veth-a","ifindex":4,"cgroup_id":null,` +
+		`{"address":"10.77.0.4","namespace":null,"pod":null,"pod_uid":null,"container":null,"container_id":null,"devname":"veth-a","ifindex":4,"cgroup_id":null,` +
 		`"transmit_bytes":3000,"transmit_packets":30,"receive_bytes":1500,"receive_packets":15,` +
 		`"transmit_bytes_per_second":1000,"transmit_packets_per_second":10,"receive_bytes_per_second":500,"receive_packets_per_second":5},` +
-		`{"address":"2001:db8::1","namespace":null,"pod":null,"container":null,"devname":null,"ifindex":5,"cgroup_id":null,` +
+		`{"address":"2001:db8::1","namespace":null,"pod":null,"pod_uid":null,"container":null,"container_id":null,"devname":null,"ifindex":5,"cgroup_id":null,` +
 		`"transmit_bytes":10,"transmit_packets":1,"receive_bytes":20,"receive_packets":2,` +
 		`"transmit_bytes_per_second":0,"transmit_packets_per_second":0,"receive_bytes_per_second":0,"receive_packets_per_second":0}],` +
 		`"others":{"transmit_bytes":280,"transmit_packets":5,"receive_bytes":92,"receive_packets":2,` +
