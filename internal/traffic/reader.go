@@ -1,9 +1,13 @@
 package traffic
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -149,3 +153,48 @@ func sum(perCPU []byte) Counters {
 // address reads the ip_addr_t that a key begins with: IPv6, or IPv4 mapped into
 // it.
 func address(key []byte) netip.Addr { return netip.AddrFrom16([16]byte(key[:16])).Unmap() }
+
+// Entry is the traffic of one address at one interface.
+type Entry struct {
+	Address netip.Addr `json:"address"`
+	Counters
+}
+
+// Interfaces lists the indexes of the interfaces that have entries at tc.
+func (r *Reader) Interfaces(ctx context.Context) ([]uint32, error) {
+	found := map[uint32]bool{}
+	err := r.read("pods", func(m *ebpf.Map) error {
+		return maps.Walk(ctx, m, func(key, _ []byte) error {
+			found[binary.NativeEndian.Uint32(key[16:])] = true
+			return nil
+		})
+	})
+	return slices.Sorted(gomaps.Keys(found)), err
+}
+
+// Take returns what an interface has at tc, sorted by address, and removes it. The
+// interface must be gone, or the program detached from it.
+func (r *Reader) Take(ctx context.Context, index uint32) ([]Entry, error) {
+	m, err := r.api.OpenMap(r.instance, "pods", false)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	entries, keys := []Entry{}, [][]byte{}
+	err = maps.Walk(ctx, m, func(key, value []byte) error {
+		if binary.NativeEndian.Uint32(key[16:]) == index {
+			entries, keys = append(entries, Entry{address(key), sum(value)}), append(keys, bytes.Clone(key))
+		}
+		return nil
+	})
+	for _, key := range keys {
+		if failed := m.Delete(key); failed != nil && !errors.Is(failed, ebpf.ErrKeyNotExist) {
+			err = cmp.Or(err, failed)
+		}
+	}
+	if err != nil {
+		return entries, fmt.Errorf("take the entries of interface %d out of %s/pods: %w", index, r.instance, err)
+	}
+	slices.SortFunc(entries, func(a, b Entry) int { return a.Address.Compare(b.Address) })
+	return entries, nil
+}

@@ -1,6 +1,7 @@
 // Package traffic is the Go side of pod-traffic: it reads the counters that the
 // program keeps for each Pod address and turns two readings into totals, rates
-// and a top list whose sums match what passed. It never writes a counter.
+// and a top list whose sums match what passed. It never changes a counter, and
+// removes those of interfaces that have gone when it is told to.
 package traffic
 
 import (

@@ -1,0 +1,425 @@
+// Package follow keeps a program attached to the host sides of all Pods: to those
+// that there are and to each that comes, until it is told to stop. It keeps nothing
+// anywhere: what it is to do follows from the kernel's state, so that one that was
+// killed is succeeded by the next.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
+)
+
+// Kind is what happened.
+type Kind string
+
+// The kinds.
+const (
+	Attached   Kind = "attached"   // to an interface
+	Adopted    Kind = "adopted"    // it was attached before
+	Identified Kind = "identified" // who is behind it, where that wasn't known
+	Gone       Kind = "gone"       // with its interface
+	Detached   Kind = "detached"   // it isn't a Pod's
+	Failed     Kind = "failed"     // not attached, for Event.Err
+)
+
+// Event is something that happened to an interface.
+type Event struct {
+	Time    time.Time
+	Kind    Kind
+	DevName string
+	IfIndex uint32
+	Pod     *endpoint.Pod // nil: not known, or not known yet
+	Took    time.Duration // Attached: since the kernel told of the interface; 0: it was there before
+	Traffic []traffic.Entry
+	Err     error // Failed
+}
+
+// Endpoints finds the Pods.
+type Endpoints interface {
+	List(ctx context.Context) (endpoint.Listing, error)
+}
+
+// Counters are those of the program.
+type Counters interface {
+	// Interfaces lists the indexes of the interfaces that have counters.
+	Interfaces(ctx context.Context) ([]uint32, error)
+	// Take returns the counters of an interface, and removes them.
+	Take(ctx context.Context, index uint32) ([]traffic.Entry, error)
+}
+
+// Follower attaches a program.
+type Follower struct {
+	API       datapath.API
+	Endpoints Endpoints
+	Counters  Counters               // nil: the program has none by interface
+	Request   datapath.AttachRequest // for each Pod, but for the device
+	NetNS     string                 // path of the namespace with the host sides, "" for the caller's
+	Tell      func(Event) error      // an error of it ends Run
+
+	known   map[uint32]*device   // attached
+	waiting map[uint32]*waiting  // not attached, as nobody knows whose they are, or for an error
+	heard   map[uint32]time.Time // when the kernel told of an interface
+
+	found chan answer   // to the question for endpoints that is being asked
+	asked bool          // it is
+	due   time.Time     // of the next question
+	pause time.Duration // before the one after
+}
+
+// answer is that of Endpoints.
+type answer struct {
+	endpoint.Listing
+	err error
+}
+
+// device is an interface that the program is attached to.
+type device struct {
+	name  string
+	pod   *endpoint.Pod
+	early time.Time // since when it is attached without a Pod; zero: it is a Pod's
+}
+
+// waiting is an interface that the program isn't attached to.
+type waiting struct {
+	failed   string // the error that was told
+	detached bool   // it was attached early, and found to be nobody's
+}
+
+const (
+	// shortest is after what time it is asked again who is behind a new interface;
+	// each further question comes after twice as long, up to longest.
+	shortest = 25 * time.Millisecond
+	longest  = 5 * time.Second
+
+	// patience is how long an interface in a namespace that an engine made for a
+	// Pod may be without a process: the Pod's image may have to be fetched.
+	patience = 2 * time.Minute
+)
+
+// Run attaches until ctx ends, which isn't an error, and leaves everything attached.
+func (f *Follower) Run(ctx context.Context) error {
+	f.known, f.waiting, f.heard = map[uint32]*device{}, map[uint32]*waiting{}, map[uint32]time.Time{}
+	f.found, f.pause = make(chan answer, 1), shortest
+	news, err := subscribe(ctx, f.NetNS)
+	if err != nil {
+		return err
+	}
+	if err := f.clear(ctx); err != nil {
+		return unlessEnded(ctx, err)
+	}
+	for {
+		if err := f.look(ctx); err != nil {
+			return unlessEnded(ctx, err)
+		}
+		var due <-chan time.Time
+		if !f.asked {
+			due = time.After(time.Until(f.due))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case index, open := <-news:
+			news, err = f.hear(ctx, news, index, open)
+		case answer := <-f.found:
+			f.asked = false
+			err = f.settle(ctx, answer)
+		case <-due:
+		}
+		if err != nil {
+			return unlessEnded(ctx, err)
+		}
+	}
+}
+
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// hear takes note of all that the kernel has told. What was lost on the way doesn't
+// matter: each look is at all interfaces.
+func (f *Follower) hear(ctx context.Context, news <-chan uint32, index uint32, open bool) (<-chan uint32, error) {
+	for ; open; index, open = <-news {
+		if _, ok := f.heard[index]; !ok {
+			f.heard[index] = time.Now()
+		}
+		if len(news) == 0 {
+			return news, nil
+		}
+	}
+	return subscribe(ctx, f.NetNS)
+}
+
+// clear removes what is left of interfaces that have gone: pins, and counters, which
+// are told once.
+func (f *Follower) clear(ctx context.Context) error {
+	attachments, err := f.API.Attachments(ctx, f.Request.Name)
+	if err != nil {
+		return err
+	}
+	live, gone := map[uint32]bool{}, map[uint32]*device{}
+	for _, a := range attachments {
+		switch {
+		case a.IfIndex == nil:
+		case a.Defunct:
+			gone[*a.IfIndex] = &device{name: *a.DevName}
+		default:
+			live[*a.IfIndex] = true
+		}
+	}
+	if f.Counters != nil {
+		indexes, err := f.Counters.Interfaces(ctx)
+		if err != nil {
+			return err
+		}
+		for _, index := range indexes {
+			if gone[index] == nil && !exists(f.NetNS, index) {
+				gone[index] = &device{}
+			}
+		}
+	}
+	maps.DeleteFunc(gone, func(index uint32, _ *device) bool { return live[index] })
+	for _, index := range slices.Sorted(maps.Keys(gone)) {
+		if err := f.gone(ctx, index, gone[index]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gone tells that an interface has gone, and removes what is left of it. An interface
+// isn't listed any more a moment before its last packet has passed and the kernel
+// takes the program off; it tells when it has.
+func (f *Follower) gone(ctx context.Context, index uint32, d *device) error {
+	attachments, err := f.API.Attachments(ctx, f.Request.Name)
+	if err != nil {
+		return err
+	}
+	of := func(a datapath.Attachment) bool { return a.IfIndex != nil && *a.IfIndex == index }
+	switch at := slices.IndexFunc(attachments, of); {
+	case at < 0:
+	case !attachments[at].Defunct:
+		return nil
+	default:
+		request := datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Device: *attachments[at].DevName, Defunct: true}
+		if _, err := f.API.Detach(ctx, request); err != nil {
+			return err
+		}
+	}
+	return f.ended(ctx, Gone, index, d)
+}
+
+// ended tells that a program isn't attached any more, and what it had counted.
+func (f *Follower) ended(ctx context.Context, kind Kind, index uint32, d *device) error {
+	delete(f.known, index)
+	event := Event{Kind: kind, DevName: d.name, IfIndex: index, Pod: d.pod}
+	if f.Counters != nil {
+		var err error
+		if event.Traffic, err = f.Counters.Take(ctx, index); err != nil {
+			return err
+		}
+	}
+	return f.tell(event)
+}
+
+func (f *Follower) tell(e Event) error {
+	e.Time = time.Now()
+	return f.Tell(e)
+}
+
+// look compares the interfaces that there are with those that the program is attached
+// to. Who is behind them is asked only where that isn't known.
+func (f *Follower) look(ctx context.Context) error {
+	here, err := hostSides(f.NetNS)
+	if err != nil {
+		return err
+	}
+	for _, index := range slices.Sorted(maps.Keys(f.known)) {
+		if !here.all[index] {
+			if err := f.gone(ctx, index, f.known[index]); err != nil {
+				return err
+			}
+		}
+	}
+	f.compare(here)
+	if err := f.attachEarly(ctx, here); err != nil {
+		return err
+	}
+	f.ask(ctx)
+	return nil
+}
+
+// compare forgets interfaces that have gone, and takes in new ones.
+func (f *Follower) compare(here host) {
+	maps.DeleteFunc(f.heard, func(index uint32, _ time.Time) bool { return !here.all[index] })
+	maps.DeleteFunc(f.waiting, func(index uint32, _ *waiting) bool { return here.sides[index] == side{} })
+	for index := range here.sides {
+		if f.known[index] == nil && f.waiting[index] == nil {
+			f.waiting[index] = &waiting{}
+			f.due, f.pause = time.Now(), shortest
+		}
+	}
+}
+
+// ask asks who is behind interfaces, if that is due and something isn't known. The
+// answer comes through found: an engine that hangs holds nothing else up.
+func (f *Follower) ask(ctx context.Context) {
+	switch {
+	case f.asked, time.Now().Before(f.due):
+	case len(f.waiting) == 0 && !f.anyUnknown():
+		f.due = time.Now().Add(longest)
+	default:
+		f.asked = true
+		f.due, f.pause = time.Now().Add(f.pause), min(longest, 2*f.pause)
+		go func() {
+			listing, err := f.Endpoints.List(ctx)
+			f.found <- answer{listing, err}
+		}()
+	}
+}
+
+func (f *Follower) anyUnknown() bool {
+	for _, d := range f.known {
+		if d.pod == nil || d.pod.Name == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// attachEarly attaches to interfaces of namespaces that engines make for Pods, before
+// there is a process that tells whose they are: the first packets pass before that.
+func (f *Follower) attachEarly(ctx context.Context, here host) error {
+	var candidates []uint32
+	for index, w := range f.waiting {
+		if !w.detached && w.failed == "" {
+			candidates = append(candidates, index)
+		}
+	}
+	if len(candidates) == 0 {
+		return nil
+	}
+	slices.Sort(candidates)
+	numbers, err := here.podNamespaces(f.NetNS)
+	if err != nil {
+		return err
+	}
+	for _, index := range candidates {
+		if !numbers[here.sides[index].peer] {
+			continue
+		}
+		if err := f.attach(ctx, index, here.sides[index].name, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attach attaches to an interface. One that has gone meanwhile isn't an error, others
+// are told once.
+func (f *Follower) attach(ctx context.Context, index uint32, name string, pod *endpoint.Pod) error {
+	request := f.Request
+	request.Device = name
+	answer, err := f.API.Attach(ctx, request)
+	if err != nil {
+		return f.failed(ctx, index, name, pod, err)
+	}
+	if !slices.ContainsFunc(answer.Attachments, func(a datapath.Attachment) bool { return a.IfIndex != nil && *a.IfIndex == index }) {
+		return nil // another interface has its name by now
+	}
+	d := &device{name: name, pod: pod}
+	if pod == nil {
+		d.early = time.Now()
+	}
+	event := Event{Kind: Attached, DevName: name, IfIndex: index, Pod: pod}
+	if heard, ok := f.heard[index]; ok {
+		event.Took = time.Since(heard)
+	}
+	delete(f.heard, index)
+	delete(f.waiting, index)
+	f.known[index] = d
+	if !answer.Changed {
+		event.Kind = Adopted
+	}
+	return f.tell(event)
+}
+
+func (f *Follower) failed(ctx context.Context, index uint32, name string, pod *endpoint.Pod, err error) error {
+	if ctx.Err() != nil || !exists(f.NetNS, index) {
+		return ctx.Err()
+	}
+	if _, loaded := f.API.Attachments(ctx, f.Request.Name); errors.Is(loaded, fault.ErrNotFound) {
+		return fmt.Errorf("follow Pods: %w", loaded)
+	}
+	w := f.waiting[index]
+	if w == nil || w.failed == err.Error() {
+		return nil
+	}
+	w.failed = err.Error()
+	return f.tell(Event{Kind: Failed, DevName: name, IfIndex: index, Pod: pod, Err: err})
+}
+
+// settle takes over who is behind interfaces.
+func (f *Follower) settle(ctx context.Context, found answer) error {
+	if found.err != nil {
+		return found.err
+	}
+	here, err := hostSides(f.NetNS)
+	if err != nil {
+		return err
+	}
+	owners := map[uint32]endpoint.Endpoint{}
+	for _, e := range found.Endpoints {
+		for _, i := range e.Interfaces {
+			if i.IfIndex != nil {
+				owners[uint32(*i.IfIndex)] = e
+			}
+		}
+	}
+	for _, index := range slices.Sorted(maps.Keys(f.waiting)) {
+		if e := owners[index]; e.Pod != nil && here.sides[index] != (side{}) {
+			if err := f.attach(ctx, index, here.sides[index].name, e.Pod); err != nil {
+				return err
+			}
+		}
+	}
+	for _, index := range slices.Sorted(maps.Keys(f.known)) {
+		e, ok := owners[index]
+		if err := f.recognize(ctx, index, f.known[index], e, ok); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recognize takes note of who is behind an interface that the program is attached to.
+func (f *Follower) recognize(ctx context.Context, index uint32, d *device, e endpoint.Endpoint, found bool) error {
+	switch {
+	case found && e.Pod != nil:
+		news := d.pod == nil || d.pod.Name == nil && e.Pod.Name != nil
+		d.pod, d.early = e.Pod, time.Time{}
+		if news {
+			return f.tell(Event{Kind: Identified, DevName: d.name, IfIndex: index, Pod: d.pod})
+		}
+	case d.early.IsZero(), !found && time.Since(d.early) < patience:
+	default:
+		f.waiting[index] = &waiting{detached: true}
+		_, err := f.API.Detach(ctx, datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Program: f.Request.Program, Device: d.name, Direction: f.Request.Direction})
+		if err != nil {
+			return err
+		}
+		return f.ended(ctx, Detached, index, d)
+	}
+	return nil
+}

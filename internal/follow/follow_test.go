@@ -1,0 +1,394 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	vns "github.com/vishvananda/netns"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/netns"
+	"bpfnet/internal/testkit"
+	"bpfnet/internal/traffic"
+)
+
+// node is a host in a network namespace of its own, with pod-traffic loaded, and
+// containers made of namespaces, cgroups and processes.
+type node struct {
+	*testing.T
+	api    *datapath.Engine
+	host   string // path of its namespace
+	cgroup string // directory of a cgroup2
+	events chan Event
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{T: t, host: testkit.NetNS(t), cgroup: testkit.Cgroup(t), events: make(chan Event, 100)}
+	var err error
+	if n.api, err = datapath.Open(datapath.Options{Root: testkit.Root(t), NetNS: n.host}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.api.Load(context.Background(), datapath.LoadRequest{Source: "pod-traffic", Name: "pod-traffic"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = n.api.Unload(context.Background(), datapath.UnloadRequest{All: true, Detach: true})
+		n.removeCgroups(n.cgroup)
+	})
+	return n
+}
+
+func (n *node) removeCgroups(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			n.removeCgroups(filepath.Join(dir, e.Name()))
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// follow starts a Follower. What is returned ends it, and is its error.
+func (n *node) follow() (end func() error) {
+	n.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	f := &Follower{
+		API: n.api, Endpoints: endpoint.New(n.host), Counters: traffic.NewReader(n.api, "pod-traffic"), NetNS: n.host,
+		Request: datapath.AttachRequest{Hook: "tc", Name: "pod-traffic", Direction: datapath.Both},
+		Tell:    func(e Event) error { n.events <- e; return nil },
+	}
+	go func() { ended <- f.Run(ctx) }()
+	once := false
+	end = func() error {
+		if once {
+			return nil
+		}
+		once = true
+		cancel()
+		return <-ended
+	}
+	n.Cleanup(func() { _ = end() })
+	return end
+}
+
+const within = 10 * time.Second
+
+// next is the next event, which must be of a kind and a device.
+func (n *node) next(kind Kind, dev string) Event {
+	n.Helper()
+	select {
+	case e := <-n.events:
+		if e.Kind != kind || e.DevName != dev {
+			n.Fatalf("%s %s %+v, want %s %s", e.Kind, e.DevName, e, kind, dev)
+		}
+		return e
+	case <-time.After(within):
+		n.Fatalf("no %s %s", kind, dev)
+	}
+	return Event{}
+}
+
+// silence checks that nothing is told.
+func (n *node) silence(d time.Duration) {
+	n.Helper()
+	select {
+	case e := <-n.events:
+		n.Errorf("%s %s %+v", e.Kind, e.DevName, e)
+	case <-time.After(d):
+	}
+}
+
+// namespace makes a network namespace of that name.
+func (n *node) namespace(name string) string {
+	n.Helper()
+	path := filepath.Join(namespaceDir, name)
+	err := netns.Do("/proc/self/ns/net", func() error {
+		handle, err := vns.NewNamed(name)
+		if err == nil {
+			handle.Close()
+		}
+		return err
+	})
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { _ = vns.DeleteNamed(name) })
+	testkit.OwnNetNS(n.T, path)
+	return path
+}
+
+// connect joins a namespace to the host: its eth0 is the host's dev.
+func (n *node) connect(ns, dev, inner, outer string) {
+	n.Helper()
+	file, err := os.Open(ns)
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer file.Close()
+	n.in(n.host, func() error {
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: dev}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(file.Fd()))})
+	})
+	n.up(ns, "eth0", inner)
+	n.up(n.host, dev, outer)
+}
+
+func (n *node) in(ns string, fn func() error) {
+	n.Helper()
+	if err := netns.Do(ns, fn); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// up sets an interface up, with an address, and without what IPv6 sends by itself.
+func (n *node) up(ns, dev, address string) {
+	n.Helper()
+	n.in(ns, func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+dev+"/disable_ipv6", []byte("1"), 0); err != nil {
+			return err
+		}
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(l, a), netlink.LinkSetUp(l))
+	})
+}
+
+// run starts a process in a cgroup and a network namespace.
+func (n *node) run(cgroup, ns string) (end func()) {
+	n.Helper()
+	dir := filepath.Join(n.cgroup, cgroup)
+	sleep := exec.Command("sleep", "600")
+	n.in(ns, sleep.Start)
+	end = func() { _ = sleep.Process.Kill(); _ = sleep.Wait() }
+	n.Cleanup(end)
+	err := errors.Join(os.MkdirAll(dir, 0o755),
+		os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(sleep.Process.Pid)), 0o600))
+	if err != nil {
+		n.Fatal(err)
+	}
+	return end
+}
+
+// send sends datagrams out of a namespace.
+func (n *node) send(ns, to string, count int) {
+	n.Helper()
+	n.in(ns, func() error {
+		c, err := net.ListenUDP("udp4", nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range count {
+			if _, err := c.WriteTo(make([]byte, 1000), &net.UDPAddr{IP: net.ParseIP(to), Port: 9}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// counted is what an interface of the host has counted: what came out of the Pod, and
+// went into it.
+func (n *node) counted(dev string) (transmit, receive uint64) {
+	n.Helper()
+	n.in(n.host, func() error {
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		transmit, receive = l.Attrs().Statistics.RxBytes, l.Attrs().Statistics.TxBytes
+		return nil
+	})
+	return transmit, receive
+}
+
+// deleted takes an interface of the host away.
+func (n *node) deleted(dev string) {
+	n.Helper()
+	n.in(n.host, func() error {
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+}
+
+// left is what bpffs and the map still have of interfaces.
+func (n *node) left() string {
+	n.Helper()
+	attachments, err := n.api.Attachments(context.Background(), "pod-traffic")
+	if err != nil {
+		n.Fatal(err)
+	}
+	var list []string
+	for _, a := range attachments {
+		list = append(list, fmt.Sprint(*a.DevName, " ", a.Hook, " ", a.Defunct))
+	}
+	indexes, err := traffic.NewReader(n.api, "pod-traffic").Interfaces(context.Background())
+	if err != nil {
+		n.Fatal(err)
+	}
+	return fmt.Sprint(strings.Join(list, ", "), "; counters: ", len(indexes))
+}
+
+func podPath(number int) string {
+	return fmt.Sprintf("/kubepods/burstable/pod%s/%064x", podUID(number), number)
+}
+
+func podUID(number int) string { return fmt.Sprintf("0b6a1c5e-3c1f-4f0a-9d2e-%012x", number) }
+
+// A Pod that is there and ones that come are attached to, a container that isn't a Pod
+// isn't. When one goes, its last counters are what its interface has counted, and
+// nothing is left.
+func TestFollow(t *testing.T) {
+	n := newNode(t)
+	ns := []string{testkit.NetNS(t), testkit.NetNS(t), testkit.NetNS(t), testkit.NetNS(t)}
+	n.run(podPath(0), ns[0])
+	n.connect(ns[0], "veth0", "10.205.0.2/24", "10.205.0.1/24")
+	end := n.follow()
+	if e := n.next(Attached, "veth0"); e.Pod == nil || e.Pod.UID != podUID(0) {
+		t.Errorf("Pod: %+v", e.Pod)
+	}
+
+	n.run("docker/"+strings.Repeat("d", 64), ns[2])
+	n.connect(ns[2], "veth2", "10.205.2.2/24", "10.205.2.1/24")
+	n.run(podPath(1), ns[1])
+	n.connect(ns[1], "veth1", "10.205.1.2/24", "10.205.1.1/24")
+	if e := n.next(Attached, "veth1"); e.Pod == nil || e.Pod.UID != podUID(1) || e.Took == 0 {
+		t.Errorf("Pod: %+v, %s", e.Pod, e.Took)
+	} else {
+		t.Logf("attached %s after the kernel told of the interface", e.Took)
+	}
+	n.connect(ns[3], "veth3", "10.205.3.2/24", "10.205.3.1/24")
+	n.silence(100 * time.Millisecond)
+	n.run(podPath(3), ns[3])
+	n.next(Attached, "veth3")
+
+	sent, received := n.counted("veth3")
+	n.send(ns[3], "10.205.3.1", 100)
+	n.send(n.host, "10.205.3.2", 50)
+	sentAll, receivedAll := n.counted("veth3")
+	n.deleted("veth3")
+	e := n.next(Gone, "veth3")
+	var total traffic.Counters
+	for _, entry := range e.Traffic {
+		total.TransmitBytes += entry.TransmitBytes
+		total.ReceiveBytes += entry.ReceiveBytes
+	}
+	arp := uint64(42)
+	if e.Pod == nil || e.Pod.UID != podUID(3) || total.TransmitBytes < 100*1000 || sentAll-sent-total.TransmitBytes > 2*arp || receivedAll-received-total.ReceiveBytes > 2*arp {
+		t.Errorf("last counters: %+v of %+v; the interface: %d, %d", e.Traffic, e.Pod, sentAll-sent, receivedAll-received)
+	}
+	n.send(ns[0], "10.205.0.1", 1)
+	if got, want := n.left(), "veth0 tcx_ingress false, veth1 tcx_ingress false"; !strings.Contains(strings.ReplaceAll(got, "clsact", "tcx"), "counters: 1") ||
+		strings.Contains(got, "true") || strings.Contains(got, "veth3") {
+		t.Errorf("left: %s, want %s", got, want)
+	}
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	n.silence(0)
+}
+
+// Another one takes over where one was killed: what is attached stays, and what went
+// meanwhile is told of once and removed.
+func TestFollowAgain(t *testing.T) {
+	n := newNode(t)
+	ns := []string{testkit.NetNS(t), testkit.NetNS(t)}
+	for i, path := range ns {
+		n.run(podPath(i), path)
+		n.connect(path, fmt.Sprint("veth", i), fmt.Sprintf("10.206.%d.2/24", i), fmt.Sprintf("10.206.%d.1/24", i))
+	}
+	end := n.follow()
+	n.next(Attached, "veth0")
+	n.next(Attached, "veth1")
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	n.send(ns[1], "10.206.1.1", 10)
+	n.deleted("veth1")
+
+	end = n.follow()
+	if e := n.next(Gone, "veth1"); len(e.Traffic) != 1 || e.Traffic[0].TransmitBytes != 10*1042 || e.Traffic[0].Address.String() != "10.206.1.2" {
+		t.Errorf("last counters: %+v", e.Traffic)
+	}
+	if e := n.next(Adopted, "veth0"); e.Pod == nil || e.Pod.UID != podUID(0) {
+		t.Errorf("Pod: %+v", e.Pod)
+	}
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.left(); strings.Contains(got, "veth1") || !strings.HasSuffix(got, "counters: 0") {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// In a namespace that an engine made for a Pod it is attached before there is a process,
+// and taken off again where that is none of a Pod.
+func TestFollowEarly(t *testing.T) {
+	n := newNode(t)
+	end := n.follow()
+	for i, cgroup := range []string{podPath(0), "docker/" + strings.Repeat("d", 64)} {
+		ns := n.namespace(fmt.Sprintf("cni-%08x-3c1f-4f0a-9d2e-5a7b8c9d0e%02x", os.Getpid(), i))
+		dev := fmt.Sprint("veth", i)
+		began := time.Now()
+		n.connect(ns, dev, fmt.Sprintf("10.207.%d.2/24", i), fmt.Sprintf("10.207.%d.1/24", i))
+		if e := n.next(Attached, dev); e.Pod != nil {
+			t.Errorf("Pod: %+v", e.Pod)
+		}
+		t.Logf("attached %s after making the interface began", time.Since(began))
+		n.run(cgroup, ns)
+		if i == 0 {
+			if e := n.next(Identified, dev); e.Pod == nil || e.Pod.UID != podUID(0) {
+				t.Errorf("Pod: %+v", e.Pod)
+			}
+			continue
+		}
+		n.next(Detached, dev)
+	}
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.left(); strings.Contains(got, "veth1") {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// It ends when what it attaches isn't loaded any more.
+func TestFollowUnloaded(t *testing.T) {
+	n := newNode(t)
+	ended := make(chan error, 1)
+	end := n.follow()
+	time.Sleep(100 * time.Millisecond)
+	if _, err := n.api.Unload(context.Background(), datapath.UnloadRequest{Name: "pod-traffic"}); err != nil {
+		t.Fatal(err)
+	}
+	ns := testkit.NetNS(t)
+	n.run(podPath(0), ns)
+	n.connect(ns, "veth0", "10.208.0.2/24", "10.208.0.1/24")
+	time.Sleep(500 * time.Millisecond)
+	go func() { ended <- end() }()
+	if err := <-ended; !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("it ended with %v", err)
+	}
+}
