@@ -444,20 +444,13 @@ func verdictTable(d blocklistVerdict) output.Table {
 	if d.Domain != nil {
 		about = "domain"
 	}
-	what := orEmpty(d.Address) + orEmpty(d.Domain)
+	what := optional(d.Address) + optional(d.Domain)
 	t := output.Table{Header: []string{about, "verdict", "list", "entry", "action", "reason"}}
 	for _, e := range d.Entries {
-		t.Rows = append(t.Rows, []string{what, d.Verdict, e.List, e.subject(), e.Action, orEmpty(e.Reason)})
+		t.Rows = append(t.Rows, []string{what, d.Verdict, e.List, e.subject(), e.Action, optional(e.Reason)})
 	}
 	if len(d.Entries) == 0 {
 		t.Rows = append(t.Rows, []string{what, d.Verdict})
 	}
 	return t
-}
-
-func orEmpty(text *string) string {
-	if text == nil {
-		return ""
-	}
-	return *text
 }

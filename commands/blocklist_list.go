@@ -57,7 +57,7 @@ func newEntryDocument(e blocklist.Entry) entryDocument {
 func (d entryDocument) subject() string {
 	switch {
 	case d.Prefix == nil:
-		return orEmpty(d.Domain)
+		return optional(d.Domain)
 	case d.Domain == nil:
 		return *d.Prefix
 	}

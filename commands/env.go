@@ -13,6 +13,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
@@ -63,6 +64,9 @@ type Backend interface {
 	Maps() maps.API
 	Bpftool() bpftool.API
 	Endpoints() endpoint.API
+	// Follow keeps a loaded instance attached to all Pods until ctx ends, and tells
+	// what happens.
+	Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error
 	Probe(ctx context.Context) probe.Report
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)

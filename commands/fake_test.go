@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
@@ -296,14 +298,38 @@ func (f *fake) OpenMap(instance, name string, _ bool) (*ebpf.Map, error) {
 
 func (f *fake) Update(_ context.Context, fn func() error) error { return fn() }
 func (f *fake) Bpftool() bpftool.API                            { return f.bpftool }
-func (f *fake) Endpoints() endpoint.API                         { return fakeEndpoints{} }
-func (f *fake) Maps() maps.API                                  { return f.maps }
-func (f *fake) Probe(context.Context) probe.Report              { return f.report }
-func (f *fake) SelfTest(context.Context) []probe.Step           { return f.steps }
-func (f *fake) PodTraffic(string) (traffic.Sampler, error)      { return f.traffic, nil }
-func (f *fake) Counters(string) (counter.Sampler, error)        { return f.counters, nil }
-func (f *fake) Ports(string) (ports.API, error)                 { return f.ports, nil }
-func (f *fake) Blocklist() blocklist.API                        { return &f.blocked }
+
+// Follow tells of a Pod that is there, one that comes and goes, and one that can't be
+// attached to.
+func (f *fake) Follow(_ context.Context, r datapath.AttachRequest, tell func(follow.Event) error) error {
+	pod := fakePod().Pod
+	named := *pod
+	named.Namespace, named.Name = pointer("shop"), pointer("web")
+	last := []traffic.Entry{{Address: netip.MustParseAddr("10.77.0.6"), Counters: traffic.Counters{TransmitBytes: 4200, TransmitPackets: 100, ReceiveBytes: 42, ReceivePackets: 1}}}
+	for i, e := range []follow.Event{
+		{Kind: follow.Adopted, DevName: "veth-a", IfIndex: 4, Pod: pod},
+		{Kind: follow.Attached, DevName: "veth-b", IfIndex: 5, Took: 12345 * time.Microsecond},
+		{Kind: follow.Identified, DevName: "veth-b", IfIndex: 5, Pod: &named},
+		{Kind: follow.Failed, DevName: "veth-c", IfIndex: 6, Err: fault.New(fault.ErrConflict, "attach %s %q: busy", r.Hook, r.Name)},
+		{Kind: follow.Gone, DevName: "veth-b", IfIndex: 5, Pod: &named, Traffic: last},
+		{Kind: follow.Gone, IfIndex: 7, Traffic: []traffic.Entry{}},
+	} {
+		e.Time = time.Date(2026, 1, 2, 3, 4, 5+i, 0, time.UTC)
+		if err := tell(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) Endpoints() endpoint.API                    { return fakeEndpoints{} }
+func (f *fake) Maps() maps.API                             { return f.maps }
+func (f *fake) Probe(context.Context) probe.Report         { return f.report }
+func (f *fake) SelfTest(context.Context) []probe.Step      { return f.steps }
+func (f *fake) PodTraffic(string) (traffic.Sampler, error) { return f.traffic, nil }
+func (f *fake) Counters(string) (counter.Sampler, error)   { return f.counters, nil }
+func (f *fake) Ports(string) (ports.API, error)            { return f.ports, nil }
+func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }
 
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
 	return fakeAnswers{}, nil

@@ -22,6 +22,7 @@ import (
 	"bpfnet/internal/dns"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/ports"
@@ -153,6 +154,18 @@ func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(c
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
 func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
 func (s *system) Close() error                              { return nil }
+
+func (s *system) Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error {
+	f := follow.Follower{API: s.Engine, Endpoints: s.Endpoints(), Request: request, NetNS: s.netns, Tell: tell}
+	loaded, err := s.Instances(ctx, request.Name)
+	if err != nil {
+		return err
+	}
+	if loaded[0].Builtin && loaded[0].Source == podTraffic {
+		f.Counters = traffic.NewReader(s.Engine, request.Name)
+	}
+	return f.Run(ctx)
+}
 
 func (s *system) resolver() (blocklist.Resolver, error) {
 	return dns.NewResolver(resolvConf(s.netns), s.netns)

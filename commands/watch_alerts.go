@@ -93,7 +93,7 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend) error {
 	}
 	w := &alertWatch{
 		said:   keeper.said,
-		source: source, stream: p.Stream(), devices: devices,
+		source: source, stream: p.Stream(), devices: devices, pods: newAlertPods(c.Context, b.Endpoints(), devices),
 		list: c.String("list"), most: c.Uint64("count"),
 		note: func(text string) { e.note(c, "note: %s", text) },
 	}
@@ -149,6 +149,7 @@ type alertWatch struct {
 	source  blocklist.EventSource
 	stream  *output.Stream
 	devices *deviceNames
+	pods    *alertPods
 	note    func(string)
 	said    <-chan string // notes of what goes on beside; nil: nothing does
 	list    string        // "": all
@@ -210,7 +211,9 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 			continue
 		}
 		device := w.devices.of(ctx, event)
-		document, err := output.Marshal(alert.OfBlocklist(event, device, loss.Events))
+		found := alert.OfBlocklist(event, device, loss.Events)
+		found.K8s = w.pods.of(ctx, event)
+		document, err := output.Marshal(found)
 		if err != nil {
 			return err
 		}
@@ -315,7 +318,7 @@ func alertLine(e blocklist.Event, device *string) string {
 	}
 	network := alert.NetworkOf(e)
 	line := fmt.Sprintf("%s  %-10s  %-18s  %s  %-4s  %-45s  %-10s  %s",
-		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, orEmpty(network.Transport),
+		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, optional(network.Transport),
 		endText(e.Source)+" -> "+endText(e.Destination), place, e.Entry.Reason)
 	return strings.TrimRight(line, " ")
 }

@@ -32,13 +32,12 @@ type Owners struct {
 	api        API
 	interfaces map[uint32]Owner
 	cgroups    map[uint64]Owner
-	asked      map[any]bool // the places that the last look didn't find the names of
-	last       time.Time
+	asked      map[any]time.Time // when places were looked for that weren't known
 }
 
 // NewOwners returns Owners that haven't looked yet.
 func NewOwners(api API) *Owners {
-	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}}
+	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}, asked: map[any]time.Time{}}
 }
 
 // lookAgain is after what time those are looked for once more who weren't found:
@@ -48,23 +47,26 @@ const lookAgain = 5 * time.Second
 // Find looks who is behind interfaces and cgroups, unless that is known already. Who
 // can't be found isn't an error. What it returns for people are the notes of a look.
 func (o *Owners) Find(ctx context.Context, interfaces []uint32, cgroups []uint64) (notes []string, err error) {
-	missing := map[any]bool{}
+	var missing []any
 	for _, i := range interfaces {
 		if owner, ok := o.interfaces[i]; !ok || !owner.named() {
-			missing[i] = true
+			missing = append(missing, i)
 		}
 	}
 	for _, id := range cgroups {
 		if owner, ok := o.cgroups[id]; !ok || !owner.named() {
-			missing[id] = true
+			missing = append(missing, id)
 		}
 	}
-	news := slices.ContainsFunc(slices.Collect(maps.Keys(missing)), func(place any) bool { return !o.asked[place] })
-	if len(missing) == 0 || !news && time.Since(o.last) < lookAgain {
+	now := time.Now()
+	maps.DeleteFunc(o.asked, func(_ any, at time.Time) bool { return now.Sub(at) >= lookAgain })
+	if !slices.ContainsFunc(missing, func(place any) bool { return o.asked[place].IsZero() }) {
 		return nil, nil
 	}
+	for _, place := range missing {
+		o.asked[place] = now
+	}
 	listing, err := o.api.List(ctx)
-	o.last, o.asked = time.Now(), missing
 	if err != nil {
 		return nil, err
 	}

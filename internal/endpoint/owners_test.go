@@ -101,7 +101,9 @@ func TestOwnersLookAgain(t *testing.T) {
 		{[]uint32{4, 5}, false, 3}, {[]uint32{4, 5}, false, 3}, {[]uint32{5, 6}, false, 4}, {[]uint32{4}, true, 4},
 	} {
 		if want.wait {
-			owners.last = owners.last.Add(-lookAgain)
+			for place, at := range owners.asked {
+				owners.asked[place] = at.Add(-lookAgain)
+			}
 		}
 		if _, err := owners.Find(context.Background(), want.interfaces, nil); err != nil || looks.count != want.looks {
 			t.Errorf("step %d: looked %d times, want %d; %v", step, looks.count, want.looks, err)

@@ -245,8 +245,8 @@ type change struct {
 }
 
 func (c *change) add(other change) {
-	c.now.add(other.now)
-	c.grown.add(other.grown)
+	c.now.Add(other.now)
+	c.grown.Add(other.grown)
 	c.unknown = c.unknown || other.unknown
 }
 

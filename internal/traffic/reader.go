@@ -143,7 +143,7 @@ func sum(perCPU []byte) Counters {
 	var total Counters
 	field := binary.NativeEndian.Uint64
 	for c := range slices.Chunk(perCPU, countersSize) {
-		total.add(Counters{
+		total.Add(Counters{
 			TransmitBytes: field(c), TransmitPackets: field(c[8:]), ReceiveBytes: field(c[16:]), ReceivePackets: field(c[24:]),
 		})
 	}

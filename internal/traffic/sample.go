@@ -30,7 +30,8 @@ type Counters struct {
 	ReceivePackets  uint64 `json:"receive_packets"`
 }
 
-func (c *Counters) add(other Counters) {
+// Add adds other counters.
+func (c *Counters) Add(other Counters) {
 	c.TransmitBytes += other.TransmitBytes
 	c.TransmitPackets += other.TransmitPackets
 	c.ReceiveBytes += other.ReceiveBytes
