@@ -131,18 +131,27 @@ func (f *fake) instance(name string) (*datapath.Instance, error) {
 	return nil, fault.New(fault.ErrNotFound, "%q is not loaded", name).Hint("bpfnet load %s", name)
 }
 
-func (f *fake) Attach(ctx context.Context, r datapath.AttachRequest) (datapath.Attached, error) {
+func (f *fake) Attach(ctx context.Context, requests ...datapath.AttachRequest) (datapath.Attached, error) {
+	attached := datapath.Attached{Name: requests[0].Name}
+	for _, r := range requests {
+		if err := f.attach(ctx, r, &attached); err != nil {
+			return datapath.Attached{}, err
+		}
+	}
+	return attached, nil
+}
+
+func (f *fake) attach(ctx context.Context, r datapath.AttachRequest, attached *datapath.Attached) error {
 	in, err := f.instance(r.Name)
 	if err != nil {
-		return datapath.Attached{}, err
+		return err
 	}
 	if err := f.CheckTarget(r); err != nil {
-		return datapath.Attached{}, err
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return datapath.Attached{}, fmt.Errorf("attach %s: %w", r.Hook, err)
+		return fmt.Errorf("attach %s: %w", r.Hook, err)
 	}
-	attached := datapath.Attached{Name: r.Name}
 	for _, hook := range hooks(r) {
 		a := attachment(in, r, hook)
 		a.Changed = !slices.ContainsFunc(in.Attachments, func(b datapath.Attachment) bool {
@@ -154,7 +163,7 @@ func (f *fake) Attach(ctx context.Context, r datapath.AttachRequest) (datapath.A
 			in.Attachments = append(in.Attachments, a)
 		}
 	}
-	return attached, nil
+	return nil
 }
 
 func (f *fake) CheckTarget(r datapath.AttachRequest) error {
@@ -195,7 +204,8 @@ func attachment(in *datapath.Instance, r datapath.AttachRequest, hook string) da
 	return a
 }
 
-func (f *fake) Detach(_ context.Context, r datapath.DetachRequest) (datapath.Attached, error) {
+func (f *fake) Detach(_ context.Context, requests ...datapath.DetachRequest) (datapath.Attached, error) {
+	r := requests[0]
 	detached := datapath.Attached{Name: r.Name}
 	for _, name := range f.names() {
 		in := f.instances[name]
@@ -204,7 +214,7 @@ func (f *fake) Detach(_ context.Context, r datapath.DetachRequest) (datapath.Att
 		}
 		kept := []datapath.Attachment{}
 		for _, a := range in.Attachments {
-			if !selected(r, a) {
+			if !slices.ContainsFunc(requests, func(r datapath.DetachRequest) bool { return selected(r, a) }) {
 				kept = append(kept, a)
 				continue
 			}

@@ -14,23 +14,50 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/netns"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
 )
 
-// Attach puts programs of a loaded instance on a hook, by the best mechanism
+// Attach puts programs of a loaded instance on hooks, each by the best mechanism
 // that works, and pins what holds them there. What is attached already stays as
-// it is. Either everything the request asks for is attached or nothing more
-// than before.
-func (e *Engine) Attach(ctx context.Context, req AttachRequest) (Attached, error) {
-	var attached Attached
-	err := e.change(ctx, req.DryRun, func() error {
-		var err error
-		attached, err = e.attach(req)
-		return err
+// it is. Either everything that the requests, of one instance, ask for is attached
+// or nothing more than before.
+func (e *Engine) Attach(ctx context.Context, reqs ...AttachRequest) (Attached, error) {
+	at := AttachRequest{Hook: reqs[0].Hook, Name: reqs[0].Name} // until it is known which one fails
+	if len(reqs) == 1 {
+		at = reqs[0]
+	}
+	attached := Attached{Name: at.Name}
+	err := e.change(ctx, reqs[0].DryRun, func() error {
+		if err := e.mustExist(at.Name); err != nil {
+			return err
+		}
+		existing, err := e.attachments(at.Name)
+		if err != nil {
+			return err
+		}
+		var done []step
+		for _, at = range reqs {
+			steps, err := e.attach(at, existing)
+			if err != nil && at.MayBeGone && at.gone() {
+				attached.Notes = append(attached.Notes, fmt.Sprintf("%s went away before it was attached to", at.Device))
+				continue
+			}
+			if err != nil {
+				return fault.Join(err, e.undo(done))
+			}
+			done = append(done, steps...)
+			for _, s := range steps {
+				attached.Changed = attached.Changed || s.doc.Changed
+				attached.Attachments = append(attached.Attachments, s.doc)
+				existing = append(existing, s.doc)
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return Attached{}, fmt.Errorf("attach %s %q%s: %w", req.Hook, req.Name, requestTarget(req), err)
+		return Attached{}, fmt.Errorf("attach %s %q%s: %w", at.Hook, at.Name, requestTarget(at), err)
 	}
 	return attached, nil
 }
@@ -46,6 +73,21 @@ func requestTarget(req AttachRequest) string {
 	}
 }
 
+// gone says whether the interface that a request names isn't there.
+func (r AttachRequest) gone() bool {
+	_, err := r.device()
+	return errors.Is(err, fault.ErrNotFound)
+}
+
+// device looks up the interface that a request names.
+func (r AttachRequest) device() (device, error) {
+	dev, err := resolveDevice(r.Device)
+	if err == nil && r.IfIndex != 0 && r.IfIndex != dev.IfIndex {
+		return dev, fault.New(fault.ErrNotFound, "the interface went away, and another one has its name")
+	}
+	return dev, err
+}
+
 // spot is one program on its way to one hook of one target.
 type spot struct {
 	candidate
@@ -55,32 +97,34 @@ type spot struct {
 	notes []string
 }
 
-func (e *Engine) attach(req AttachRequest) (Attached, error) {
-	if err := e.mustExist(req.Name); err != nil {
-		return Attached{}, err
-	}
-	spots, err := e.spots(req)
+// step is a spot that was attached.
+type step struct {
+	doc   Attachment
+	fresh bool        // it wasn't before
+	from  *Attachment // whose place it took; nil: nobody's
+}
+
+// attach does what one request asks for, or nothing.
+func (e *Engine) attach(req AttachRequest, existing []Attachment) ([]step, error) {
+	spots, err := e.spots(req, existing)
 	if err != nil {
-		return Attached{}, err
+		return nil, err
 	}
-	existing, err := e.attachments(req.Name)
-	if err != nil {
-		return Attached{}, err
-	}
-	result := Attached{Name: req.Name}
-	var fresh []Attachment
+	var steps []step
 	for _, s := range spots {
-		doc, err := e.attachSpot(req, s, existing)
+		done := step{fresh: !req.DryRun && !slices.ContainsFunc(existing, s.isAt)}
+		if done.fresh && req.Replace && s.hook == hookXDP {
+			done.from, err = e.xdpHolder(s.dev)
+		}
+		if err == nil {
+			done.doc, err = e.attachSpot(req, s, existing)
+		}
 		if err != nil {
-			return Attached{}, fault.Join(s.vanished(err), e.undo(fresh))
+			return nil, fault.Join(s.vanished(err), e.undo(steps))
 		}
-		if !req.DryRun && !slices.ContainsFunc(existing, s.isAt) {
-			fresh = append(fresh, doc)
-		}
-		result.Changed = result.Changed || doc.Changed
-		result.Attachments = append(result.Attachments, doc)
+		steps = append(steps, done)
 	}
-	return result, nil
+	return steps, nil
 }
 
 // vanished explains an error that came because the target was removed since it
@@ -107,11 +151,20 @@ func deviceGone(index uint32) bool {
 	return errors.As(err, &missing)
 }
 
-// undo takes off again what this request attached. A filter goes with its device.
-func (e *Engine) undo(fresh []Attachment) error {
+// undo takes off again what was attached. A filter goes with its device.
+func (e *Engine) undo(steps []step) error {
 	var errs []error
-	for _, doc := range fresh {
-		if err := e.detachOne(doc); err != nil && !(doc.Mechanism == mechanismNetlink && deviceGone(*doc.IfIndex)) {
+	for _, s := range steps {
+		if !s.fresh {
+			continue
+		}
+		err := error(nil)
+		if s.from != nil {
+			err = e.giveBack(s.doc, *s.from)
+		} else {
+			err = e.detachOne(s.doc)
+		}
+		if err != nil && !(s.doc.Mechanism == mechanismNetlink && deviceGone(*s.doc.IfIndex)) {
 			errs = append(errs, err)
 		}
 	}
@@ -119,10 +172,10 @@ func (e *Engine) undo(fresh []Attachment) error {
 }
 
 // spots resolves a request: which programs go where.
-func (e *Engine) spots(req AttachRequest) ([]spot, error) {
+func (e *Engine) spots(req AttachRequest, existing []Attachment) ([]spot, error) {
 	switch req.Hook {
 	case "xdp", "tc":
-		return e.deviceSpots(req)
+		return e.deviceSpots(req, existing)
 	case "sockops", "cgroup":
 		return e.cgroupSpots(req)
 	case "trace":
@@ -132,12 +185,12 @@ func (e *Engine) spots(req AttachRequest) ([]spot, error) {
 	}
 }
 
-func (e *Engine) deviceSpots(req AttachRequest) ([]spot, error) {
-	dev, err := resolveDevice(req.Device)
+func (e *Engine) deviceSpots(req AttachRequest, existing []Attachment) ([]spot, error) {
+	dev, err := req.device()
 	if err != nil {
 		return nil, err
 	}
-	if err := e.checkPerInterface(req.Name, dev); err != nil {
+	if err := e.checkPerInterface(req.Name, dev, existing); err != nil {
 		return nil, err
 	}
 	directions := []Direction{""}
@@ -167,16 +220,12 @@ func (e *Engine) deviceSpots(req AttachRequest) ([]spot, error) {
 
 // checkPerInterface refuses an attachment that would mix the counters of two
 // interfaces with one index.
-func (e *Engine) checkPerInterface(instance string, dev device) error {
+func (e *Engine) checkPerInterface(instance string, dev device, existing []Attachment) error {
 	builtin, ok := lookupBuiltin(e.root.Spec(instance).Source)
 	if !ok || !builtin.PerInterface {
 		return nil
 	}
-	docs, err := e.attachments(instance)
-	if err != nil {
-		return err
-	}
-	for _, a := range docs {
+	for _, a := range existing {
 		if a.IfIndex != nil && *a.IfIndex == dev.IfIndex && *a.NetNS != dev.NetNS && !a.Defunct {
 			return fault.New(fault.ErrConflict, "it counts interface %d of another network namespace (%s) already, and couldn't tell the two apart", dev.IfIndex, *a.DevName).
 				Hint("load a second instance: bpfnet load %s --name NAME", builtin.Name)
@@ -241,23 +290,18 @@ func (e *Engine) alreadyAttached(req AttachRequest, s spot, a Attachment) (Attac
 			return Attachment{}, err
 		}
 	}
-	stale, err := e.staleAttachments(req.Name)
-	if err != nil {
+	prog, err := e.program(req.Name, a.Program)
+	if err != nil || prog.ID == a.ProgID {
+		return a, err
+	}
+	if a.Changed = true; req.DryRun {
+		return a, nil
+	}
+	if err := e.moveAttachment(req.Name, a); err != nil {
 		return Attachment{}, err
 	}
-	for _, old := range stale {
-		if s.isAt(old) {
-			a.Changed = true
-			if req.DryRun {
-				return a, nil
-			}
-			if err := e.moveAttachment(req.Name, old); err != nil {
-				return Attachment{}, err
-			}
-			return e.readBack(req.Name, s, a)
-		}
-	}
-	return a, nil
+	s.hook = a.Hook
+	return e.readBack(req.Name, s, a)
 }
 
 // checkMode refuses a request for a mode of XDP that an attachment doesn't have.
@@ -268,8 +312,19 @@ func checkMode(req AttachRequest, a Attachment) error {
 	return fault.New(fault.ErrConflict, "%s is attached in mode %s", a.Name, *a.Mode).Hint("bpfnet detach xdp %s --dev %s", a.Name, req.Device)
 }
 
+// readBack describes what was attached at a spot just now.
 func (e *Engine) readBack(instance string, s spot, doc Attachment) (Attachment, error) {
-	docs, err := e.attachments(instance)
+	here, err := netns.Inode("")
+	if err != nil {
+		return Attachment{}, err
+	}
+	var docs []Attachment
+	if strings.HasPrefix(s.hook, "clsact_") {
+		docs, err = e.clsactAttachments(instance, here)
+	} else {
+		docs = make([]Attachment, 1)
+		docs[0], err = e.linkAttachment(instance, linkPin(s.hook, s.name, s.at), here)
+	}
 	if err != nil {
 		return Attachment{}, err
 	}

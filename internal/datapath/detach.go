@@ -15,18 +15,18 @@ import (
 	"bpfnet/pinned"
 )
 
-// Detach takes attachments of an instance off their hooks. Nothing that matches
-// is success without a change; an instance, device or cgroup that doesn't exist
-// is noted.
-func (e *Engine) Detach(ctx context.Context, req DetachRequest) (Attached, error) {
+// Detach takes attachments of an instance off their hooks, those that any of the
+// requests selects. Nothing that matches is success without a change; an instance,
+// device or cgroup that doesn't exist is noted.
+func (e *Engine) Detach(ctx context.Context, reqs ...DetachRequest) (Attached, error) {
 	var detached Attached
-	err := e.change(ctx, req.DryRun, func() error {
+	err := e.change(ctx, reqs[0].DryRun, func() error {
 		var err error
-		detached, err = e.detach(req)
+		detached, err = e.detach(reqs)
 		return err
 	})
 	if err != nil {
-		return detached, fmt.Errorf("%s: %w", req.describe(), err)
+		return detached, fmt.Errorf("%s: %w", reqs[0].describe(), err)
 	}
 	return detached, nil
 }
@@ -42,7 +42,8 @@ func (r DetachRequest) describe() string {
 	return text
 }
 
-func (e *Engine) detach(req DetachRequest) (Attached, error) {
+func (e *Engine) detach(reqs []DetachRequest) (Attached, error) {
+	req := reqs[0]
 	names := []string{req.Name}
 	if req.Name == "" {
 		if !req.Defunct {
@@ -61,12 +62,14 @@ func (e *Engine) detach(req DetachRequest) (Attached, error) {
 		return result, nil
 	}
 	for _, name := range names {
-		if err := e.detachMatching(name, req, &result); err != nil {
+		if err := e.detachMatching(name, reqs, &result); err != nil {
 			return result, partly(err, result.Attachments)
 		}
 	}
 	if !result.Changed && !req.Defunct {
-		result.Notes = missingTargets(req)
+		for _, r := range reqs {
+			result.Notes = append(result.Notes, missingTargets(r)...)
+		}
 	}
 	return result, nil
 }
@@ -84,16 +87,16 @@ func partly(err error, detached []Attachment) error {
 	return fmt.Errorf("%w; detached before that: %s", err, join(targets))
 }
 
-func (e *Engine) detachMatching(name string, req DetachRequest, result *Attached) error {
+func (e *Engine) detachMatching(name string, reqs []DetachRequest, result *Attached) error {
 	docs, err := e.attachments(name)
 	if err != nil {
 		return err
 	}
 	for _, a := range docs {
-		if !e.matches(req, a) {
+		if !slices.ContainsFunc(reqs, func(r DetachRequest) bool { return r.matches(a) }) {
 			continue
 		}
-		if !req.DryRun {
+		if !reqs[0].DryRun {
 			if err := e.detachOne(a); err != nil {
 				return fmt.Errorf("%s from %s: %w", a.Program, describeTarget(a), err)
 			}
@@ -105,17 +108,18 @@ func (e *Engine) detachMatching(name string, req DetachRequest, result *Attached
 	return nil
 }
 
-func (e *Engine) matches(req DetachRequest, a Attachment) bool {
+func (r DetachRequest) matches(a Attachment) bool {
 	switch {
-	case req.Hook != "" && req.Hook != hookGroup(a.Hook),
-		req.Program != "" && req.Program != a.Program,
-		req.Defunct && !a.Defunct,
-		req.Direction != "" && req.Direction != Both && req.Direction != hookDirection(a.Hook):
+	case r.Hook != "" && r.Hook != hookGroup(a.Hook),
+		r.Program != "" && r.Program != a.Program,
+		r.Defunct && !a.Defunct,
+		r.Direction != "" && r.Direction != Both && r.Direction != hookDirection(a.Hook),
+		r.IfIndex != 0 && (a.IfIndex == nil || r.IfIndex != *a.IfIndex):
 		return false
-	case req.Device != "":
-		return a.DevName != nil && (a.Defunct && *a.DevName == req.Device || !a.Defunct && isOn(req.Device, a))
-	case req.Cgroup != "":
-		return a.Cgroup != nil && sameCgroup(req.Cgroup, a)
+	case r.Device != "":
+		return a.DevName != nil && (a.Defunct && *a.DevName == r.Device || !a.Defunct && isOn(r.Device, a))
+	case r.Cgroup != "":
+		return a.Cgroup != nil && sameCgroup(r.Cgroup, a)
 	default:
 		return true
 	}

@@ -12,7 +12,7 @@ func (e *Engine) CheckTarget(req AttachRequest) error {
 	err := netns.Do(e.netns, func() (err error) {
 		switch {
 		case req.Device != "":
-			_, err = resolveDevice(req.Device)
+			_, err = req.device()
 		case req.Cgroup != "":
 			_, err = resolveCgroup(req.Cgroup)
 		}

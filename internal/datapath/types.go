@@ -113,6 +113,8 @@ type AttachRequest struct {
 	Name      string    // the loaded instance
 	Program   string    // program of the instance; empty: the one that fits the hook
 	Device    string    // tc, xdp
+	IfIndex   uint32    // of Device when it was found; 0: whichever has the name
+	MayBeGone bool      // that Device isn't there any more is a note, and no error
 	Direction Direction // tc, cgroup with cgroup_skb programs
 	Position  Position  // tc
 	Mode      XDPMode   // xdp
@@ -148,7 +150,7 @@ type Attached struct {
 	Changed     bool
 	Name        string
 	Attachments []Attachment
-	Notes       []string // why there was nothing to detach
+	Notes       []string // why there was nothing to detach, and what was left out
 }
 
 // DetachRequest selects attachments of a loaded instance; empty selectors match
@@ -158,6 +160,7 @@ type DetachRequest struct {
 	Name      string // empty only with Defunct
 	Program   string
 	Device    string
+	IfIndex   uint32 // of Device when it was found; 0: whichever has the name
 	Direction Direction
 	Cgroup    string
 	Defunct   bool // only attachments whose target is gone
@@ -202,8 +205,12 @@ type Options struct {
 // command tests use a fake.
 type API interface {
 	Load(context.Context, LoadRequest) (Loaded, error)
-	Attach(context.Context, AttachRequest) (Attached, error)
-	Detach(context.Context, DetachRequest) (Attached, error)
+	// Attach does what all requests, at least one and of one instance, ask for,
+	// or nothing.
+	Attach(context.Context, ...AttachRequest) (Attached, error)
+	// Detach takes off what any of the requests, at least one, selects. They
+	// differ in their selectors alone.
+	Detach(context.Context, ...DetachRequest) (Attached, error)
 	Unload(context.Context, UnloadRequest) (Unloaded, error)
 
 	// Instances lists what is loaded, sorted by name; with a name only that

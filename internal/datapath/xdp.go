@@ -123,6 +123,18 @@ func (e *Engine) moveLinkPin(req AttachRequest, s spot, from *Attachment) (Attac
 	return e.readBack(req.Name, s, Attachment{RefusedWhy: []string{}, Notes: append([]string{}, s.notes...)})
 }
 
+// giveBack undoes takeOverXDP: the link runs the program of from again.
+func (e *Engine) giveBack(doc, from Attachment) error {
+	if err := e.root.SetNote(from.Name, pinned.Targets, pinName(from), e.root.Note(doc.Name, pinned.Targets, pinName(doc))); err != nil {
+		return err
+	}
+	if err := os.Rename(*doc.Pinned, *from.Pinned); err != nil {
+		return fmt.Errorf("move link %s: %w", *doc.Pinned, err)
+	}
+	_ = os.Remove(e.root.Path(doc.Name, pinned.Targets, pinName(doc))) // or the next writer does
+	return e.moveAttachment(from.Name, from)
+}
+
 // xdpHolder finds the attachment of ours that holds the XDP hook of a device.
 func (e *Engine) xdpHolder(dev device) (*Attachment, error) {
 	names, err := e.root.Names()
