@@ -83,3 +83,7 @@ func fakeHostNetwork() endpoint.Endpoint {
 func fakeUnit() endpoint.Endpoint {
 	return endpoint.Endpoint{Kind: endpoint.KindUnit, Unit: pointer("nginx.service"), Slice: pointer("system.slice"), Process: fakeProcess(1, "nginx"), Cgroup: endpoint.Cgroup{Path: "/system.slice/nginx.service"}}
 }
+
+func (fakeEndpoints) PodRoots(context.Context) ([]string, error) {
+	return []string{"/sys/fs/cgroup/kubepods"}, nil
+}

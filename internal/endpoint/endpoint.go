@@ -19,6 +19,10 @@ type API interface {
 	// share what it names. ErrNotFound if there is nobody, ErrUsage if the
 	// beginning of an id fits several, ErrPermission if this user can't tell.
 	Show(ctx context.Context, ref Ref) (Listing, error)
+	// PodRoots returns the directories on cgroup2 below which all Pods are, one
+	// for each kubelet; that of a kubelet without Pods if there are none.
+	// ErrNotFound without either, ErrUnsupported if they aren't on cgroup2.
+	PodRoots(ctx context.Context) ([]string, error)
 }
 
 // Listing is what was found.

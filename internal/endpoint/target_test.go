@@ -1,0 +1,87 @@
+package endpoint
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"bpfnet/internal/testkit"
+)
+
+// The cgroups of all Pods, whatever names the kubelet and the engine give them.
+func TestPodRootOf(t *testing.T) {
+	for path, want := range map[string]string{
+		"/kubepods/burstable/pod" + uid + "/" + idA:                                                          "/kubepods",
+		"/kubepods/pod" + uid + "/" + idA:                                                                    "/kubepods",
+		"/kubelet/kubepods/besteffort/pod" + static + "/crio-" + idA:                                         "/kubelet/kubepods",
+		"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidScored + ".slice/crio-" + idA: "/kubepods.slice",
+		"/kubepods.slice/kubepods-pod" + uidScored + ".slice/cri-containerd-" + idA + ".scope":               "/kubepods.slice",
+		"/docker/" + idB + "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod" + uidScored + ".slice/cri-containerd-" + idA + ".scope": "/docker/" + idB + "/kubelet.slice/kubelet-kubepods.slice",
+		"/burstable/pod" + uid + "/" + idA: "/",
+	} {
+		p := parsePath(path)
+		if len(p.containers) == 0 {
+			t.Errorf("%s is no container", path)
+			continue
+		}
+		if got := p.containers[len(p.containers)-1].pod.root(); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestPodRoots(t *testing.T) {
+	s := newSite(t)
+	ns := testkit.NetNS(t)
+	s.run("/kubepods/burstable/pod"+uid+"/"+idA, ns)
+	s.run("/kubepods/besteffort/pod"+static+"/"+idB, s.host)
+	s.run("/kubepods/besteffort/pod"+static+"/"+idB+"/kubepods/burstable/pod"+uid+"/"+idA, ns) // a node in a Pod
+	s.run("/docker/"+idB+"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod"+uidScored+".slice/cri-containerd-"+idA+".scope", ns)
+	roots, err := s.PodRoots(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots = slices.DeleteFunc(roots, func(dir string) bool { return !within(dir, s.dir) })
+	if want := []string{s.dir + "/docker/" + idB + "/kubelet.slice/kubelet-kubepods.slice", s.dir + "/kubepods"}; !slices.Equal(roots, want) {
+		t.Errorf("%q", roots)
+	}
+}
+
+// Cgroups that a container makes in its own belong to it.
+func TestCgroupIDs(t *testing.T) {
+	s := newSite(t)
+	pod := "/kubepods/pod" + uid
+	s.run(pod+"/"+idA, s.host)
+	s.run(pod+"/"+idB+"/init.scope", s.host)
+	e := s.shown("container:%s", idB)[0]
+	c, ok := e.Container(idB[:62])
+	if !ok || c.ID != idB {
+		t.Fatalf("%+v", e.Containers)
+	}
+	want := map[uint64]bool{}
+	for _, dir := range []string{"", "init.scope"} {
+		want[inode(t, filepath.Join(s.dir, pod, idB, dir))] = true
+	}
+	if got := c.Cgroup.IDs(); !maps.Equal(got, want) {
+		t.Errorf("of the container: %v, want %v", got, want)
+	}
+	want[inode(t, filepath.Join(s.dir, pod))], want[inode(t, filepath.Join(s.dir, pod, idA))] = true, true
+	if got := e.Cgroup.IDs(); !maps.Equal(got, want) {
+		t.Errorf("of the Pod: %v, want %v", got, want)
+	}
+	if got := (Cgroup{Path: "/gone"}).IDs(); len(got) > 0 {
+		t.Errorf("without cgroup2: %v", got)
+	}
+}
+
+func TestContainerOf(t *testing.T) {
+	name, web := idB[:4], "web"
+	e := Endpoint{Containers: []Container{{ID: idA}, {ID: idB, Name: &name}, {ID: static, Name: &web}}}
+	for ref, want := range map[string]string{idA: idA, idB: idB, name: idB, idA[:62]: idA, web: static, "nobody": ""} {
+		if c, ok := e.Container(ref); c.ID != want || ok != (want != "") {
+			t.Errorf("%s is %q", ref, c.ID)
+		}
+	}
+}
