@@ -83,11 +83,11 @@ func attachCommand(env *Env) *cli.Command {
 		Name:  "attach",
 		Usage: "run a loaded program on a hook",
 		Subcommands: []*cli.Command{
-			env.attachHook("tc", "on the traffic of an interface", slices.Concat([]cli.Flag{required(devFlag()), required(directionFlag())}, positionFlags())...),
-			env.attachHook("xdp", "on the packets that an interface receives, before anything else", required(devFlag()),
-				&cli.StringFlag{Name: "mode", Value: string(datapath.ModeAuto), Usage: "`MODE`: auto (native, else generic), native, generic or offload"}),
-			env.attachHook("sockops", "on the TCP connections of a cgroup", required(cgroupFlag())),
-			env.attachHook("cgroup", "on the traffic of a cgroup's sockets", required(cgroupFlag()), directionFlag()),
+			env.attachHook("tc", "on the traffic of an interface", slices.Concat(devFlags(), []cli.Flag{allPodsFlag(hostSide), required(directionFlag())}, positionFlags())...),
+			env.attachHook("xdp", "on the packets that an interface receives, before anything else", append(devFlags(),
+				&cli.StringFlag{Name: "mode", Value: string(datapath.ModeAuto), Usage: "`MODE`: auto (native, else generic), native, generic or offload"})...),
+			env.attachHook("sockops", "on the TCP connections of a cgroup", cgroupFlags()...),
+			env.attachHook("cgroup", "on the traffic of a cgroup's sockets", append(cgroupFlags(), allPodsFlag(theCgroup), directionFlag())...),
 			env.attachHook("trace", "on the tracepoints or kernel functions that it names"),
 		},
 	}
@@ -142,12 +142,20 @@ func (e *Env) attach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	target, err := selectTarget(c)
+	if err != nil {
+		return err
+	}
 	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	answer, err := b.Attach(c.Context, request)
+	requests, err := e.finder(c, b)(request, target)
+	if err != nil {
+		return err
+	}
+	answer, err := b.Attach(c.Context, requests...)
 	if err != nil {
 		return err
 	}
@@ -157,6 +165,7 @@ func (e *Env) attach(c *cli.Context) error {
 		already: fmt.Sprintf("%q is attached already", answer.Name),
 		notes:   attachmentNotes(answer.Attachments),
 	})
+	e.notes(c, answer.Notes)
 	return printAttached(p, answer, request.DryRun, attached)
 }
 
@@ -184,8 +193,6 @@ func attachRequest(c *cli.Context) (datapath.AttachRequest, error) {
 		Hook:    c.Command.Name,
 		Name:    c.Args().First(),
 		Program: c.String("prog"),
-		Device:  c.String("dev"),
-		Cgroup:  c.String("cgroup"),
 		Replace: c.Bool("replace"),
 		DryRun:  c.Bool("dry-run"),
 	}

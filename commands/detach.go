@@ -16,17 +16,17 @@ func detachCommand(env *Env) *cli.Command {
 		Usage: "take a program off its hooks; it stays loaded",
 		Flags: []cli.Flag{defunctFlag()},
 		Subcommands: []*cli.Command{
-			env.detachHook("tc", devFlag(), directionFlag()),
-			env.detachHook("xdp", devFlag()),
-			env.detachHook("sockops", cgroupFlag()),
-			env.detachHook("cgroup", cgroupFlag(), directionFlag()),
+			env.detachHook("tc", append(devFlags(), allPodsFlag(hostSide), directionFlag())...),
+			env.detachHook("xdp", devFlags()...),
+			env.detachHook("sockops", cgroupFlags()...),
+			env.detachHook("cgroup", append(cgroupFlags(), allPodsFlag(theCgroup), directionFlag())...),
 			env.detachHook("trace"),
 		},
 		Action: func(c *cli.Context) error {
 			if !c.Bool("defunct") {
 				return env.bare(c)
 			}
-			return env.detach(c, datapath.DetachRequest{Defunct: true})
+			return env.detach(c, datapath.DetachRequest{Defunct: true}, selection{})
 		},
 	}
 }
@@ -46,7 +46,11 @@ func (e *Env) detachHook(hook string, flags ...cli.Flag) *cli.Command {
 			if err != nil {
 				return err
 			}
-			return e.detach(c, request)
+			target, err := selectOne(c, targetFlags(c)...)
+			if err != nil {
+				return err
+			}
+			return e.detach(c, request, target)
 		},
 	}
 }
@@ -56,8 +60,6 @@ func detachRequest(c *cli.Context) (datapath.DetachRequest, error) {
 		Hook:    c.Command.Name,
 		Name:    c.Args().First(),
 		Program: c.String("prog"),
-		Device:  c.String("dev"),
-		Cgroup:  c.String("cgroup"),
 		Defunct: c.Bool("defunct"),
 	}
 	name := "NAME"
@@ -72,16 +74,22 @@ func detachRequest(c *cli.Context) (datapath.DetachRequest, error) {
 	return r, err
 }
 
-func (e *Env) detach(c *cli.Context, request datapath.DetachRequest) error {
+func (e *Env) detach(c *cli.Context, request datapath.DetachRequest, target selection) error {
 	request.DryRun = c.Bool("dry-run")
 	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	answer, err := b.Detach(c.Context, request)
+	requests, err := e.detachFrom(c, b, request, target)
 	if err != nil {
 		return err
+	}
+	answer := datapath.Attached{Name: request.Name}
+	if len(requests) > 0 {
+		if answer, err = b.Detach(c.Context, requests...); err != nil {
+			return err
+		}
 	}
 	e.done(c, p, done{
 		changed: answer.Changed,

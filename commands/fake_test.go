@@ -44,10 +44,12 @@ type fake struct {
 	counters counter.Sampler
 	ports    ports.API
 	blocked  fakeBlocklist
+
+	endpoints endpoint.API
 }
 
 func newFake() *fake {
-	return &fake{instances: map[string]*datapath.Instance{}, devices: []string{"eth0", "lo", "veth-a"}}
+	return &fake{instances: map[string]*datapath.Instance{}, devices: []string{"eth0", "lo", "veth-a"}, endpoints: fakeEndpoints{}}
 }
 
 // env returns an Env on the fake whose output goes to the buffers.
@@ -332,7 +334,7 @@ func (f *fake) Follow(_ context.Context, r datapath.AttachRequest, tell func(fol
 	return nil
 }
 
-func (f *fake) Endpoints() endpoint.API                    { return fakeEndpoints{} }
+func (f *fake) Endpoints() endpoint.API                    { return f.endpoints }
 func (f *fake) Maps() maps.API                             { return f.maps }
 func (f *fake) Probe(context.Context) probe.Report         { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step      { return f.steps }

@@ -170,6 +170,11 @@ func TestJobAttachments(t *testing.T) {
 		}
 		return programs
 	}
+	pod := []selection{{flag: "pod"}}
+	find := func(r datapath.AttachRequest, _ selection) ([]datapath.AttachRequest, error) {
+		r.Device = "veth-b"
+		return []datapath.AttachRequest{r}, nil
+	}
 	for _, test := range []struct {
 		job      job
 		programs []datapath.Program
@@ -187,10 +192,19 @@ func TestJobAttachments(t *testing.T) {
 			datapath.AttachRequest{Hook: "cgroup", Cgroup: "/c", Direction: datapath.Both}},
 		{job{cgroups: []string{"/c"}}, types("sock_ops"),
 			datapath.AttachRequest{Hook: "sockops", Cgroup: "/c"}},
+		{job{endpoints: pod, direction: datapath.Both}, types("sched_cls", "cgroup_skb"),
+			datapath.AttachRequest{Hook: "tc", Device: "veth-b", Direction: datapath.Both}},
+		{job{endpoints: pod, mode: datapath.ModeNative}, types("xdp"),
+			datapath.AttachRequest{Hook: "xdp", Device: "veth-b", Mode: datapath.ModeNative}},
+		{job{endpoints: pod, direction: datapath.Ingress}, types("cgroup_skb"),
+			datapath.AttachRequest{Hook: "cgroup", Device: "veth-b", Direction: datapath.Ingress}},
+		{job{endpoints: pod}, types("sock_ops"),
+			datapath.AttachRequest{Hook: "sockops", Device: "veth-b"}},
 		{job{}, types("tracepoint"), datapath.AttachRequest{Hook: "trace"}},
 	} {
-		if got := test.job.attachments(test.programs); len(got) != 1 || got[0] != test.want {
-			t.Errorf("%+v of %+v: %+v", test.job, test.programs, got)
+		got, err := test.job.attachments(test.programs, find)
+		if err != nil || len(got) != 1 || got[0] != test.want {
+			t.Errorf("%+v of %+v: %+v, %v", test.job, test.programs, got, err)
 		}
 	}
 }

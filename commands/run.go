@@ -31,6 +31,8 @@ func runCommand(env *Env) *cli.Command {
 		Flags: append(tickFlags(watchInterval),
 			&cli.StringSliceFlag{Name: "dev", Usage: "attach to the device `NAME`; may be repeated"},
 			&cli.StringSliceFlag{Name: "cgroup", Usage: "attach to the cgroup `DIR`; may be repeated"},
+			&cli.StringSliceFlag{Name: "pod", Usage: "attach to the interfaces of the Pod `NAMESPACE/NAME|UID`, or to its cgroup if the program fits nothing else; may be repeated"},
+			&cli.StringSliceFlag{Name: "container", Usage: "the same of the container `ID|NAME`; may be repeated"},
 			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic, else ingress"},
 			&cli.StringFlag{Name: "mode", Usage: "attach to xdp in `MODE` auto, native, generic or offload"},
 			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
@@ -47,6 +49,7 @@ type job struct {
 	load      datapath.LoadRequest
 	devices   []string
 	cgroups   []string
+	endpoints []selection // Pods and containers
 	direction datapath.Direction
 	mode      datapath.XDPMode // empty: xdp only if nothing else fits
 	pods      traffic.View
@@ -73,13 +76,22 @@ func (e *Env) job(c *cli.Context) (job, error) {
 	if j.load.Set, err = pairs(c, "set"); err != nil {
 		return j, err
 	}
+	for _, flag := range []string{"pod", "container"} {
+		for _, value := range c.StringSlice(flag) {
+			one, err := newSelection(flag, value)
+			if err != nil {
+				return j, err
+			}
+			j.endpoints = append(j.endpoints, one)
+		}
+	}
 	return j, j.check(c)
 }
 
 // check reads the flags whose meaning depends on the program.
 func (j *job) check(c *cli.Context) (err error) {
-	if j.load.Object == nil && len(j.devices)+len(j.cgroups) == 0 {
-		return usage(c, "flag --dev is missing")
+	if j.load.Object == nil && len(j.devices)+len(j.cgroups)+len(j.endpoints) == 0 {
+		return usage(c, "one of --dev, --cgroup, --pod, --container is missing")
 	}
 	fallback := datapath.Ingress
 	if j.load.Source == podTraffic {
@@ -106,30 +118,48 @@ func (j *job) check(c *cli.Context) (err error) {
 	return err
 }
 
+// finder makes requests for what a selection means, out of one without a target.
+type finder func(datapath.AttachRequest, selection) ([]datapath.AttachRequest, error)
+
 // attachments says how to attach a loaded program.
-func (j job) attachments(programs []datapath.Program) []datapath.AttachRequest {
+func (j job) attachments(programs []datapath.Program, find finder) ([]datapath.AttachRequest, error) {
 	has := func(kind string) bool {
 		return slices.ContainsFunc(programs, func(p datapath.Program) bool { return p.Type == kind })
 	}
+	onDevice := datapath.AttachRequest{Name: j.load.Name, Hook: "tc", Direction: j.direction}
+	if j.mode != "" || !has("sched_cls") {
+		onDevice = datapath.AttachRequest{Name: j.load.Name, Hook: "xdp", Mode: cmp.Or(j.mode, datapath.ModeAuto)}
+	}
+	inCgroup := datapath.AttachRequest{Name: j.load.Name, Hook: "cgroup", Direction: j.direction}
+	if has("sock_ops") {
+		inCgroup = datapath.AttachRequest{Name: j.load.Name, Hook: "sockops"}
+	}
+	onEndpoint := inCgroup
+	if has("sched_cls") || has("xdp") {
+		onEndpoint = onDevice
+	}
 	var requests []datapath.AttachRequest
 	for _, device := range j.devices {
-		r := datapath.AttachRequest{Name: j.load.Name, Hook: "tc", Device: device, Direction: j.direction}
-		if j.mode != "" || !has("sched_cls") {
-			r = datapath.AttachRequest{Name: j.load.Name, Hook: "xdp", Device: device, Mode: cmp.Or(j.mode, datapath.ModeAuto)}
-		}
+		r := onDevice
+		r.Device = device
 		requests = append(requests, r)
 	}
 	for _, cgroup := range j.cgroups {
-		r := datapath.AttachRequest{Name: j.load.Name, Hook: "cgroup", Cgroup: cgroup, Direction: j.direction}
-		if has("sock_ops") {
-			r = datapath.AttachRequest{Name: j.load.Name, Hook: "sockops", Cgroup: cgroup}
-		}
+		r := inCgroup
+		r.Cgroup = cgroup
 		requests = append(requests, r)
+	}
+	for _, one := range j.endpoints {
+		found, err := find(onEndpoint, one)
+		if err != nil {
+			return nil, err
+		}
+		requests = append(requests, found...)
 	}
 	if requests == nil {
 		requests = []datapath.AttachRequest{{Name: j.load.Name, Hook: "trace"}}
 	}
-	return requests
+	return requests, nil
 }
 
 func (e *Env) run(c *cli.Context) error {
@@ -160,7 +190,10 @@ func (e *Env) run(c *cli.Context) error {
 // planRun checks the targets of a program whose load was a dry run, and says
 // what run would do.
 func (e *Env) planRun(c *cli.Context, b Backend, p *output.Printer, j job, loaded datapath.Loaded) error {
-	requests := j.attachments(loaded.Programs)
+	requests, err := j.attachments(loaded.Programs, e.finder(c, b))
+	if err != nil {
+		return err
+	}
 	for _, request := range requests {
 		if err := b.CheckTarget(request); err != nil {
 			return err
@@ -211,7 +244,11 @@ func loadNew(ctx context.Context, b Backend, r datapath.LoadRequest) (datapath.L
 
 // runLoaded attaches what is loaded and shows it until the stream ends.
 func (e *Env) runLoaded(c *cli.Context, b Backend, p *output.Printer, j job, t ticks, loaded datapath.Loaded) error {
-	for _, request := range j.attachments(loaded.Programs) {
+	requests, err := j.attachments(loaded.Programs, e.finder(c, b))
+	if err != nil {
+		return err
+	}
+	for _, request := range requests {
 		answer, err := b.Attach(c.Context, request)
 		if err != nil {
 			return err
