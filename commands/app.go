@@ -164,7 +164,7 @@ func globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "json", Aliases: []string{"j"}, Usage: "JSON on one line; in the commands that bpftool has, its field names and shapes"},
 		&cli.BoolFlag{Name: "pretty", Aliases: []string{"p"}, Usage: "the same as --json, indented"},
 		&cli.StringFlag{Name: "bpffs", Usage: "`DIR` that holds bpfnet's state (environment: BPFNET_BPFFS; default: /sys/fs/bpf/bpfnet)"},
-		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID`"},
+		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID|container:ID|pod:NAMESPACE/NAME`"},
 		&cli.DurationFlag{Name: "lock-timeout", Value: datapath.DefaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "verify and show what would be done, change nothing"},
 		&cli.BoolFlag{Name: "mount", Usage: "mount bpffs on /sys/fs/bpf if it isn't mounted"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -13,6 +14,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/ports"
@@ -33,8 +35,11 @@ type Env struct {
 	// Interrupts returns a context that a signal cancels. Before it is called
 	// a signal ends the process: there is nothing yet to end in order.
 	Interrupts func(context.Context) context.Context
-	// Resolve turns the value of --netns into a path that can be opened.
-	Resolve func(netns string) (path string, err error)
+	// Resolve turns the value of --netns into a path that can be opened, unless it
+	// names a Pod or a container: for these HoldNetNS does, by a process and the
+	// inode of its namespace.
+	Resolve   func(netns string) (path string, err error)
+	HoldNetNS func(pid int, inode uint64) (path string, err error)
 
 	Now      func() time.Time
 	Getenv   func(string) string
@@ -122,7 +127,7 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 	}
 	options.LockTimeout = max(options.LockTimeout, time.Millisecond) // not 0, which means the default to Open
 	if name := c.String("netns"); name != "" {
-		path, err := e.Resolve(name)
+		path, err := e.netNS(c, options, name)
 		if err != nil {
 			return nil, err
 		}
@@ -130,6 +135,33 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 	}
 	c.Context = e.Interrupts(c.Context)
 	return e.Open(c.Context, options)
+}
+
+// netNS turns the value of --netns into a path that can be opened. Pods and
+// containers are those of the host.
+func (e *Env) netNS(c *cli.Context, options datapath.Options, name string) (string, error) {
+	form, value, _ := strings.Cut(name, ":")
+	if form != "pod" && form != "container" {
+		return e.Resolve(name)
+	}
+	s, err := newSelection(form, value)
+	if err != nil {
+		return "", err
+	}
+	b, err := e.Open(c.Context, options)
+	if err != nil {
+		return "", err
+	}
+	defer b.Close()
+	one, notes, err := oneEndpoint(c, b, s)
+	if err != nil {
+		return "", err
+	}
+	e.notes(c, notes)
+	if one.NetNS == nil {
+		return "", fault.New(fault.ErrPermission, "the network namespace of %s can't be looked into", endpointName(one))
+	}
+	return e.HoldNetNS(one.Process.PID, *one.NetNS)
 }
 
 // open returns what most commands begin with: the printer, and the backend,

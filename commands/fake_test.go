@@ -69,8 +69,9 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 			}
 			return "/run/netns/" + netns, nil
 		},
-		Now:    func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
-		Getenv: func(string) string { return "" },
+		HoldNetNS: func(pid int, inode uint64) (string, error) { return fmt.Sprintf("%d in %d", pid, inode), nil },
+		Now:       func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
+		Getenv:    func(string) string { return "" },
 		ReadFile: func(path string) ([]byte, error) {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		},

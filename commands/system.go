@@ -54,6 +54,7 @@ func SystemEnv() *Env {
 		Open:       openSystem,
 		Interrupts: untilSignal,
 		Resolve:    netns.Resolve,
+		HoldNetNS:  netns.Hold,
 		Now:        time.Now,
 		Getenv:     os.Getenv,
 		ReadFile:   readFile,

@@ -191,3 +191,28 @@ func TestAllPods(t *testing.T) {
 		t.Errorf("detach without Pods: exit %d, %s%s", exit, stdout, stderr)
 	}
 }
+
+func TestNetNSOfEndpoint(t *testing.T) {
+	for _, test := range []struct {
+		netns string
+		exit  int
+		want  string
+	}{
+		{"container:web", 0, "812 in 4026532301"},
+		{"pod:shop/closed", 5, "the network namespace of Pod shop/closed can't be looked into"},
+		{"pod:shop/nobody", 3, "find pod:shop/nobody: no process is behind it"},
+		{"pod:twice", 2, "pod:twice means 2 endpoints"},
+		{"pod:", 2, "nothing follows the colon"},
+	} {
+		f := newFake()
+		f.endpoints = newFakePods()
+		exit, _, stderr := f.on("link list --netns " + test.netns)
+		got := f.options.NetNS
+		if exit != 0 {
+			got = stderr
+		}
+		if exit != test.exit || !strings.Contains(got, test.want) {
+			t.Errorf("%s: exit %d, %s", test.netns, exit, got)
+		}
+	}
+}

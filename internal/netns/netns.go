@@ -23,14 +23,10 @@ const (
 	self     = "/proc/thread-self/ns/net"
 )
 
-// Resolve turns what --netns takes, NAME, PATH or PID, into the path of the
-// namespace.
+// Resolve turns the NAME, the PATH or a process's PID of a namespace into its path.
 func Resolve(ref string) (string, error) {
 	path := ref
 	switch {
-	case strings.HasPrefix(ref, "container:"), strings.HasPrefix(ref, "pod:"):
-		return "", fault.New(fault.ErrUnsupported, "resolve network namespace %q: containers and Pods are not looked up by name yet", ref).
-			Hint("give the process id of the container, or the path of its namespace")
 	case strings.Contains(ref, "/"):
 	case isNumber(ref):
 		path = "/proc/" + ref + "/ns/net"
@@ -65,6 +61,23 @@ func Inode(path string) (uint64, error) {
 		return 0, fault.New(fault.ErrUsage, "%q is not a network namespace", path)
 	}
 	return stat.Ino, nil
+}
+
+// Hold returns a path of the namespace that a process is in and that has an inode.
+// It stays open until this process ends, whoever has the pid then. ErrNotFound if
+// the process isn't in that namespace any more.
+func Hold(pid int, inode uint64) (string, error) {
+	path := fmt.Sprintf("/proc/%d/ns/net", pid)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("open network namespace %q: %w", path, err)
+	}
+	var stat unix.Stat_t
+	if err == nil && unix.Fstat(fd, &stat) == nil && stat.Ino == inode {
+		return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	}
+	_ = unix.Close(fd)
+	return "", fault.New(fault.ErrNotFound, "network namespace %d: process %d left it meanwhile", inode, pid).Hint("try again")
 }
 
 // Do runs fn on a thread that is in the namespace at path; an empty path means
