@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
 )
 
 // The flags that say what a command works on, and allPods, for all Pods.
@@ -142,8 +144,7 @@ func findTargets(c *cli.Context, b Backend, hook string, s selection) (targets, 
 	}
 	cgroup, err := cgroupOf(one, s)
 	if err == nil && cgroup.Dir == nil {
-		err = fault.New(fault.ErrUnsupported, "the cgroup %s of %s is not below a cgroup2 mount", cgroup.Path, endpointName(one)).
-			Hint("bpfnet attach tc NAME %s needs none", selector(one))
+		err = noCgroup(one, cgroup)
 	}
 	if err == nil {
 		t.cgroups = []string{*cgroup.Dir}
@@ -185,22 +186,32 @@ func cgroupOf(e endpoint.Endpoint, s selection) (endpoint.Cgroup, error) {
 	return e.Cgroup, nil
 }
 
+func noCgroup(e endpoint.Endpoint, cgroup endpoint.Cgroup) error {
+	flag, value := selector(e)
+	return fault.New(fault.ErrUnsupported, "the cgroup %s of %s is not below a cgroup2 mount", cgroup.Path, endpointName(e)).
+		Hint("bpfnet attach tc NAME --%s %s needs none", flag, value)
+}
+
 // hostSides are the interfaces of an endpoint that have an end on the host, or the
 // reason why it has none.
 func hostSides(e endpoint.Endpoint) ([]endpoint.Interface, error) {
 	if sides := e.HostSides(); len(sides) > 0 {
 		return sides, nil
 	}
-	inCgroup := "bpfnet attach cgroup NAME " + selector(e)
+	flag, value := selector(e)
+	inCgroup := fmt.Sprintf("bpfnet attach cgroup NAME --%s %s", flag, value)
 	switch {
 	case pointed(e.HostNetwork):
 		return nil, fault.New(fault.ErrNotFound, "%s has no interface: it shares the host's network", endpointName(e)).Hint("%s", inCgroup)
 	case e.Interfaces == nil:
 		return nil, fault.New(fault.ErrPermission, "the network of %s can't be looked into", endpointName(e)).Hint("%s", inCgroup)
 	}
+	inside := fmt.Sprint(e.Process.PID)
+	if flag != "cgroup" {
+		inside = flag + ":" + value
+	}
 	return nil, fault.New(fault.ErrNotFound, "%s has no interface with an end on the host", endpointName(e)).
-		Hint("%s", inCgroup).
-		Hint("in its network namespace: --netns %s --dev eth0", strings.Replace(strings.TrimPrefix(selector(e), "--"), " ", ":", 1))
+		Hint("%s", inCgroup).Hint("in its network namespace: --netns %s --dev eth0", inside)
 }
 
 // leftOut names the interfaces of an endpoint with host sides that have none.
@@ -289,15 +300,15 @@ func containerName(e endpoint.Endpoint) string {
 	return *one.Name
 }
 
-// selector is the flag that selects a Pod or a container.
-func selector(e endpoint.Endpoint) string {
+// selector is the flag that selects an endpoint where cgroups are attached to.
+func selector(e endpoint.Endpoint) (flag, value string) {
 	switch e.Kind {
 	case endpoint.KindPod:
-		return "--pod " + podName(e)
+		return "pod", podName(e)
 	case endpoint.KindContainer:
-		return "--container " + containerName(e)
+		return "container", containerName(e)
 	}
-	return ""
+	return "cgroup", cmp.Or(orEmpty(e.Cgroup.Dir), "DIR")
 }
 
 // attachRequests makes a request for each target.
@@ -371,4 +382,45 @@ func (e *Env) detachFrom(c *cli.Context, b Backend, r datapath.DetachRequest, s 
 	}
 	e.notes(c, t.notes)
 	return t.detachRequests(r), nil
+}
+
+// onHost are the indexes of the host sides of interfaces.
+func onHost(interfaces []endpoint.Interface) map[uint32]bool {
+	indexes := map[uint32]bool{}
+	for _, i := range interfaces {
+		if i.IfIndex != nil {
+			indexes[indexOf(i)] = true
+		}
+	}
+	return indexes
+}
+
+// podsOf says which of the rows of pod-traffic are those of an endpoint, whatever
+// their addresses.
+func (e *Env) podsOf(c *cli.Context, b Backend, point traffic.Point, s selection) (func(traffic.Key) bool, error) {
+	one, notes, err := oneEndpoint(c, b, s)
+	if err != nil {
+		return nil, err
+	}
+	e.notes(c, notes)
+	cgroup, err := cgroupOf(one, s)
+	if err != nil {
+		return nil, err
+	}
+	devices, cgroups := onHost(one.Interfaces), cgroup.IDs()
+	_, reason := hostSides(one)
+	switch {
+	case reason != nil && (point == traffic.TC || len(cgroups) == 0):
+		return nil, reason
+	case reason != nil && point == "":
+		e.note(c, "note: %v, so it is only seen with --observe cgroup", reason)
+	case point == traffic.Cgroup && len(cgroups) == 0:
+		return nil, noCgroup(one, cgroup)
+	}
+	return func(k traffic.Key) bool {
+		if k.Point == traffic.Cgroup {
+			return cgroups[k.CgroupID]
+		}
+		return devices[k.IfIndex]
+	}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -58,7 +59,7 @@ func named(name string, devices ...string) endpoint.Endpoint {
 		}
 		e.Interfaces = append(e.Interfaces, side)
 	}
-	e.Containers[1].Name = pointer("app")
+	e.Containers[1].Name, e.Containers[1].Cgroup.ID = pointer("app"), pointer(uint64(77))
 	return e
 }
 
@@ -213,6 +214,66 @@ func TestNetNSOfEndpoint(t *testing.T) {
 		}
 		if exit != test.exit || !strings.Contains(got, test.want) {
 			t.Errorf("%s: exit %d, %s", test.netns, exit, got)
+		}
+	}
+}
+
+func TestWatchEndpoint(t *testing.T) {
+	for _, test := range []struct {
+		line string
+		exit int
+		want string // addresses that are shown
+		says string
+	}{
+		{"pods --pod shop/old", 0, "10.77.0.4", ""},
+		{"pods --pid 811", 0, "10.77.0.4", ""},
+		{"pods --once --pid 900", 0, "10.77.0.4", ""},
+		{"pods --container web", 0, "10.77.0.4", ""},
+		{"pods --pod shop/b", 0, "10.77.0.5", ""},
+		{"pods --pod shop/b --address 10.77.0.4", 0, "", ""},
+		{"pods --observe cgroup --pid 811", 0, "10.77.0.4", ""},
+		{"pods --observe cgroup --container app", 0, "10.77.0.4", ""},
+		{"pods --observe cgroup --pod shop/b", 0, "", ""},
+		{"pods --pod shop/agent", 0, "", "note: Pod shop/agent has no interface: it shares the host's network, so it is only seen with --observe cgroup\n"},
+		{"pods --observe tc --pod shop/agent", 3, "", "shares the host's network\nhint: bpfnet attach cgroup NAME --pod shop/agent\n"},
+		{"pods --pid 1", 5, "", "the network of unit nginx.service can't be looked into\nhint: bpfnet attach cgroup NAME --cgroup DIR\n"},
+		{"pods --observe cgroup --container web", 6, "", "the cgroup /lxc/web of container web is not below a cgroup2 mount\nhint: bpfnet attach tc NAME --container web needs none\n"},
+		{"pods --pid 812", 3, "", "no process is behind it"},
+		{"pods --pid 0", 2, "", "not the number of a process"},
+		{"pods --pid x", 2, "", "a whole number"},
+		{"pods --pid 811 --pod shop/old", 2, "", "--pod and --pid exclude each other"},
+		{"counters --pod shop/old", 0, "eth0", ""},
+		{"counters --container app --limit 3", 0, "eth0", ""},
+		{"counters --pod shop/b", 0, "", ""},
+		{"counters --pod shop/agent", 3, "", "shares the host's network"},
+		{"counters --pod shop/old --dev eth0", 2, "", "--dev and --pod exclude each other"},
+	} {
+		f := newFake()
+		fakeCapabilities(f)
+		pods := newFakePods()
+		b := named("b", "veth-b")
+		b.Interfaces[0].IfIndex = pointer(5)
+		pods["pod:shop/b"] = []endpoint.Endpoint{b}
+		f.endpoints = pods
+		f.on("load pod-traffic")
+		f.on("load xdp-counter")
+		exit, stdout, stderr := f.on("watch " + test.line + strings.Repeat(" --once", 1-strings.Count(test.line, "--once")) + " -o json")
+		var doc struct {
+			Pods       []struct{ Address string }
+			Interfaces []struct{ DevName string }
+		}
+		if err := json.Unmarshal([]byte(stdout), &doc); err != nil && exit == 0 {
+			t.Errorf("watch %s: %v", test.line, err)
+		}
+		var shown []string
+		for _, pod := range doc.Pods {
+			shown = append(shown, pod.Address)
+		}
+		for _, i := range doc.Interfaces {
+			shown = append(shown, i.DevName)
+		}
+		if got := strings.Join(shown, " "); exit != test.exit || got != test.want || !strings.Contains(stderr, test.says) {
+			t.Errorf("watch %s: exit %d, shows %s\n%s", test.line, exit, got, stderr)
 		}
 	}
 }

@@ -42,6 +42,9 @@ func watchPodsCommand(env *Env) *cli.Command {
 		Flags: append(watchFlags(podTraffic, traffic.DefaultSort, traffic.SortFields()),
 			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached, tc if at both"},
 			&cli.StringFlag{Name: "dev", Usage: "only Pods behind the device `NAME`; the others count as others"},
+			&cli.StringFlag{Name: "pod", Usage: "only the Pod `NAMESPACE/NAME|UID`: its host-side interfaces, or its cgroup"},
+			&cli.StringFlag{Name: "container", Usage: "only the container `ID|NAME`, or the Pod that it shares its interfaces with"},
+			&cli.IntFlag{Name: "pid", Usage: "only the container or Pod of the process `N`", DefaultText: "all"},
 			&cli.StringFlag{Name: "address", Usage: "only Pods in the `PREFIX`; the others count as others"},
 		),
 		Action: func(c *cli.Context) error {
@@ -49,7 +52,16 @@ func watchPodsCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
+			whose, err := selectOne(c, "dev", "pod", "container", "pid")
+			if err != nil {
+				return err
+			}
 			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
+				if whose.isEndpoint() {
+					if view.Match, err = env.podsOf(c, b, view.Point, whose); err != nil {
+						return stream{}, err
+					}
+				}
 				return env.podStream(c, b, p, c.String("instance"), view)
 			})
 		},
@@ -62,13 +74,27 @@ func watchCountersCommand(env *Env) *cli.Command {
 		Usage: "packets and bytes of each interface by protocol, counted by xdp-counter",
 		Flags: append(watchFlags(xdpCounter, counter.DefaultSort, counter.SortFields()),
 			&cli.StringFlag{Name: "dev", Usage: "only the interface `NAME`; the others count as others"},
+			podFlag("only "+hostSide), containerFlag("only "+hostSide),
 		),
 		Action: func(c *cli.Context) error {
 			view := counter.View{Sort: c.String("sort"), Limit: c.Int("limit"), Device: c.String("dev")}
 			if err := view.Check(); err != nil {
 				return err
 			}
+			whose, err := selectOne(c, "dev", "pod", "container")
+			if err != nil {
+				return err
+			}
 			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
+				if whose.isEndpoint() {
+					t, err := findTargets(c, b, "xdp", whose)
+					if err != nil {
+						return stream{}, err
+					}
+					env.notes(c, t.notes)
+					devices := onHost(t.devices)
+					view.Match = func(index uint32) bool { return devices[index] }
+				}
 				return counterStream(b, p, c.String("instance"), view)
 			})
 		},

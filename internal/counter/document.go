@@ -69,9 +69,10 @@ var classNames = [...]class{
 
 // View says what of a sample to show, and how.
 type View struct {
-	Sort   string // one of SortFields, "-" in front: descending; empty: DefaultSort
-	Limit  int    // interfaces to show; 0: all
-	Device string // only the interface of that name
+	Sort   string                  // one of SortFields, "-" in front: descending; empty: DefaultSort
+	Limit  int                     // interfaces to show; 0: all
+	Device string                  // only the interface of that name
+	Match  func(index uint32) bool // only interfaces of which it is true; nil: all
 }
 
 // DefaultSort puts the interfaces with the most traffic first.
@@ -184,7 +185,7 @@ func (v View) arrange(all []candidate) []candidate {
 	})
 	shown := 0
 	for i := range all {
-		matches := v.Device == "" || sample.Value(all[i].DevName) == v.Device
+		matches := (v.Device == "" || sample.Value(all[i].DevName) == v.Device) && (v.Match == nil || v.Match(all[i].index))
 		all[i].hidden = !matches || v.Limit > 0 && shown == v.Limit
 		if !all[i].hidden {
 			shown++

@@ -71,11 +71,12 @@ type NamedRow struct {
 
 // View says what of a sample to show, and how.
 type View struct {
-	Point   Point        // empty: Sample.Default
-	Sort    string       // one of SortFields, "-" in front: descending; empty: DefaultSort
-	Limit   int          // Pods to show; 0: all
-	Device  string       // only Pods behind the device of that name
-	Address netip.Prefix // only Pods in the prefix; the zero value: all
+	Point   Point          // empty: Sample.Default
+	Sort    string         // one of SortFields, "-" in front: descending; empty: DefaultSort
+	Limit   int            // Pods to show; 0: all
+	Device  string         // only Pods behind the device of that name
+	Address netip.Prefix   // only Pods in the prefix; the zero value: all
+	Match   func(Key) bool // only Pods of which it is true; nil: all
 
 	// Owner says who is behind an entry; nil: nobody is known.
 	Owner func(Key) (endpoint.Owner, bool)
@@ -223,7 +224,7 @@ func (v View) arrange(all []candidate) []candidate {
 	})
 	shown := 0
 	for i := range all {
-		all[i].hidden = !v.matches(all[i].Pod) || v.Limit > 0 && shown == v.Limit
+		all[i].hidden = !v.matches(all[i].Pod) || v.Match != nil && !v.Match(all[i].key) || v.Limit > 0 && shown == v.Limit
 		if !all[i].hidden {
 			shown++
 		}
