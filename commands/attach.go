@@ -83,7 +83,7 @@ func attachCommand(env *Env) *cli.Command {
 		Name:  "attach",
 		Usage: "run a loaded program on a hook",
 		Subcommands: []*cli.Command{
-			env.attachHook("tc", "on the traffic of an interface", slices.Concat(devFlags(), []cli.Flag{allPodsFlag(hostSide), required(directionFlag())}, positionFlags())...),
+			env.attachHook("tc", "on the traffic of an interface", slices.Concat(devFlags(), []cli.Flag{allPodsFlag(hostSide), followFlag(), directionFlag()}, positionFlags())...),
 			env.attachHook("xdp", "on the packets that an interface receives, before anything else", append(devFlags(),
 				&cli.StringFlag{Name: "mode", Value: string(datapath.ModeAuto), Usage: "`MODE`: auto (native, else generic), native, generic or offload"})...),
 			env.attachHook("sockops", "on the TCP connections of a cgroup", cgroupFlags()...),
@@ -146,11 +146,17 @@ func (e *Env) attach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := checkFollow(c, target); err != nil {
+		return err
+	}
 	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
+	if c.Bool("follow") {
+		return e.follow(c, p, b, request)
+	}
 	requests, err := e.finder(c, b)(request, target)
 	if err != nil {
 		return err
@@ -199,6 +205,12 @@ func attachRequest(c *cli.Context) (datapath.AttachRequest, error) {
 	var err error
 	if r.Direction, err = direction(c); err != nil {
 		return r, err
+	}
+	if r.Hook == "tc" && r.Direction == "" {
+		if !c.Bool(allPods) {
+			return r, usage(c, "flag --direction is missing")
+		}
+		r.Direction = datapath.Both
 	}
 	if r.Mode, err = mode(c); err != nil {
 		return r, err

@@ -204,10 +204,8 @@ func endpointTable(docs []endpointDoc) output.Table {
 // name is what people call an endpoint, or know it by.
 func (d endpointDoc) name() string {
 	switch {
-	case d.Pod != nil && d.Pod.Name != nil:
-		return optional(d.Pod.Namespace) + "/" + *d.Pod.Name
 	case d.Pod != nil:
-		return d.Pod.UID
+		return podName(d.Pod.Namespace, d.Pod.Name, &d.Pod.UID)
 	case len(d.Containers) > 0:
 		return optional(d.Containers[0].Name)
 	}
@@ -217,10 +215,12 @@ func (d endpointDoc) name() string {
 // shortID is how many digits of a container's id people see, as with Docker.
 const shortID = 12
 
+func shortened(id string) string { return id[:min(len(id), shortID)] }
+
 func (d endpointDoc) containers() string {
 	var list []string
 	for _, c := range d.Containers {
-		list = append(list, c.Engine+":"+c.ID[:min(len(c.ID), shortID)])
+		list = append(list, c.Engine+":"+shortened(c.ID))
 	}
 	return strings.Join(list, " ")
 }

@@ -1,16 +1,36 @@
 package commands
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 )
+
+func followFlag() *cli.BoolFlag {
+	return &cli.BoolFlag{Name: "follow", Usage: "with --" + allPods + ": go on, attach to the Pods that come, and tell the last counters of those that go"}
+}
+
+// checkFollow refuses what --follow doesn't go with.
+func checkFollow(c *cli.Context, s selection) error {
+	switch {
+	case !c.Bool("follow"):
+		return nil
+	case s.flag != allPods:
+		return usage(c, "--follow is for --%s", allPods)
+	case c.Bool("dry-run"):
+		return usage(c, "--follow and --dry-run exclude each other; without --follow it is said what would be attached to now")
+	}
+	return nil
+}
 
 // followDoc is what happened to an interface that attach --follow is concerned with.
 type followDoc struct {
@@ -19,7 +39,7 @@ type followDoc struct {
 	Event     string          `json:"event"`
 	Name      string          `json:"name"`
 	DevName   *string         `json:"devname"`
-	IfIndex   *uint32         `json:"ifindex"`
+	IfIndex   uint32          `json:"ifindex"`
 	Namespace *string         `json:"namespace"`
 	Pod       *string         `json:"pod"`
 	PodUID    *string         `json:"pod_uid"`
@@ -29,12 +49,9 @@ type followDoc struct {
 }
 
 func newFollowDoc(name string, e follow.Event) followDoc {
-	d := followDoc{Schema: "bpfnet.follow/v1", Time: e.Time.UTC(), Event: string(e.Kind), Name: name, Traffic: e.Traffic}
+	d := followDoc{Schema: "bpfnet.follow/v1", Time: e.Time.UTC(), Event: string(e.Kind), Name: name, IfIndex: e.IfIndex, Traffic: e.Traffic}
 	if e.DevName != "" {
 		d.DevName = &e.DevName
-	}
-	if e.IfIndex != 0 {
-		d.IfIndex = &e.IfIndex
 	}
 	if e.Pod != nil {
 		d.Namespace, d.Pod, d.PodUID = e.Pod.Namespace, e.Pod.Name, &e.Pod.UID
@@ -53,9 +70,14 @@ func newFollowDoc(name string, e follow.Event) followDoc {
 // follow attaches to the Pods that there are and to those that come, until it is
 // interrupted.
 func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datapath.AttachRequest) error {
+	found, err := podDevices(c, b)
+	if err != nil && !errors.Is(err, fault.ErrNotFound) { // there may be Pods later
+		return err
+	}
+	e.notes(c, found.notes)
 	stream := p.Stream()
 	attached := map[uint32]bool{}
-	err := b.Follow(c.Context, request, func(event follow.Event) error {
+	err = b.Follow(c.Context, request, func(event follow.Event) error {
 		switch event.Kind {
 		case follow.Attached, follow.Adopted:
 			attached[event.IfIndex] = true
@@ -67,23 +89,19 @@ func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datap
 		if err != nil {
 			return err
 		}
-		if err := stream.Add(document, doc.line); err != nil {
+		if err := stream.Add(document, func() string { return doc.line(event.Time) }); err != nil {
 			return err
 		}
 		return stream.Flush()
 	})
 	if err == nil && len(attached) > 0 {
-		e.note(c, "note: %q stays attached to %d interfaces; bpfnet detach tc %s takes it off", request.Name, len(attached), request.Name)
+		e.note(c, "note: %q stays attached to %s; bpfnet detach tc %s takes it off", request.Name, counted(len(attached), "interface"), request.Name)
 	}
 	return err
 }
 
-func (d followDoc) line() string {
-	pod := optional(d.PodUID)
-	if d.Pod != nil {
-		pod = optional(d.Namespace) + "/" + *d.Pod
-	}
-	line := fmt.Sprintf("%s  %-10s  %-15s  %s", d.Time.Local().Format("15:04:05.000"), d.Event, optional(d.DevName), pod)
+func (d followDoc) line(at time.Time) string {
+	line := fmt.Sprintf("%s  %-10s  %-15s  %s", at.Format("15:04:05.000"), d.Event, cmp.Or(optional(d.DevName), "-"), cmp.Or(podName(d.Namespace, d.Pod, d.PodUID), "-"))
 	var total traffic.Counters
 	for _, entry := range d.Traffic {
 		total.Add(entry.Counters)

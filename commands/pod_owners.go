@@ -51,17 +51,17 @@ func (o podOwners) of(key traffic.Key) (endpoint.Owner, bool) {
 }
 
 // podName is NAMESPACE/NAME of a Pod, or its uid where no engine told its name.
-func podName(p traffic.Pod) string {
-	if p.Pod == nil {
-		return optional(p.PodUID)
+func podName(namespace, name, uid *string) string {
+	if name == nil {
+		return optional(uid)
 	}
-	return optional(p.Namespace) + "/" + *p.Pod
+	return optional(namespace) + "/" + *name
 }
 
 // podContainer is the name of a container, or the beginning of its id.
 func podContainer(p traffic.Pod) string {
 	if p.Container == nil && p.ContainerID != nil {
-		return (*p.ContainerID)[:min(len(*p.ContainerID), shortID)]
+		return shortened(*p.ContainerID)
 	}
 	return optional(p.Container)
 }

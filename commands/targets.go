@@ -276,7 +276,7 @@ func several[T any](items []T, name func(T) string) string {
 func endpointName(e endpoint.Endpoint) string {
 	switch e.Kind {
 	case endpoint.KindPod:
-		return "Pod " + podName(e)
+		return "Pod " + podName(e.Pod.Namespace, e.Pod.Name, &e.Pod.UID)
 	case endpoint.KindContainer:
 		return "container " + containerName(e)
 	case endpoint.KindUnit:
@@ -285,17 +285,10 @@ func endpointName(e endpoint.Endpoint) string {
 	return fmt.Sprintf("process %d", e.Process.PID)
 }
 
-func podName(e endpoint.Endpoint) string {
-	if e.Pod.Name == nil {
-		return e.Pod.UID
-	}
-	return optional(e.Pod.Namespace) + "/" + *e.Pod.Name
-}
-
 func containerName(e endpoint.Endpoint) string {
 	one := e.Containers[0]
 	if one.Name == nil {
-		return one.ID[:min(len(one.ID), shortID)]
+		return shortened(one.ID)
 	}
 	return *one.Name
 }
@@ -304,11 +297,11 @@ func containerName(e endpoint.Endpoint) string {
 func selector(e endpoint.Endpoint) (flag, value string) {
 	switch e.Kind {
 	case endpoint.KindPod:
-		return "pod", podName(e)
+		return "pod", podName(e.Pod.Namespace, e.Pod.Name, &e.Pod.UID)
 	case endpoint.KindContainer:
 		return "container", containerName(e)
 	}
-	return "cgroup", cmp.Or(orEmpty(e.Cgroup.Dir), "DIR")
+	return "cgroup", cmp.Or(optional(e.Cgroup.Dir), "DIR")
 }
 
 // attachRequests makes a request for each target.

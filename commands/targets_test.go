@@ -145,7 +145,7 @@ func TestTargets(t *testing.T) {
 func (f *fake) where(name string) string {
 	var list []string
 	for _, a := range f.instances[name].Attachments {
-		list = append(list, a.Hook+" "+orEmpty(a.DevName)+orEmpty(a.Cgroup))
+		list = append(list, a.Hook+" "+optional(a.DevName)+optional(a.Cgroup))
 	}
 	return strings.Join(list, ", ")
 }

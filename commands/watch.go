@@ -250,7 +250,7 @@ func podTable(d traffic.Document) output.Table {
 		Footer: append([]string{"total", "", ""}, trafficCells(string(d.ObservedAt), d.Total)...),
 	}
 	for _, pod := range d.Pods {
-		t.Rows = append(t.Rows, append([]string{podName(pod), podContainer(pod), pod.Address.String()}, trafficCells(podPlace(pod), pod.Traffic)...))
+		t.Rows = append(t.Rows, append([]string{podName(pod.Namespace, pod.Pod, pod.PodUID), podContainer(pod), pod.Address.String()}, trafficCells(podPlace(pod), pod.Traffic)...))
 	}
 	hidden := d.Others.Pods > 0
 	for _, row := range d.Others.Rows {

@@ -330,13 +330,10 @@ func (f *Follower) attachEarly(ctx context.Context, here host) error {
 // are told once.
 func (f *Follower) attach(ctx context.Context, index uint32, name string, pod *endpoint.Pod) error {
 	request := f.Request
-	request.Device = name
+	request.Device, request.IfIndex = name, index
 	answer, err := f.API.Attach(ctx, request)
 	if err != nil {
 		return f.failed(ctx, index, name, pod, err)
-	}
-	if !slices.ContainsFunc(answer.Attachments, func(a datapath.Attachment) bool { return a.IfIndex != nil && *a.IfIndex == index }) {
-		return nil // another interface has its name by now
 	}
 	d := &device{name: name, pod: pod}
 	if pod == nil {

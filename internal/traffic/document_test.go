@@ -103,7 +103,7 @@ func TestDocumentSums(t *testing.T) {
 		d := view.Document(&before, sampleAt(1.5, 4))
 		sum := d.Others.Counters
 		for _, pod := range d.Pods {
-			sum.add(pod.Counters)
+			sum.Add(pod.Counters)
 		}
 		if sum != d.Total.Counters {
 			t.Errorf("%+v: Pods and others are %+v, total %+v", view, sum, d.Total.Counters)
