@@ -40,7 +40,8 @@ type ProgInfo struct {
 	Type, ID                             uint32
 	Tag                                  [8]byte
 	JITedLen, XlatedLen                  uint32 // bytes
-	_, _                                 uint64 // their code
+	_                                    uint64 // the machine's code
+	xlated                               unsafe.Pointer
 	LoadTime                             uint64 // ns since boot
 	UID, MapCount                        uint32
 	mapIDs                               unsafe.Pointer
@@ -70,6 +71,22 @@ func Program(fd int) (info ProgInfo, maps []uint32, err error) {
 	info = ProgInfo{MapCount: mostMaps, mapIDs: unsafe.Pointer(unsafe.SliceData(maps))}
 	err = Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, maps[:min(int(info.MapCount), mostMaps)], err
+}
+
+// Instructions returns the code of the program that is open as fd, as the
+// verifier left it; none if this process may not read it.
+func Instructions(fd int) ([]byte, error) {
+	info, _, err := Program(fd)
+	if err != nil || info.XlatedLen == 0 {
+		return nil, err
+	}
+	code := make([]byte, info.XlatedLen)
+	info = ProgInfo{XlatedLen: info.XlatedLen, xlated: unsafe.Pointer(unsafe.SliceData(code))}
+	err = Info(fd, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	if info.xlated == nil {
+		code = nil
+	}
+	return code, err
 }
 
 // Kind is a kind of object that has ids.

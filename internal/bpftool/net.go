@@ -35,6 +35,8 @@ type Network struct {
 	Stack     []StackProgram // flow dissector and socket lookup
 	Netfilter []Netfilter    // of the whole machine: the kernel doesn't tell the namespace
 	LinksRead bool           // false: which links hold programs isn't known
+	HostSides []uint32       // devices whose other end is in another network namespace, by their index
+	Unread    error          // why programs of TCX and netkit aren't known; nil: they are
 	Notes     []string       // what couldn't be read, and why
 }
 
@@ -154,21 +156,23 @@ func (known knownLinks) readDevices(n *Network, only uint32) error {
 	if err != nil {
 		return err
 	}
-	var unread error
 	for _, d := range devices {
+		if d.hostSide {
+			n.HostSides = append(n.HostSides, d.IfIndex)
+		}
 		if len(d.xdp) > 0 {
 			n.XDP = append(n.XDP, XDP{d.Device, known.xdp(d)})
 		}
 		mprogs, err := readMprogs(d.Device, query)
-		unread = cmp.Or(unread, err)
+		n.Unread = cmp.Or(n.Unread, err)
 		filters, err := readTC(d.Device, qdiscs[d.IfIndex])
 		if err != nil {
 			return err
 		}
 		n.TC = append(append(n.TC, known.tc(mprogs)...), known.tc(filters)...)
 	}
-	if unread != nil {
-		n.Notes = append(n.Notes, fmt.Sprintf("programs of TCX and netkit are not shown: %v", unread))
+	if n.Unread != nil {
+		n.Notes = append(n.Notes, fmt.Sprintf("programs of TCX and netkit are not shown: %v", n.Unread))
 	}
 	return nil
 }

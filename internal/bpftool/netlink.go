@@ -82,7 +82,8 @@ func attrU32(b []byte) uint32 {
 // deviceXDP is a device and its XDP programs.
 type deviceXDP struct {
 	Device
-	xdp []XDPProgram
+	xdp      []XDPProgram
+	hostSide bool // of a pair whose other end is in another network namespace
 }
 
 // readDevices lists the devices of this network namespace, or the one of an
@@ -100,10 +101,18 @@ func readDevices(only uint32) ([]deviceXDP, error) {
 		}
 		tb := attributes(m[unix.SizeofIfInfomsg:])
 		devices = append(devices, deviceXDP{
-			Device{text(tb[unix.IFLA_IFNAME]), index}, xdpPrograms(attributes(tb[unix.IFLA_XDP])),
+			Device{text(tb[unix.IFLA_IFNAME]), index}, xdpPrograms(attributes(tb[unix.IFLA_XDP])), isHostSide(tb),
 		})
 	}
 	return devices, nil
+}
+
+// isHostSide says whether a link is one of a pair of which the other one is in
+// another network namespace, as those of Pods are.
+func isHostSide(tb map[uint16][]byte) bool {
+	kind := text(attributes(tb[unix.IFLA_LINKINFO])[unix.IFLA_INFO_KIND])
+	_, apart := tb[unix.IFLA_LINK_NETNSID]
+	return apart && (kind == "veth" || kind == "netkit")
 }
 
 // xdpModes are bpftool's words for the modes of XDP, in its order: the value of

@@ -19,7 +19,7 @@ import (
 // on the clsact qdisc. No link holds it: it is found again through netlink by
 // the name "bpfnet/INSTANCE/FUNCTION" and a handle that only we use.
 const (
-	clsactNamePrefix = "bpfnet/"
+	FilterPrefix = "bpfnet/" // of that name
 
 	// clsactHandle is the base of our filter handles. The bit clsactOwner says
 	// that bpfnet made the qdisc, so that whoever takes the last filter off can
@@ -131,7 +131,7 @@ func clsactFilters(l netlink.Link) (ours []*netlink.BpfFilter, foreign int, err 
 }
 
 func isOurs(f *netlink.BpfFilter) bool {
-	return f.Handle&0xffff0000 == clsactHandle && strings.HasPrefix(f.Name, clsactNamePrefix)
+	return f.Handle&0xffff0000 == clsactHandle && strings.HasPrefix(f.Name, FilterPrefix)
 }
 
 func newFilter(req AttachRequest, s spot, prog *ebpf.Program, direction Direction, owner bool) (*netlink.BpfFilter, error) {
@@ -152,7 +152,7 @@ func newFilter(req AttachRequest, s spot, prog *ebpf.Program, direction Directio
 			LinkIndex: int(s.at.IfIndex), Parent: clsactParent(direction),
 			Handle: handle, Priority: priority, Protocol: unix.ETH_P_ALL,
 		},
-		Fd: prog.FD(), Name: clsactNamePrefix + req.Name + "/" + s.name, DirectAction: true,
+		Fd: prog.FD(), Name: FilterPrefix + req.Name + "/" + s.name, DirectAction: true,
 	}, nil
 }
 
@@ -243,7 +243,7 @@ func (e *Engine) clsactAttachments(instance string, here uint64) ([]Attachment, 
 }
 
 func clsactAttachment(f *netlink.BpfFilter, l netlink.Link, here uint64) (Attachment, bool) {
-	name := strings.TrimPrefix(f.Name, clsactNamePrefix)
+	name := strings.TrimPrefix(f.Name, FilterPrefix)
 	slash := strings.LastIndex(name, "/")
 	if slash < 0 {
 		return Attachment{}, false
@@ -271,7 +271,7 @@ func findClsact(a Attachment) (netlink.Link, *netlink.BpfFilter, error) {
 		return nil, nil, err
 	}
 	for _, f := range ours {
-		if f.Parent == clsactParent(hookDirection(a.Hook)) && f.Name == clsactNamePrefix+a.Name+"/"+a.Program {
+		if f.Parent == clsactParent(hookDirection(a.Hook)) && f.Name == FilterPrefix+a.Name+"/"+a.Program {
 			return l, f, nil
 		}
 	}
