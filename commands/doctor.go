@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/bypass"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
 	"bpfnet/output"
@@ -15,7 +16,8 @@ type doctorDoc struct {
 	Schema string `json:"schema"`
 	OK     bool   `json:"ok"` // the basic features are there, and the self test, if run, passed
 	probe.Report
-	SelfTest []probe.Step `json:"selftest"` // null: not run
+	HostSide bypass.Report `json:"host_side"`
+	SelfTest []probe.Step  `json:"selftest"` // null: not run
 }
 
 func doctorCommand(env *Env) *cli.Command {
@@ -38,7 +40,7 @@ func (e *Env) doctor(c *cli.Context) error {
 		return err
 	}
 	defer b.Close()
-	doc := doctorDoc{Schema: "bpfnet.doctor/v1", Report: b.Probe(c.Context)}
+	doc := doctorDoc{Schema: "bpfnet.doctor/v1", Report: b.Probe(c.Context), HostSide: b.Bypass(c.Context)}
 	if c.Bool("selftest") {
 		doc.SelfTest = b.SelfTest(c.Context)
 	}
@@ -88,7 +90,7 @@ func diagnoseSelfTest(steps []probe.Step) error {
 // doctorTable shows the document from the general to the particular.
 func doctorTable(doc doctorDoc) output.Table {
 	table := output.Table{Header: []string{"group", "what", "answer", "detail"}}
-	table.Rows = append(table.Rows, machineRows(doc.Environment)...)
+	table.Rows = append(append(table.Rows, machineRows(doc.Environment)...), hostSideRow(doc.HostSide))
 	for _, choice := range doc.Choices {
 		table.Rows = append(table.Rows, choiceRow(choice))
 	}
@@ -124,6 +126,29 @@ func machineRows(e probe.Environment) [][]string {
 		rows[i] = append([]string{"machine"}, rows[i]...)
 	}
 	return rows
+}
+
+// insteadOfTC is what sees what passes by the host side.
+const insteadOfTC = "bpfnet attach cgroup pod-traffic --all-pods"
+
+func hostSideRow(r bypass.Report) []string {
+	answer, detail := "unknown", optional(r.Detail)
+	switch {
+	case len(r.Programs) > 0:
+		answer, detail = "yes", bypassText(r.Programs)+"; "+insteadOfTC+" counts it"
+	case r.Bypassed != nil:
+		answer = "no"
+	}
+	return []string{"machine", "host side bypassed", answer, detail}
+}
+
+// bypassText names the first of some programs and says how many there are.
+func bypassText(programs []bypass.Program) string {
+	text := programs[0].String()
+	if others := len(programs) - 1; others > 0 {
+		text += fmt.Sprintf(", and %d more do the like", others)
+	}
+	return text
 }
 
 func choiceRow(choice probe.Choice) []string {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"bpfnet/internal/bypass"
 	"bpfnet/internal/probe"
 )
 
@@ -40,6 +41,15 @@ func fakeReport() probe.Report {
 			{Purpose: "accounting", Refused: []probe.Refusal{{Mechanism: "fentry", Status: probe.Forbidden, Reason: "the kernel forbids it"}}},
 		},
 	}
+}
+
+// fakeBypass is a node with a plug-in whose program on eth0 puts packets into Pods.
+func fakeBypass() bypass.Report {
+	yes, name := true, "into_pods"
+	return bypass.Report{Bypassed: &yes, NetNS: 4026532301, Programs: []bypass.Program{{
+		DevName: "eth0", IfIndex: 2, Hook: "tcx_ingress", ProgID: 77, ProgName: &name,
+		Calls: []string{"bpf_redirect_peer"}, Misses: []bypass.Part{bypass.Receive},
+	}}}
 }
 
 func fakeSteps() []probe.Step {

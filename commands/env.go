@@ -11,6 +11,7 @@ import (
 
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
+	"bpfnet/internal/bypass"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
@@ -73,6 +74,7 @@ type Backend interface {
 	// what happens.
 	Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error
 	Probe(ctx context.Context) probe.Report
+	Bypass(ctx context.Context) bypass.Report
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)

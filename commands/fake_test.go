@@ -14,6 +14,7 @@ import (
 
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
+	"bpfnet/internal/bypass"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
@@ -40,6 +41,7 @@ type fake struct {
 	bpftool  bpftool.API
 	report   probe.Report
 	steps    []probe.Step
+	bypass   bypass.Report
 	traffic  traffic.Sampler
 	counters counter.Sampler
 	ports    ports.API
@@ -343,6 +345,7 @@ func (f *fake) PodTraffic(string) (traffic.Sampler, error) { return f.traffic, n
 func (f *fake) Counters(string) (counter.Sampler, error)   { return f.counters, nil }
 func (f *fake) Ports(string) (ports.API, error)            { return f.ports, nil }
 func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }
+func (f *fake) Bypass(context.Context) bypass.Report       { return f.bypass }
 
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
 	return fakeAnswers{}, nil

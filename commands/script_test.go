@@ -34,7 +34,7 @@ func TestScripts(t *testing.T) {
 func scriptFake() *fake {
 	f := newFake()
 	f.maps, f.bpftool = newFakeMaps(), fakeBpftool{}
-	f.report, f.steps = fakeReport(), fakeSteps()
+	f.report, f.steps, f.bypass = fakeReport(), fakeSteps(), fakeBypass()
 	fakeCapabilities(f)
 	return f
 }

@@ -17,6 +17,7 @@ import (
 
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/bpftool"
+	"bpfnet/internal/bypass"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/dns"
@@ -152,6 +153,7 @@ func enoughFiles() error {
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
+func (s *system) Bypass(ctx context.Context) bypass.Report  { return bypass.Find(ctx, s.Bpftool()) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
 func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
 func (s *system) Close() error                              { return nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,7 @@ func watchPodsCommand(env *Env) *cli.Command {
 		Name:  "pods",
 		Usage: "bytes and packets of each Pod address, counted by pod-traffic",
 		Flags: append(watchFlags(podTraffic, traffic.DefaultSort, traffic.SortFields()),
-			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached, tc if at both"},
+			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached; if at both, tc unless packets bypass it"},
 			&cli.StringFlag{Name: "dev", Usage: "only Pods behind the device `NAME`; the others count as others"},
 			&cli.StringFlag{Name: "pod", Usage: "only the Pod `NAMESPACE/NAME|UID`: its host-side interfaces, or its cgroup"},
 			&cli.StringFlag{Name: "container", Usage: "only the container `ID|NAME`, or the Pod that it shares its interfaces with"},
@@ -208,6 +209,7 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 			}
 			e.notes(c, owners.find(ctx, next))
 			if now == nil {
+				view.Bypassed = e.noteBypass(c, b, instance, view, next)
 				e.notePoint(c, instance, view, next)
 			}
 			before, now = now, &next
@@ -222,13 +224,40 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 
 // notePoint says what the choice of the observation point leaves out.
 func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s traffic.Sample) {
-	_, several := s.Default()
+	point, several := s.Default(view.Bypassed)
+	other := traffic.Cgroup
+	if point == traffic.Cgroup {
+		other = traffic.TC
+	}
 	switch {
 	case len(s.Attached) == 0:
 		e.note(c, "note: %s is not attached, so nothing counts", instance)
 	case several && view.Point == "":
-		e.note(c, "note: %s counts at tc and at cgroups; this is tc, --observe cgroup shows the other", instance)
+		e.note(c, "note: %s counts at tc and at cgroups; this is %s, --observe %s shows the other", instance, point, other)
 	}
+}
+
+// noteBypass says what tc doesn't see, if that is what may be shown, and returns
+// whether there is such.
+func (e *Env) noteBypass(c *cli.Context, b Backend, instance string, view traffic.View, s traffic.Sample) bool {
+	if view.Point == traffic.Cgroup || !slices.Contains(s.Attached, traffic.TC) {
+		return false
+	}
+	attachments, err := b.Attachments(c.Context, instance)
+	if err != nil {
+		return false // detached meanwhile
+	}
+	report := b.Bypass(c.Context)
+	past := report.Past(attachments)
+	switch {
+	case len(past) > 0 && slices.Contains(s.Attached, traffic.Cgroup):
+		e.note(c, "note: %s: what is redirected doesn't pass tc", bypassText(past))
+	case len(past) > 0:
+		e.note(c, "note: %s: what is redirected doesn't pass tc; %s counts it", bypassText(past), insteadOfTC)
+	case report.Detail != nil:
+		e.note(c, "note: whether packets pass by tc is not known: %s", *report.Detail)
+	}
+	return len(past) > 0
 }
 
 // notLoaded adds to an error what to do if it is that the program isn't loaded.

@@ -71,12 +71,13 @@ type NamedRow struct {
 
 // View says what of a sample to show, and how.
 type View struct {
-	Point   Point          // empty: Sample.Default
-	Sort    string         // one of SortFields, "-" in front: descending; empty: DefaultSort
-	Limit   int            // Pods to show; 0: all
-	Device  string         // only Pods behind the device of that name
-	Address netip.Prefix   // only Pods in the prefix; the zero value: all
-	Match   func(Key) bool // only Pods of which it is true; nil: all
+	Point    Point          // empty: Sample.Default
+	Bypassed bool           // packets are known to bypass tc, for Sample.Default
+	Sort     string         // one of SortFields, "-" in front: descending; empty: DefaultSort
+	Limit    int            // Pods to show; 0: all
+	Device   string         // only Pods behind the device of that name
+	Address  netip.Prefix   // only Pods in the prefix; the zero value: all
+	Match    func(Key) bool // only Pods of which it is true; nil: all
 
 	// Owner says who is behind an entry; nil: nobody is known.
 	Owner func(Key) (endpoint.Owner, bool)
@@ -138,7 +139,7 @@ func (v View) sort() string { return cmp.Or(v.Sort, DefaultSort) }
 func (v View) Document(before *Sample, now Sample) Document {
 	point := v.Point
 	if point == "" {
-		point, _ = now.Default()
+		point, _ = now.Default(v.Bypassed)
 	}
 	rates := newRates(before, now)
 	d := Document{

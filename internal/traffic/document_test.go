@@ -153,15 +153,18 @@ func TestDocumentStartedAnew(t *testing.T) {
 func TestDefault(t *testing.T) {
 	for _, test := range []struct {
 		attached []Point
+		bypassed bool
 		point    Point
 		several  bool
 	}{
-		{nil, TC, false},
-		{[]Point{TC}, TC, false},
-		{[]Point{Cgroup}, Cgroup, false},
-		{[]Point{Cgroup, TC}, TC, true},
+		{nil, false, TC, false},
+		{[]Point{TC}, false, TC, false},
+		{[]Point{TC}, true, TC, false},
+		{[]Point{Cgroup}, false, Cgroup, false},
+		{[]Point{Cgroup, TC}, false, TC, true},
+		{[]Point{Cgroup, TC}, true, Cgroup, true},
 	} {
-		if point, several := (Sample{Attached: test.attached}).Default(); point != test.point || several != test.several {
+		if point, several := (Sample{Attached: test.attached}).Default(test.bypassed); point != test.point || several != test.several {
 			t.Errorf("%v: %v, %v", test.attached, point, several)
 		}
 	}

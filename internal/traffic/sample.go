@@ -65,12 +65,13 @@ type Sample struct {
 }
 
 // Default returns the point to show when none is asked for: the one the
-// instance is attached at, or tc if it is attached at both or at neither.
-// several says that there was a choice.
-func (s Sample) Default() (point Point, several bool) {
+// instance is attached at, or tc if it is attached at both or at neither; of
+// both it is cgroup if packets are known to bypass tc. several says that there
+// was a choice.
+func (s Sample) Default(bypassed bool) (point Point, several bool) {
 	tc, cgroup := slices.Contains(s.Attached, TC), slices.Contains(s.Attached, Cgroup)
-	if cgroup && !tc {
-		return Cgroup, false
+	if cgroup && (!tc || bypassed) {
+		return Cgroup, tc
 	}
 	return TC, tc && cgroup
 }
