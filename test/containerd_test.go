@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"bpfnet/internal/probe"
+	"bpfnet/internal/testkit"
 )
 
 // uids of Pods; that of a static one has no dashes.
@@ -36,6 +38,7 @@ const image = "docker.io/library/sleeper:1"
 type criNode struct {
 	engine
 	socket  string
+	archive string // image
 	runtime cri.RuntimeServiceClient
 }
 
@@ -49,7 +52,7 @@ type pod struct {
 func newContainerd(t *testing.T) criNode {
 	t.Helper()
 	n := criNode{engine: newEngine(t)}
-	n.socket = n.dir + "/c.sock"
+	n.socket, n.archive = n.dir+"/c.sock", n.image()
 	n.write("config.toml", `version = 2
 root = "DIR/root"
 state = "DIR/state"
@@ -87,7 +90,7 @@ state = "DIR/state"
 		return err
 	})
 	t.Cleanup(n.removePods)
-	n.ctr("k8s.io", "image", "import", "--snapshotter", "native", n.image())
+	n.ctr("k8s.io", "image", "import", "--snapshotter", "native", n.archive)
 	images := cri.NewImageServiceClient(conn)
 	n.soon("the image is known", func() error {
 		list, err := images.ListImages(t.Context(), &cri.ListImagesRequest{})
@@ -221,8 +224,8 @@ func (n criNode) exec(id string, command ...string) string {
 // known is what the engine and ip(8) say of a Pod or a container, in the words of
 // bpfnet's documents.
 type known struct {
-	UID         string           `json:"uid"`
-	QoS         string           `json:"qos"`
+	UID         *string          `json:"uid"` // nil: no Pod
+	QoS         *string          `json:"qos"`
 	PID         int              `json:"pid"`
 	CgroupPath  string           `json:"cgroup_path"`
 	CgroupID    string           `json:"cgroup_id"`
@@ -278,6 +281,15 @@ func (n criNode) container(id, verbose string) knownContainer {
 	return knownContainer{ID: id, PID: i.PID, CgroupPath: i.Spec.Linux.CgroupsPath, CgroupID: n.cgroupID(i.Spec.Linux.CgroupsPath)}
 }
 
+// alone is what is known of a container that is in no Pod.
+func (e engine) alone(c knownContainer) known {
+	e.Helper()
+	return known{
+		PID: c.PID, CgroupPath: c.CgroupPath, CgroupID: c.CgroupID, Containers: []knownContainer{c},
+		NetNS: inode(e, fmt.Sprintf("/proc/%d/ns/net", c.PID)), Interfaces: e.interfaces(c.PID),
+	}
+}
+
 // knows returns what is known of a Pod.
 func (n criNode) knows(p pod) known {
 	n.Helper()
@@ -287,13 +299,12 @@ func (n criNode) knows(p pod) known {
 	}
 	first := n.container(p.sandbox, status.Info["info"])
 	parent := p.config.Linux.CgroupParent
-	k := known{
-		UID: status.Status.Metadata.Uid, QoS: "guaranteed", PID: first.PID, CgroupPath: parent, CgroupID: n.cgroupID(parent),
-		NetNS: netnsOf(n, first.PID), Containers: []knownContainer{first}, Interfaces: n.interfaces(first.PID),
+	qos := path.Base(path.Dir(parent))
+	if qos == "kubepods" {
+		qos = "guaranteed"
 	}
-	if qos := path.Base(path.Dir(parent)); qos != "kubepods" {
-		k.QoS = qos
-	}
+	k := n.alone(first)
+	k.UID, k.QoS, k.CgroupPath, k.CgroupID = &status.Status.Metadata.Uid, &qos, parent, n.cgroupID(parent)
 	if k.HostNetwork = p.config.Linux.SecurityContext.NamespaceOptions.Network == cri.NamespaceMode_NODE; k.HostNetwork {
 		k.Interfaces = []knownInterface{}
 	} else if ips := addressesOf(status.Status.Network); !slices.Equal(ips, k.Interfaces[0].Addresses) {
@@ -327,9 +338,7 @@ func (e engine) cgroupID(path string) string {
 	return fmt.Sprint(inode(e, filepath.Join(mount, path)))
 }
 
-// netnsOf is the inode of a process' network namespace.
-func netnsOf(t testing.TB, pid int) uint64 { return inode(t, fmt.Sprintf("/proc/%d/ns/net", pid)) }
-
+// inode is that of a file.
 func inode(t testing.TB, path string) uint64 {
 	t.Helper()
 	var stat unix.Stat_t
@@ -372,18 +381,93 @@ func TestPods(t *testing.T) {
 		"static": n.runPod(n.podConfig("static", uidStatic, "burstable"), "etcd"),
 	}
 	for name, p := range pods {
-		k := n.knows(p)
-		refs := []string{"pod:" + k.UID, "cgroup:" + k.CgroupPath}
-		for _, c := range k.Containers {
-			refs = append(refs, "container:"+c.ID, "container:"+c.ID[:16], fmt.Sprintf("pid:%d", c.PID), "cgroup:"+c.CgroupPath)
-		}
-		for _, i := range k.Interfaces {
-			refs = append(append(refs, "dev:"+i.DevName, fmt.Sprintf("netns:%d", k.NetNS)), i.Addresses...)
-		}
-		for _, ref := range refs {
-			if got := n.endpoint(ref, asKnown); got != k.text() {
-				t.Errorf("%s: %s is\n%s, want\n%s", name, ref, got, k.text())
-			}
+		n.found(name, n.knows(p))
+	}
+}
+
+// found checks that bpfnet finds an endpoint by everything that names it.
+func (e engine) found(name string, k known) {
+	e.Helper()
+	refs := []string{"cgroup:" + k.CgroupPath}
+	if k.UID != nil {
+		refs = append(refs, "pod:"+*k.UID)
+	}
+	for _, c := range k.Containers {
+		refs = append(refs, "container:"+c.ID, "container:"+c.ID[:16], fmt.Sprintf("pid:%d", c.PID), "cgroup:"+c.CgroupPath)
+	}
+	for _, i := range k.Interfaces {
+		refs = append(append(refs, "dev:"+i.DevName, fmt.Sprintf("netns:%d", k.NetNS)), i.Addresses...)
+	}
+	for _, ref := range refs {
+		if got := e.endpoint(ref, asKnown); got != k.text() {
+			e.Errorf("%s: %s is\n%s, want\n%s", name, ref, got, k.text())
 		}
 	}
+}
+
+// Containers that containerd runs without CRI are found, with the names that cgroups
+// have under systemd, too.
+func TestContainerd(t *testing.T) {
+	n := newContainerd(t)
+	n.ctr("plain", "image", "import", "--snapshotter", "native", n.archive)
+	scored := strings.ReplaceAll(uidWeb, "-", "_")
+	for _, c := range []struct{ cgroup, uid, qos, engine string }{
+		{"k8s.io/ID", "", "", "containerd"},
+		{"parent/ID", "", "", "unknown"},
+		{"system.slice/nerdctl-ID.scope", "", "", "containerd"},
+		{"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + scored + ".slice/cri-containerd-ID.scope", uidWeb, "burstable", "containerd"},
+		{"kubepods.slice/kubepods-pod" + uidStatic + ".slice/crio-ID.scope", uidStatic, "guaranteed", "crio"},
+		{"kubelet/kubepods/besteffort/pod" + uidClient + "/ID", uidClient, "besteffort", "unknown"},
+	} {
+		id := containerID(t)
+		cgroup := path.Join(n.cgroup, strings.ReplaceAll(c.cgroup, "ID", id))
+		namespace := n.cni()
+		pid := n.runCtr(id, cgroup, namespace)
+		k := n.alone(knownContainer{ID: id, PID: pid, CgroupPath: cgroup, CgroupID: n.cgroupID(cgroup)})
+		if c.uid != "" {
+			parent := path.Dir(cgroup)
+			k.UID, k.QoS, k.CgroupPath, k.CgroupID = &c.uid, &c.qos, parent, n.cgroupID(parent)
+		}
+		if len(k.Interfaces) != 1 || len(k.Interfaces[0].Addresses) != 2 {
+			t.Fatalf("interfaces: %s", k.text())
+		}
+		n.found(c.cgroup, k)
+		if got := n.endpoint("container:"+id, ".[0].containers[0].engine"); got != c.engine {
+			t.Errorf("%s: engine %s, want %s", c.cgroup, got, c.engine)
+		}
+	}
+}
+
+// cni makes a network namespace with an interface on the bridge, and returns its
+// path: "ctr run" can't, but with files in /etc.
+func (n criNode) cni() string {
+	n.Helper()
+	namespace := testkit.NetNS(n.T)
+	config := strings.ReplaceAll(`{"cniVersion": "1.0.0", "name": "pods", `+bridge[1:], "DIR", n.dir)
+	plugin := func(command string) {
+		n.Helper()
+		cmd := n.within("env", "CNI_COMMAND="+command, "CNI_CONTAINERID="+filepath.Base(namespace), "CNI_NETNS="+namespace, "CNI_IFNAME=eth0",
+			"CNI_PATH="+n.packages+"/cni", n.packages+"/cni/bridge")
+		cmd.Stdin = strings.NewReader(config)
+		n.run(cmd)
+	}
+	plugin("ADD")
+	n.Cleanup(func() { plugin("DEL") })
+	return namespace
+}
+
+// runCtr starts a container in a cgroup and a network namespace.
+func (n criNode) runCtr(id, cgroup, namespace string) (pid int) {
+	n.Helper()
+	n.ctr("plain", "run", "-d", "--snapshotter", "native", "--cpu-shares", "0", "--cgroup", cgroup, "--with-ns", "network:"+namespace, image, id)
+	n.Cleanup(func() {
+		n.ctr("plain", "task", "rm", "-f", id)
+		n.ctr("plain", "container", "rm", id)
+	})
+	fields := strings.Fields(n.ctr("plain", "task", "ps", id)) // PID INFO 812 -
+	pid, err := strconv.Atoi(fields[2])
+	if err != nil {
+		n.Fatalf("%q", fields)
+	}
+	return pid
 }
