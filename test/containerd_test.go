@@ -22,14 +22,6 @@ import (
 	"bpfnet/internal/testkit"
 )
 
-// uids of Pods; that of a static one has no dashes.
-const (
-	uidWeb    = "0b6b2c1e-1111-4222-8333-0123456789ab"
-	uidClient = "5d0f9a77-2222-4333-8444-abcdef012345"
-	uidHost   = "77c1d0aa-3333-4444-8555-00fedcba9876"
-	uidStatic = "9f86d081884c7d659a2feaa0c55ad015"
-)
-
 // image is what containers are made of.
 const image = "docker.io/library/sleeper:1"
 
@@ -126,6 +118,19 @@ func (n criNode) ctr(namespace string, args ...string) string {
 	return n.run(n.command("ctr", append([]string{"-a", n.socket, "-n", namespace}, args...)...))
 }
 
+// newUID makes the uid of a Pod.
+func newUID(t testing.TB) string {
+	t.Helper()
+	id := containerID(t)
+	return strings.Join([]string{id[:8], id[8:12], id[12:16], id[16:20], id[20:32]}, "-")
+}
+
+// newStaticUID makes the uid of a static Pod, which has no dashes.
+func newStaticUID(t testing.TB) string {
+	t.Helper()
+	return strings.ReplaceAll(newUID(t), "-", "")
+}
+
 // podConfig describes a Pod of the namespace "shop", as a kubelet does.
 func (n criNode) podConfig(name, uid, qos string) *cri.PodSandboxConfig {
 	labels := map[string]string{
@@ -211,7 +216,7 @@ func (n criNode) removePods() {
 // exec runs a command in a container and returns what it prints.
 func (n criNode) exec(id string, command ...string) string {
 	n.Helper()
-	out, err := n.runtime.ExecSync(n.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 30})
+	out, err := n.runtime.ExecSync(n.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 10})
 	if err != nil {
 		n.Fatalf("%q: %v", command, err)
 	}
@@ -373,12 +378,12 @@ func (e engine) interfaces(pid int) (list []knownInterface) {
 // CRI's Pods are what containerd says that they are, by whatever one looks for them.
 func TestPods(t *testing.T) {
 	n := newContainerd(t)
-	web := n.runPod(n.podConfig("web", uidWeb, "besteffort"), "nginx", "logs")
+	web := n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx", "logs")
 	pods := map[string]pod{
 		"web":    web,
-		"client": n.runPod(n.podConfig("client", uidClient, ""), "client"),
-		"host":   n.runPod(onHost(n.podConfig("host", uidHost, "burstable")), "agent"),
-		"static": n.runPod(n.podConfig("static", uidStatic, "burstable"), "etcd"),
+		"client": n.runPod(n.podConfig("client", newUID(t), ""), "client"),
+		"host":   n.runPod(onHost(n.podConfig("host", newUID(t), "burstable")), "agent"),
+		"static": n.runPod(n.podConfig("static", newStaticUID(t), "burstable"), "etcd"),
 	}
 	for name, p := range pods {
 		n.found(name, n.knows(p))
@@ -410,14 +415,15 @@ func (e engine) found(name string, k known) {
 func TestContainerd(t *testing.T) {
 	n := newContainerd(t)
 	n.ctr("plain", "image", "import", "--snapshotter", "native", n.archive)
-	scored := strings.ReplaceAll(uidWeb, "-", "_")
+	uid, other, static := newUID(t), newUID(t), newStaticUID(t)
+	scored := strings.ReplaceAll(uid, "-", "_")
 	for _, c := range []struct{ cgroup, uid, qos, engine string }{
 		{"k8s.io/ID", "", "", "containerd"},
 		{"parent/ID", "", "", "unknown"},
 		{"system.slice/nerdctl-ID.scope", "", "", "containerd"},
-		{"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + scored + ".slice/cri-containerd-ID.scope", uidWeb, "burstable", "containerd"},
-		{"kubepods.slice/kubepods-pod" + uidStatic + ".slice/crio-ID.scope", uidStatic, "guaranteed", "crio"},
-		{"kubelet/kubepods/besteffort/pod" + uidClient + "/ID", uidClient, "besteffort", "unknown"},
+		{"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + scored + ".slice/cri-containerd-ID.scope", uid, "burstable", "containerd"},
+		{"kubepods.slice/kubepods-pod" + static + ".slice/crio-ID.scope", static, "guaranteed", "crio"},
+		{"kubelet/kubepods/besteffort/pod" + other + "/ID", other, "besteffort", "unknown"},
 	} {
 		id := containerID(t)
 		cgroup := path.Join(n.cgroup, strings.ReplaceAll(c.cgroup, "ID", id))

@@ -21,6 +21,7 @@ type engine struct {
 	dir       string // state
 	namespace string
 	cgroup    string   // "/bn1-2"
+	root      string   // bpffs directory
 	env       []string // of the engine's commands
 }
 
@@ -38,6 +39,7 @@ func newEngine(t *testing.T) engine {
 	if err := os.Mkdir(e.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	e.root = testkit.Root(t)
 	e.namespace = filepath.Base(testkit.NetNS(t))
 	e.cgroup = "/" + filepath.Base(testkit.Cgroup(t))
 	e.env = []string{
@@ -136,7 +138,9 @@ done`
 
 // bpfnet returns a command line that runs on the engine's host.
 func (e engine) bpfnet(args ...string) *exec.Cmd {
-	return exec.Command(binary, append([]string{"--netns", e.namespace}, args...)...)
+	cmd := exec.Command(binary, append([]string{"--netns", e.namespace}, args...)...)
+	cmd.Env = append(os.Environ(), "BPFNET_BPFFS="+e.root)
+	return cmd
 }
 
 // endpoint is what bpfnet shows of the test's endpoints.
@@ -154,16 +158,20 @@ type ipDevice struct {
 	IfIndex   int    `json:"ifindex"`
 	IfName    string `json:"ifname"`
 	LinkIndex int    `json:"link_index"`
+	Address   string `json:"address"`
 	Addresses []struct {
 		Local, Scope string
 	} `json:"addr_info"`
+	Stats struct {
+		RX, TX struct{ Bytes, Packets, Dropped uint64 }
+	} `json:"stats64"`
 }
 
-// devices lists interfaces with their addresses, as ip(8) sees them in a network
-// namespace.
+// devices lists interfaces with their addresses and counters, as ip(8) sees them in
+// a network namespace.
 func (e engine) devices(namespace string) (list []ipDevice) {
 	e.Helper()
-	out := e.run(exec.Command("nsenter", "--net="+namespace, "ip", "-j", "addr", "show"))
+	out := e.run(exec.Command("nsenter", "--net="+namespace, "ip", "-s", "-j", "addr", "show"))
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
 		e.Fatalf("%v: %s", err, out)
 	}
