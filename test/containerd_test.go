@@ -78,6 +78,9 @@ state = "DIR/state"
 	t.Cleanup(func() { conn.Close() })
 	n.runtime = cri.NewRuntimeServiceClient(conn)
 	n.start(n.within("containerd", "-c", n.dir+"/config.toml"), func() error {
+		if _, err := os.Stat(n.socket); err != nil {
+			return err // grpc would wait for a second
+		}
 		_, err := n.runtime.Version(t.Context(), &cri.VersionRequest{})
 		return err
 	})

@@ -3,10 +3,12 @@ package test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,17 +27,27 @@ type engine struct {
 	env       []string // of the engine's commands
 }
 
+// packages runs test/engines.
+var packages = sync.OnceValues(func() (string, error) {
+	cmd := exec.Command("./engines")
+	stderr := &bytes.Buffer{}
+	cmd.Stderr = stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, stderr)
+	}
+	return strings.TrimSpace(string(out)), err
+})
+
 // newEngine skips the test if the packages can't be fetched.
 func newEngine(t *testing.T) engine {
 	t.Helper()
 	testkit.NeedsKernel(t)
-	cmd := exec.Command("./engines")
-	cmd.Stderr = &bytes.Buffer{}
-	out, err := cmd.Output()
+	packages, err := packages()
 	if err != nil {
-		t.Skipf("Debian's packages of container engines can't be fetched: %v\n%s", err, cmd.Stderr)
+		t.Skipf("Debian's packages of container engines can't be fetched: %v", err)
 	}
-	e := engine{T: t, packages: strings.TrimSpace(string(out)), dir: filepath.Join(t.TempDir(), testkit.Name(t))}
+	e := engine{T: t, packages: packages, dir: filepath.Join(t.TempDir(), testkit.Name(t))}
 	if err := os.Mkdir(e.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
