@@ -60,7 +60,7 @@ state = "DIR/state"
   restrict_oom_score_adj = true # containers may have no CAP_SYS_RESOURCE
   netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "`+n.packages+`/cni"
+    bin_dir = "PACKAGES/cni"
     conf_dir = "DIR/net"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native" # works on every file system
@@ -101,19 +101,6 @@ state = "DIR/state"
 const bridge = `{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
 	"ipam": {"type": "host-local", "dataDir": "DIR/ipam", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
 		"ranges": [[{"subnet": "10.205.0.0/24"}], [{"subnet": "fd77:205::/64"}]]}}`
-
-// write writes a file of the daemon; DIR stands for its folder.
-func (n criNode) write(name, text string) {
-	n.Helper()
-	name = filepath.Join(n.dir, name)
-	err := os.MkdirAll(filepath.Dir(name), 0o755)
-	if err == nil {
-		err = os.WriteFile(name, []byte(strings.ReplaceAll(text, "DIR", n.dir)), 0o644)
-	}
-	if err != nil {
-		n.Fatal(err)
-	}
-}
 
 // ctr runs containerd's own client.
 func (n criNode) ctr(namespace string, args ...string) string {

@@ -55,12 +55,14 @@ func newEngine(t *testing.T) engine {
 	e.namespace = filepath.Base(testkit.NetNS(t))
 	e.cgroup = "/" + filepath.Base(testkit.Cgroup(t))
 	e.env = []string{
-		"PATH=" + e.packages + "/bin:" + os.Getenv("PATH"),
+		"PATH=" + e.path(),
 		"LD_LIBRARY_PATH=" + e.packages + "/lib",
 	}
 	t.Cleanup(e.clear)
 	return e
 }
+
+func (e engine) path() string { return e.packages + "/bin:" + os.Getenv("PATH") }
 
 // command returns a command that finds those of the packages.
 func (e engine) command(name string, args ...string) *exec.Cmd {
@@ -70,6 +72,20 @@ func (e engine) command(name string, args ...string) *exec.Cmd {
 // within returns a command that runs in the engine's network namespace.
 func (e engine) within(name string, args ...string) *exec.Cmd {
 	return e.command("nsenter", append([]string{"--net=/run/netns/" + e.namespace, "--", name}, args...)...)
+}
+
+// write writes a file below dir; in its text DIR stands for that, and PACKAGES for
+// where the packages are.
+func (e engine) write(name, text string) {
+	e.Helper()
+	name = filepath.Join(e.dir, name)
+	err := os.MkdirAll(filepath.Dir(name), 0o755)
+	if err == nil {
+		err = os.WriteFile(name, []byte(strings.NewReplacer("DIR", e.dir, "PACKAGES", e.packages).Replace(text)), 0o644)
+	}
+	if err != nil {
+		e.Fatal(err)
+	}
 }
 
 // run runs a command and returns what it prints.
