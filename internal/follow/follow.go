@@ -52,8 +52,8 @@ type Endpoints interface {
 type Counters interface {
 	// Interfaces lists the indexes of the interfaces that have counters.
 	Interfaces(ctx context.Context) ([]uint32, error)
-	// Take returns the counters of an interface, and removes them.
-	Take(ctx context.Context, index uint32) ([]traffic.Entry, error)
+	// Take returns the counters of interfaces, and removes them.
+	Take(ctx context.Context, indexes []uint32) (map[uint32][]traffic.Entry, error)
 }
 
 // Follower attaches a program.
@@ -190,47 +190,62 @@ func (f *Follower) clear(ctx context.Context) error {
 		}
 	}
 	maps.DeleteFunc(gone, func(index uint32, _ *device) bool { return live[index] })
-	for _, index := range slices.Sorted(maps.Keys(gone)) {
-		if err := f.gone(ctx, index, gone[index]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return f.removeGone(ctx, gone)
 }
 
-// gone tells that an interface has gone, and removes what is left of it. An interface
-// isn't listed any more a moment before its last packet has passed and the kernel
-// takes the program off; it tells when it has.
-func (f *Follower) gone(ctx context.Context, index uint32, d *device) error {
+// gone tells which interfaces have gone, and removes what is left of them. An
+// interface isn't listed any more a moment before its last packet has passed and the
+// kernel takes the program off; it tells when it has.
+func (f *Follower) gone(ctx context.Context, here host) error {
+	gone := maps.Clone(f.known)
+	maps.DeleteFunc(gone, func(index uint32, _ *device) bool { return here.all[index] })
+	if len(gone) == 0 {
+		return nil
+	}
 	attachments, err := f.API.Attachments(ctx, f.Request.Name)
 	if err != nil {
 		return err
 	}
-	of := func(a datapath.Attachment) bool { return a.IfIndex != nil && *a.IfIndex == index }
-	switch at := slices.IndexFunc(attachments, of); {
-	case at < 0:
-	case !attachments[at].Defunct:
-		return nil
-	default:
-		request := datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Device: *attachments[at].DevName, Defunct: true}
-		if _, err := f.API.Detach(ctx, request); err != nil {
-			return err
+	for _, a := range attachments {
+		if a.IfIndex != nil && !a.Defunct {
+			delete(gone, *a.IfIndex)
 		}
 	}
-	return f.ended(ctx, Gone, index, d)
+	return f.removeGone(ctx, gone)
 }
 
-// ended tells that a program isn't attached any more, and what it had counted.
-func (f *Follower) ended(ctx context.Context, kind Kind, index uint32, d *device) error {
-	delete(f.known, index)
-	event := Event{Kind: kind, DevName: d.name, IfIndex: index, Pod: d.pod}
+func (f *Follower) removeGone(ctx context.Context, gone map[uint32]*device) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	_, err := f.API.Detach(ctx, datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Defunct: true})
+	if errors.Is(err, fault.ErrLocked) {
+		return nil // the next look does it
+	}
+	if err != nil {
+		return err
+	}
+	return f.ended(ctx, Gone, gone)
+}
+
+// ended tells that the program isn't attached to interfaces any more, and what it had
+// counted.
+func (f *Follower) ended(ctx context.Context, kind Kind, devices map[uint32]*device) (err error) {
+	indexes := slices.Sorted(maps.Keys(devices))
+	var counted map[uint32][]traffic.Entry
 	if f.Counters != nil {
-		var err error
-		if event.Traffic, err = f.Counters.Take(ctx, index); err != nil {
+		if counted, err = f.Counters.Take(ctx, indexes); err != nil {
 			return err
 		}
 	}
-	return f.tell(event)
+	for _, index := range indexes {
+		delete(f.known, index)
+		d := devices[index]
+		if err := f.tell(Event{Kind: kind, DevName: d.name, IfIndex: index, Pod: d.pod, Traffic: counted[index]}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *Follower) tell(e Event) error {
@@ -245,12 +260,8 @@ func (f *Follower) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, index := range slices.Sorted(maps.Keys(f.known)) {
-		if !here.all[index] {
-			if err := f.gone(ctx, index, f.known[index]); err != nil {
-				return err
-			}
-		}
+	if err := f.gone(ctx, here); err != nil {
+		return err
 	}
 	f.compare(here)
 	if err := f.attachEarly(ctx, here); err != nil {
@@ -315,56 +326,90 @@ func (f *Follower) attachEarly(ctx context.Context, here host) error {
 	if err != nil {
 		return err
 	}
+	var early []candidate
 	for _, index := range candidates {
-		if !numbers[here.sides[index].peer] {
-			continue
+		if numbers[here.sides[index].peer] {
+			early = append(early, candidate{index, here.sides[index].name, nil})
 		}
-		if err := f.attach(ctx, index, here.sides[index].name, nil); err != nil {
+	}
+	return f.attach(ctx, early)
+}
+
+// candidate is an interface to attach to.
+type candidate struct {
+	index uint32
+	name  string
+	pod   *endpoint.Pod // nil: not known yet
+}
+
+// attach attaches to interfaces. That one has gone meanwhile isn't an error, others
+// are told once.
+func (f *Follower) attach(ctx context.Context, candidates []candidate) error {
+	if len(candidates) == 0 {
+		return nil
+	}
+	var requests []datapath.AttachRequest
+	for _, c := range candidates {
+		r := f.Request
+		r.Device, r.IfIndex, r.MayBeGone = c.name, c.index, true
+		requests = append(requests, r)
+	}
+	answer, err := f.API.Attach(ctx, requests...)
+	if err != nil && len(candidates) > 1 { // then nothing is attached
+		for _, c := range candidates {
+			if err := f.attach(ctx, []candidate{c}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err != nil {
+		return f.failed(ctx, candidates[0], err)
+	}
+	for _, c := range candidates {
+		if err := f.attached(c, answer.Attachments); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// attach attaches to an interface. One that has gone meanwhile isn't an error, others
-// are told once.
-func (f *Follower) attach(ctx context.Context, index uint32, name string, pod *endpoint.Pod) error {
-	request := f.Request
-	request.Device, request.IfIndex = name, index
-	answer, err := f.API.Attach(ctx, request)
-	if err != nil {
-		return f.failed(ctx, index, name, pod, err)
+// attached tells that the program is attached to an interface, if it is.
+func (f *Follower) attached(c candidate, attachments []datapath.Attachment) error {
+	own := func(a datapath.Attachment) bool { return a.IfIndex != nil && *a.IfIndex == c.index }
+	if !slices.ContainsFunc(attachments, own) {
+		return nil
 	}
-	d := &device{name: name, pod: pod}
-	if pod == nil {
+	event := Event{Kind: Adopted, DevName: c.name, IfIndex: c.index, Pod: c.pod}
+	if slices.ContainsFunc(attachments, func(a datapath.Attachment) bool { return own(a) && a.Changed }) {
+		event.Kind = Attached
+		if heard, ok := f.heard[c.index]; ok {
+			event.Took = time.Since(heard)
+		}
+	}
+	d := &device{name: c.name, pod: c.pod}
+	if c.pod == nil {
 		d.early = time.Now()
 	}
-	event := Event{Kind: Attached, DevName: name, IfIndex: index, Pod: pod}
-	if heard, ok := f.heard[index]; ok {
-		event.Took = time.Since(heard)
-	}
-	delete(f.heard, index)
-	delete(f.waiting, index)
-	f.known[index] = d
-	if !answer.Changed {
-		event.Kind = Adopted
-	}
+	delete(f.heard, c.index)
+	delete(f.waiting, c.index)
+	f.known[c.index] = d
 	return f.tell(event)
 }
 
-func (f *Follower) failed(ctx context.Context, index uint32, name string, pod *endpoint.Pod, err error) error {
-	if ctx.Err() != nil || !exists(f.NetNS, index) {
+func (f *Follower) failed(ctx context.Context, c candidate, err error) error {
+	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if _, loaded := f.API.Attachments(ctx, f.Request.Name); errors.Is(loaded, fault.ErrNotFound) {
 		return fmt.Errorf("follow Pods: %w", loaded)
 	}
-	w := f.waiting[index]
+	w := f.waiting[c.index]
 	if w == nil || w.failed == err.Error() {
 		return nil
 	}
 	w.failed = err.Error()
-	return f.tell(Event{Kind: Failed, DevName: name, IfIndex: index, Pod: pod, Err: err})
+	return f.tell(Event{Kind: Failed, DevName: c.name, IfIndex: c.index, Pod: c.pod, Err: err})
 }
 
 // settle takes over who is behind interfaces.
@@ -384,12 +429,14 @@ func (f *Follower) settle(ctx context.Context, found answer) error {
 			}
 		}
 	}
+	var pods []candidate
 	for _, index := range slices.Sorted(maps.Keys(f.waiting)) {
 		if e := owners[index]; e.Pod != nil && here.sides[index] != (side{}) {
-			if err := f.attach(ctx, index, here.sides[index].name, e.Pod); err != nil {
-				return err
-			}
+			pods = append(pods, candidate{index, here.sides[index].name, e.Pod})
 		}
+	}
+	if err := f.attach(ctx, pods); err != nil {
+		return err
 	}
 	for _, index := range slices.Sorted(maps.Keys(f.known)) {
 		e, ok := owners[index]
@@ -416,7 +463,7 @@ func (f *Follower) recognize(ctx context.Context, index uint32, d *device, e end
 		if err != nil {
 			return err
 		}
-		return f.ended(ctx, Detached, index, d)
+		return f.ended(ctx, Detached, map[uint32]*device{index: d})
 	}
 	return nil
 }

@@ -172,18 +172,24 @@ func (r *Reader) Interfaces(ctx context.Context) ([]uint32, error) {
 	return slices.Sorted(gomaps.Keys(found)), err
 }
 
-// Take returns what an interface has at tc, sorted by address, and removes it. The
-// interface must be gone, or the program detached from it.
-func (r *Reader) Take(ctx context.Context, index uint32) ([]Entry, error) {
+// Take returns what interfaces have at tc, each sorted by address, and removes it.
+// They must be gone, or the program detached from them.
+func (r *Reader) Take(ctx context.Context, indexes []uint32) (map[uint32][]Entry, error) {
 	m, err := r.api.OpenMap(r.instance, "pods", false)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	entries, keys := []Entry{}, [][]byte{}
+	taken := map[uint32][]Entry{}
+	for _, index := range indexes {
+		taken[index] = []Entry{}
+	}
+	var keys [][]byte
 	err = maps.Walk(ctx, m, func(key, value []byte) error {
-		if binary.NativeEndian.Uint32(key[16:]) == index {
-			entries, keys = append(entries, Entry{address(key), sum(value)}), append(keys, bytes.Clone(key))
+		index := binary.NativeEndian.Uint32(key[16:])
+		if _, ok := taken[index]; ok {
+			taken[index] = append(taken[index], Entry{address(key), sum(value)})
+			keys = append(keys, bytes.Clone(key))
 		}
 		return nil
 	})
@@ -193,8 +199,10 @@ func (r *Reader) Take(ctx context.Context, index uint32) ([]Entry, error) {
 		}
 	}
 	if err != nil {
-		return entries, fmt.Errorf("take the entries of interface %d out of %s/pods: %w", index, r.instance, err)
+		return nil, fmt.Errorf("take entries of interfaces that have gone out of %s/pods: %w", r.instance, err)
 	}
-	slices.SortFunc(entries, func(a, b Entry) int { return a.Address.Compare(b.Address) })
-	return entries, nil
+	for _, entries := range taken {
+		slices.SortFunc(entries, func(a, b Entry) int { return a.Address.Compare(b.Address) })
+	}
+	return taken, nil
 }
