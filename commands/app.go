@@ -165,6 +165,8 @@ func globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "pretty", Aliases: []string{"p"}, Usage: "the same as --json, indented"},
 		&cli.StringFlag{Name: "bpffs", Usage: "`DIR` that holds bpfnet's state (environment: BPFNET_BPFFS; default: /sys/fs/bpf/bpfnet)"},
 		&cli.StringFlag{Name: "netns", Usage: "run against the network namespace `NAME|PATH|PID|container:ID|pod:NAMESPACE/NAME`"},
+		&cli.StringFlag{Name: "cri-socket", Usage: "`SOCKET` of CRI or containerd to ask for names (environment: CONTAINER_RUNTIME_ENDPOINT; default: the usual places)"},
+		&cli.StringFlag{Name: "docker-socket", Usage: "`SOCKET` of Docker or Podman to ask for names (environment: DOCKER_HOST; default: the usual places)"},
 		&cli.DurationFlag{Name: "lock-timeout", Value: datapath.DefaultLockTimeout, Usage: "`TIME` to wait for another bpfnet that is changing things"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "verify and show what would be done, change nothing"},
 		&cli.BoolFlag{Name: "mount", Usage: "mount bpffs on /sys/fs/bpf if it isn't mounted"},

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
 )
 
@@ -128,9 +129,20 @@ func TestGlobalFlagsReachTheBackend(t *testing.T) {
 	if exit := Run(context.Background(), env, strings.Fields("status --bpffs /x --netns blue --lock-timeout 3s --mount")); exit != 0 {
 		t.Fatal(stderr.String())
 	}
-	want := datapath.Options{Root: "/x", NetNS: "/run/netns/blue", LockTimeout: 3 * time.Second, Mount: true}
+	want := Options{Options: datapath.Options{Root: "/x", NetNS: "/run/netns/blue", LockTimeout: 3 * time.Second, Mount: true}}
 	if f.options != want {
 		t.Errorf("options are %+v, want %+v", f.options, want)
+	}
+	variables := map[string]string{"CONTAINER_RUNTIME_ENDPOINT": "unix:///run/cri", "DOCKER_HOST": "unix:///run/docker", "XDG_RUNTIME_DIR": "/run/user/0"}
+	env.Getenv = func(name string) string { return variables[name] }
+	for line, want := range map[string]engine.Sockets{
+		"status":                            {CRI: "/run/cri", Docker: "/run/docker", User: "/run/user/0"},
+		"status --cri-socket unix:///run/a": {CRI: "/run/a", Docker: "/run/docker", User: "/run/user/0"},
+		"status --docker-socket b":          {CRI: "/run/cri", Docker: "b", User: "/run/user/0"},
+	} {
+		if exit := Run(context.Background(), env, strings.Fields(line)); exit != 0 || f.options.Engines != want {
+			t.Errorf("%s: exit %d, engines are %+v, want %+v", line, exit, f.options.Engines, want)
+		}
 	}
 	env.Getenv = func(name string) string { return map[string]string{"BPFNET_BPFFS": "/y"}[name] }
 	if exit := Run(context.Background(), env, []string{"status"}); exit != 0 || f.options.Root != "/y" || f.options.LockTimeout != datapath.DefaultLockTimeout {

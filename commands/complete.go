@@ -178,7 +178,7 @@ func (co *completer) value(flag string) []string {
 		return co.mapSizes()
 	case "bpffs", "cgroup":
 		return []string{completeDirs}
-	case "netns", "btf":
+	case "netns", "btf", "cri-socket", "docker-socket":
 		return []string{completeFiles}
 	}
 	return nil
@@ -238,7 +238,7 @@ func (co *completer) endpoints() []string {
 	if slices.Contains(co.line.path, "list") {
 		return nil
 	}
-	words := []string{"pid:", "container:", "cgroup:", "netns:"}
+	words := []string{"pid:", "pod:", "container:", "cgroup:", "netns:"}
 	for _, device := range co.value("dev") {
 		words = append(words, "dev:"+device)
 	}

@@ -36,19 +36,20 @@ type endpointPod struct {
 	Namespace *string           `json:"namespace"`
 	Name      *string           `json:"name"`
 	Labels    map[string]string `json:"labels"`
-	QoS       string            `json:"qos"`
+	QoS       *string           `json:"qos"`
 	Source    string            `json:"source"`
 }
 
 type containerDoc struct {
-	Engine     string     `json:"engine"`
-	ID         string     `json:"id"`
-	Name       *string    `json:"name"`
-	Source     string     `json:"source"`
-	Process    processDoc `json:"process"`
-	Cgroup     *string    `json:"cgroup"`
-	CgroupPath string     `json:"cgroup_path"`
-	CgroupID   *string    `json:"cgroup_id"`
+	Engine     string            `json:"engine"`
+	ID         string            `json:"id"`
+	Name       *string           `json:"name"`
+	Labels     map[string]string `json:"labels"`
+	Source     string            `json:"source"`
+	Process    processDoc        `json:"process"`
+	Cgroup     *string           `json:"cgroup"`
+	CgroupPath string            `json:"cgroup_path"`
+	CgroupID   *string           `json:"cgroup_id"`
 }
 
 type outerDoc struct {
@@ -142,7 +143,7 @@ func newEndpointDoc(e endpoint.Endpoint) endpointDoc {
 	}
 	for _, c := range e.Containers {
 		d.Containers = append(d.Containers, containerDoc{
-			Engine: string(c.Engine), ID: c.ID, Name: c.Name, Source: string(c.Source), Process: newProcessDoc(c.Process),
+			Engine: string(c.Engine), ID: c.ID, Name: c.Name, Labels: c.Labels, Source: string(c.Source), Process: newProcessDoc(c.Process),
 			Cgroup: c.Cgroup.Dir, CgroupPath: c.Cgroup.Path, CgroupID: textOf(c.Cgroup.ID),
 		})
 	}
@@ -217,10 +218,15 @@ const shortID = 12
 
 func shortened(id string) string { return id[:min(len(id), shortID)] }
 
+// containers are those of a Pod by their name: the Pod has the endpoint's.
 func (d endpointDoc) containers() string {
 	var list []string
 	for _, c := range d.Containers {
-		list = append(list, c.Engine+":"+shortened(c.ID))
+		name := shortened(c.ID)
+		if d.Pod != nil {
+			name = cmp.Or(optional(c.Name), name)
+		}
+		list = append(list, c.Engine+":"+name)
 	}
 	return strings.Join(list, " ")
 }

@@ -15,6 +15,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
@@ -32,7 +33,7 @@ type Env struct {
 
 	// Open returns what commands work on. It doesn't touch the kernel before
 	// the first call that needs it.
-	Open func(ctx context.Context, options datapath.Options) (Backend, error)
+	Open func(ctx context.Context, options Options) (Backend, error)
 	// Interrupts returns a context that a signal cancels. Before it is called
 	// a signal ends the process: there is nothing yet to end in order.
 	Interrupts func(context.Context) context.Context
@@ -55,6 +56,12 @@ type Env struct {
 	Interfaces func() ([]string, error)
 	// State reads what bpffs has below a root, for completion.
 	State func(root string) State
+}
+
+// Options are what a backend is opened with.
+type Options struct {
+	datapath.Options
+	Engines engine.Sockets // that are asked for names
 }
 
 // State names what is pinned, without a look at the kernel's objects.
@@ -119,15 +126,20 @@ func asBpftool(c *cli.Context) bool { return c.Bool("json") || c.Bool("pretty") 
 // backend opens what the command works on; close it when done. From there on a
 // signal cancels the command's context.
 func (e *Env) backend(c *cli.Context) (Backend, error) {
-	options := datapath.Options{
+	options := Options{Options: datapath.Options{
 		Root:        e.setting(c, "bpffs", "BPFNET_BPFFS", ""),
 		LockTimeout: c.Duration("lock-timeout"),
 		Mount:       c.Bool("mount") && !c.Bool("dry-run"),
-	}
+	}}
 	if options.LockTimeout < 0 {
 		return nil, usage(c, "--lock-timeout %s: a time can't be negative", options.LockTimeout)
 	}
 	options.LockTimeout = max(options.LockTimeout, time.Millisecond) // not 0, which means the default to Open
+	engines, err := e.engines(c)
+	if err != nil {
+		return nil, err
+	}
+	options.Engines = engines
 	if name := c.String("netns"); name != "" {
 		path, err := e.netNS(c, options, name)
 		if err != nil {
@@ -141,7 +153,7 @@ func (e *Env) backend(c *cli.Context) (Backend, error) {
 
 // netNS turns the value of --netns into a path that can be opened. Pods and
 // containers are those of the host.
-func (e *Env) netNS(c *cli.Context, options datapath.Options, name string) (string, error) {
+func (e *Env) netNS(c *cli.Context, options Options, name string) (string, error) {
 	form, value, _ := strings.Cut(name, ":")
 	if form != "pod" && form != "container" {
 		return e.Resolve(name)
@@ -164,6 +176,27 @@ func (e *Env) netNS(c *cli.Context, options datapath.Options, name string) (stri
 		return "", fault.New(fault.ErrPermission, "the network namespace of %s can't be looked into", endpointName(one))
 	}
 	return e.HoldNetNS(one.Process.PID, *one.NetNS)
+}
+
+// engines returns the sockets of engines. What the environment has for other tools
+// counts where it is a unix socket.
+func (e *Env) engines(c *cli.Context) (engine.Sockets, error) {
+	sockets := engine.Sockets{User: e.Getenv("XDG_RUNTIME_DIR")}
+	for _, s := range []struct {
+		path           *string
+		flag, variable string
+	}{
+		{&sockets.CRI, "cri-socket", "CONTAINER_RUNTIME_ENDPOINT"},
+		{&sockets.Docker, "docker-socket", "DOCKER_HOST"},
+	} {
+		text := e.setting(c, s.flag, s.variable, "")
+		path, ok := engine.ParseSocket(text)
+		if !ok && c.IsSet(s.flag) {
+			return sockets, fault.New(fault.ErrUsage, "--%s %q isn't a unix socket", s.flag, text).Hint("give a path, or unix://PATH")
+		}
+		*s.path = path
+	}
+	return sockets, nil
 }
 
 // open returns what most commands begin with: the printer, and the backend,

@@ -33,9 +33,9 @@ import (
 type fake struct {
 	instances map[string]*datapath.Instance
 	devices   []string
-	options   datapath.Options // of the last Open
-	stats     bool             // EnableStats is on
-	reads     uint64           // calls of Instances while stats is on
+	options   Options // of the last Open
+	stats     bool    // EnableStats is on
+	reads     uint64  // calls of Instances while stats is on
 
 	maps     maps.API
 	bpftool  bpftool.API
@@ -60,7 +60,7 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		Stdin:  strings.NewReader(""),
 		Stdout: stdout,
 		Stderr: stderr,
-		Open: func(_ context.Context, options datapath.Options) (Backend, error) {
+		Open: func(_ context.Context, options Options) (Backend, error) {
 			f.options = options
 			return f, nil
 		},

@@ -10,8 +10,9 @@ import (
 	"bpfnet/internal/fault"
 )
 
-// fakeEndpoints are a Pod of two containers, a container with a name, one on the
-// host's network, and a unit. Some of the Pod can't be read.
+// fakeEndpoints are a Pod of a sandbox and a container, a container with a name, one
+// on the host's network, of which the engine isn't known, and a unit. Some of the Pod
+// can't be read.
 type fakeEndpoints struct{}
 
 func (fakeEndpoints) List(context.Context) (endpoint.Listing, error) {
@@ -45,7 +46,10 @@ func fakePod() endpoint.Endpoint {
 		return endpoint.Cgroup{Path: path, Dir: pointer("/sys/fs/cgroup" + path), ID: &id}
 	}
 	e := endpoint.Endpoint{
-		Kind: endpoint.KindPod, Pod: &endpoint.Pod{UID: "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", QoS: "burstable", Source: endpoint.SourceCgroup},
+		Kind: endpoint.KindPod, Pod: &endpoint.Pod{
+			UID: "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", QoS: pointer("burstable"), Namespace: pointer("shop"), Name: pointer("web"),
+			Labels: map[string]string{"app": "web"}, Source: endpoint.SourceCRI,
+		},
 		Process: fakeProcess(810, "pause"), Cgroup: cgroup(path, 4020),
 		Interfaces: []endpoint.Interface{{DevName: pointer("veth-b"), IfIndex: pointer(5), Kind: "veth", InnerIfIndex: 2}}, HostNetwork: pointer(false),
 	}
@@ -53,9 +57,11 @@ func fakePod() endpoint.Endpoint {
 	for i, command := range []string{"pause", "nginx"} {
 		id := strings.Repeat(string(rune('a'+i)), 64)
 		e.Containers = append(e.Containers, endpoint.Container{
-			Engine: endpoint.Unknown, ID: id, Source: endpoint.SourceCgroup, Process: fakeProcess(810+i, command), Cgroup: cgroup(path+"/"+id, uint64(4021+i)),
+			Engine: endpoint.Containerd, ID: id, Labels: map[string]string{}, Source: endpoint.SourceCRI, Process: fakeProcess(810+i, command),
+			Cgroup: cgroup(path+"/"+id, uint64(4021+i)),
 		})
 	}
+	e.Containers[1].Name = pointer("nginx")
 	return e
 }
 
@@ -76,7 +82,7 @@ func fakeContainer() endpoint.Endpoint {
 func fakeHostNetwork() endpoint.Endpoint {
 	e := fakeContainer()
 	e.Process, e.HostNetwork, e.Interfaces, e.Outer = fakeProcess(813, "agent"), pointer(true), []endpoint.Interface{}, nil
-	e.Containers[0].ID, e.Containers[0].Name, e.Containers[0].Engine = strings.Repeat("d", 64), nil, endpoint.Docker
+	e.Containers[0].ID, e.Containers[0].Name, e.Containers[0].Engine = strings.Repeat("d", 64), nil, endpoint.Unknown
 	return e
 }
 

@@ -22,6 +22,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/dns"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
@@ -122,20 +123,21 @@ type system struct {
 	root        string
 	netns       string
 	lockTimeout time.Duration
+	engines     engine.Sockets
 }
 
-func openSystem(_ context.Context, options datapath.Options) (Backend, error) {
+func openSystem(_ context.Context, options Options) (Backend, error) {
 	if err := enoughFiles(); err != nil {
 		return nil, err
 	}
 	if options.Root == "" {
 		options.Root = pinned.DefaultRoot
 	}
-	engine, err := datapath.Open(options)
+	kernel, err := datapath.Open(options.Options)
 	if err != nil {
 		return nil, err
 	}
-	return &system{Engine: engine, root: options.Root, netns: options.NetNS, lockTimeout: options.LockTimeout}, nil
+	return &system{Engine: kernel, root: options.Root, netns: options.NetNS, lockTimeout: options.LockTimeout, engines: options.Engines}, nil
 }
 
 // leastFiles is how many open files a command may need that loads nothing. With
@@ -151,7 +153,7 @@ func enoughFiles() error {
 }
 
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
-func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns) }
+func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns, s.engines) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) Bypass(ctx context.Context) bypass.Report  { return bypass.Find(ctx, s.Bpftool()) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }

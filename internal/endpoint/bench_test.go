@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/engine"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
 )
@@ -26,7 +27,7 @@ func BenchmarkList(b *testing.B) {
 	for i := range containers {
 		crowded(b, host, dir, i)
 	}
-	kernel := New(host)
+	kernel := New(host, engine.Sockets{})
 	for b.Loop() {
 		l, err := kernel.List(context.Background())
 		own := slices.DeleteFunc(l.Endpoints, func(e Endpoint) bool { return !within(e.Cgroup.Path, "/"+filepath.Base(dir)) })

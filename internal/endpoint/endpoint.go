@@ -1,13 +1,15 @@
 // Package endpoint says who is behind a process, a cgroup, a network namespace, an
-// interface or an address: which container, which Pod, which unit of systemd. It
-// asks the kernel alone, no engine: engines put the ids of containers and Pods into
-// the paths of cgroups.
+// interface or an address: which container, which Pod, which unit of systemd. The
+// kernel knows it: engines put the ids of containers and Pods into the paths of
+// cgroups. Names and labels are what engines say of these ids.
 package endpoint
 
 import (
 	"context"
 	"net/netip"
 	"time"
+
+	"bpfnet/internal/engine"
 )
 
 // API finds endpoints.
@@ -17,7 +19,8 @@ type API interface {
 	List(ctx context.Context) (Listing, error)
 	// Show returns the endpoints that are behind ref: several where containers
 	// share what it names. ErrNotFound if there is nobody, ErrUsage if the
-	// beginning of an id fits several, ErrPermission if this user can't tell.
+	// beginning of an id or a name fits several, ErrPermission if this user can't
+	// tell.
 	Show(ctx context.Context, ref Ref) (Listing, error)
 	// PodRoots returns the directories on cgroup2 below which all Pods are, one
 	// for each kubelet; that of a kubelet without Pods if there are none.
@@ -28,7 +31,7 @@ type API interface {
 // Listing is what was found.
 type Listing struct {
 	Endpoints []Endpoint
-	Notes     []string // what couldn't be read, and why
+	Notes     []string // what couldn't be read, who couldn't be asked, and why
 }
 
 // Kind is what an endpoint is.
@@ -37,7 +40,7 @@ type Kind string
 // The kinds.
 const (
 	KindPod       Kind = "pod"       // all containers of a Pod
-	KindContainer Kind = "container" // one that is in no Pod
+	KindContainer Kind = "container" // one that has no Pod's cgroup around it
 	KindUnit      Kind = "unit"      // of systemd, in no container
 	KindProcess   Kind = "process"   // in no container and no unit
 )
@@ -45,14 +48,20 @@ const (
 // Source is where a name comes from.
 type Source string
 
-// SourceCgroup is the path of the cgroup.
-const SourceCgroup Source = "cgroup"
+// The sources: the path of the cgroup, and who was asked.
+const (
+	SourceCgroup     Source = "cgroup"
+	SourceCRI        Source = Source(engine.CRI)
+	SourceDocker     Source = Source(engine.Docker)
+	SourcePodman     Source = Source(engine.Podman)
+	SourceContainerd Source = Source(engine.Containerd)
+)
 
 // Endpoint is what has one network namespace, and one identity there. Pointers are
 // nil where something isn't known.
 type Endpoint struct {
 	Kind       Kind
-	Pod        *Pod        // nil: not a Pod
+	Pod        *Pod        // nil: it is in none
 	Containers []Container // none of a unit and a process
 	Outer      []Outer     // containers that this one is in, the outermost first
 	Unit       *string     // "nginx.service"
@@ -68,8 +77,8 @@ type Endpoint struct {
 
 // Pod is a Pod of Kubernetes.
 type Pod struct {
-	UID             string // of a static Pod 32 digits, else with dashes
-	QoS             string // "guaranteed", "burstable", "besteffort"
+	UID             string  // of a static Pod 32 digits, else with dashes
+	QoS             *string // "guaranteed", "burstable", "besteffort"; nil if it has no cgroup
 	Namespace, Name *string
 	Labels          map[string]string // nil: not known
 	Source          Source
@@ -79,7 +88,8 @@ type Pod struct {
 type Container struct {
 	Engine  Engine
 	ID      string
-	Name    *string
+	Name    *string           // nil: not known, or it is a Pod's sandbox
+	Labels  map[string]string // nil: not known
 	Source  Source
 	Process Process // the oldest
 	Cgroup  Cgroup

@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
@@ -37,7 +38,7 @@ func newSite(t *testing.T) site {
 	t.Helper()
 	s := site{T: t, host: testkit.NetNS(t), dir: testkit.Cgroup(t)}
 	s.base = "/" + filepath.Base(s.dir)
-	s.Kernel = New(s.host)
+	s.Kernel = New(s.host, engine.Sockets{})
 	t.Cleanup(func() { removeCgroups(s.dir) })
 	return s
 }
@@ -234,7 +235,7 @@ func (s site) checkPod(e Endpoint, ns, path string, pause, app int) {
 	s.Helper()
 	s.checkNetwork(e, ns, "vethpod", "10.201.7.4", "fd77:201::4")
 	s.checkCgroup(e.Cgroup, path)
-	if e.Kind != KindPod || e.Pod == nil || e.Pod.UID != uid || e.Pod.QoS != "burstable" || e.Pod.Name != nil || e.Pod.Source != SourceCgroup {
+	if e.Kind != KindPod || e.Pod == nil || e.Pod.UID != uid || value(e.Pod.QoS) != "burstable" || e.Pod.Name != nil || e.Pod.Source != SourceCgroup {
 		s.Errorf("Pod: %+v", e)
 	}
 	s.checkProcess(e.Process, pause)

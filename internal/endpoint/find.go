@@ -18,8 +18,8 @@ import (
 const initPIDNamespace = 0xEFFFFFFC
 
 // List implements API.
-func (k *Kernel) List(context.Context) (Listing, error) {
-	s, err := newScan()
+func (k *Kernel) List(ctx context.Context) (Listing, error) {
+	s, err := newScan(ctx, &k.sockets)
 	if err != nil {
 		return Listing{}, err
 	}
@@ -31,8 +31,8 @@ func (k *Kernel) List(context.Context) (Listing, error) {
 }
 
 // Show implements API.
-func (k *Kernel) Show(_ context.Context, ref Ref) (Listing, error) {
-	s, err := newScan()
+func (k *Kernel) Show(ctx context.Context, ref Ref) (Listing, error) {
+	s, err := newScan(ctx, &k.sockets)
 	if err != nil {
 		return Listing{}, err
 	}
@@ -171,57 +171,6 @@ func (s *scan) byPID(pid int) ([]*group, error) {
 	return nil, fault.New(fault.ErrNotFound, "no process %d", pid)
 }
 
-// byPod returns the group of the Pod that has a uid.
-func (s *scan) byPod(uid string) ([]*group, error) {
-	for _, g := range s.groups {
-		if c, ok := g.members[0].container(); ok && c.pod.uid == uid {
-			return []*group{g}, nil
-		}
-	}
-	return nil, fault.New(fault.ErrNotFound, "no Pod %q has a process", uid).Hint("bpfnet endpoint list")
-}
-
-// byContainer returns the group of the container that has an id, or the only one
-// whose id begins like that.
-func (s *scan) byContainer(id string) ([]*group, error) {
-	found := map[string][]*group{}
-	for _, g := range s.groups {
-		for _, p := range g.members {
-			c, ok := p.container()
-			if ok && strings.HasPrefix(c.id, id) && !slices.Contains(found[c.id], g) {
-				found[c.id] = append(found[c.id], g)
-			}
-		}
-	}
-	if exact := found[id]; exact != nil {
-		return exact, nil
-	}
-	var ids []string
-	for id := range found {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	switch len(ids) {
-	case 0:
-		return nil, fault.New(fault.ErrNotFound, "no container %q has a process", id).Hint("bpfnet endpoint list")
-	case 1:
-		return found[ids[0]], nil
-	}
-	return nil, ambiguous(id, ids)
-}
-
-// mostCandidates is how many of the ids that fit an error lists.
-const mostCandidates = 5
-
-func ambiguous(id string, ids []string) error {
-	more := ""
-	if n := len(ids) - mostCandidates; n > 0 {
-		ids, more = ids[:mostCandidates], fmt.Sprintf(" and %d more", n)
-	}
-	return fault.New(fault.ErrUsage, "the ids of several containers begin with %q: %s%s", id, strings.Join(ids, ", "), more).
-		Hint("give more of the id")
-}
-
 // byCgroup returns the group that a cgroup belongs to, or else those that are below
 // it.
 func (s *scan) byCgroup(ref Ref) ([]*group, error) {
@@ -273,7 +222,7 @@ func lacking() string { return probe.Lacking(probe.CapSysPtrace, probe.CapSysAdm
 
 // listing describes groups, but those that have ended meanwhile.
 func (s *scan) listing(groups []*group) Listing {
-	l := Listing{Endpoints: []Endpoint{}}
+	l := Listing{Endpoints: []Endpoint{}, Notes: s.unasked}
 	closed := 0
 	for _, g := range groups {
 		first := g.members[0]

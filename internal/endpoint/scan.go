@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"cmp"
+	"context"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,17 +10,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/engine"
 	"bpfnet/internal/probe"
 )
 
 // Kernel is the API on this machine's kernel.
 type Kernel struct {
-	netns string
+	netns   string
+	sockets engine.Sockets
 }
 
 // New returns an API that looks for host-side interfaces in the network namespace
-// at a path, "" for the caller's.
-func New(netns string) *Kernel { return &Kernel{netns: netns} }
+// at a path, "" for the caller's, and asks the engines at some sockets for names.
+func New(netns string, sockets engine.Sockets) *Kernel { return &Kernel{netns, sockets} }
 
 // scan is one look at all processes.
 type scan struct {
@@ -30,6 +33,8 @@ type scan struct {
 	groups     []*group
 	namespaces map[namespaceKey]*namespace
 	host       *host
+	told       map[string]engine.Container // by the path of its cgroup
+	unasked    []string                    // engines that couldn't be asked, and why
 }
 
 // namespaceKey is the inode of a network namespace, or where that may not be read, a
@@ -88,8 +93,15 @@ func compareAge(a, b *process) int {
 }
 
 // newScan reads all processes, and puts them into groups, sorted by their cgroup.
-func newScan() (*scan, error) {
-	s := &scan{namespaces: map[namespaceKey]*namespace{}}
+// Meanwhile engines are asked, unless sockets is nil.
+func newScan(ctx context.Context, sockets *engine.Sockets) (*scan, error) {
+	s := &scan{namespaces: map[namespaceKey]*namespace{}, told: map[string]engine.Container{}}
+	answer := make(chan engine.Answer, 1)
+	if sockets == nil {
+		answer <- engine.Answer{}
+	} else {
+		go func() { answer <- engine.Ask(ctx, *sockets) }()
+	}
 	var err error
 	if s.boot, err = bootTime(); err != nil {
 		return nil, err
@@ -100,6 +112,10 @@ func newScan() (*scan, error) {
 		return nil, err
 	}
 	s.hidden = hidden
+	s.match(processes, <-answer)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
 	known := map[groupKey]*group{}
 	for _, p := range processes {
 		key := p.groupKey()
@@ -161,9 +177,9 @@ func (s *scan) endpoint(g *group, n *namespace) Endpoint {
 	c, inContainer := first.container()
 	switch {
 	case inContainer && c.pod.uid != "":
-		e.Kind, e.Pod = KindPod, &Pod{UID: c.pod.uid, QoS: c.pod.qos, Source: SourceCgroup}
+		e.Kind, e.Pod = KindPod, s.pod(g, c.pod)
 	case inContainer:
-		e.Kind = KindContainer
+		e.Kind, e.Pod = KindContainer, s.pod(g, c.pod)
 	case first.unit != "":
 		e.Kind = KindUnit
 	}
@@ -180,9 +196,13 @@ func (s *scan) containers(g *group) []Container {
 			continue
 		}
 		seen[c.path] = true
-		list = append(list, Container{
+		one := Container{
 			Engine: c.engine, ID: c.id, Name: known(c.name), Source: SourceCgroup, Process: s.process(p), Cgroup: s.cgroup(p, c.path),
-		})
+		}
+		if told, ok := s.told[c.path]; ok {
+			one.Name, one.Labels, one.Source = known(told.Name), told.Labels, Source(told.Source)
+		}
+		list = append(list, one)
 	}
 	return list
 }

@@ -66,8 +66,8 @@ func (p podLevel) root() string {
 }
 
 // PodRoots implements API.
-func (k *Kernel) PodRoots(context.Context) ([]string, error) {
-	s, err := newScan()
+func (k *Kernel) PodRoots(ctx context.Context) ([]string, error) {
+	s, err := newScan(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
