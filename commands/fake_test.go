@@ -317,12 +317,11 @@ func (f *fake) Bpftool() bpftool.API                            { return f.bpfto
 // Follow tells of a Pod that is there, one that comes and goes, and one that can't be
 // attached to.
 func (f *fake) Follow(_ context.Context, r datapath.AttachRequest, tell func(follow.Event) error) error {
-	pod := fakePod().Pod
-	named := *pod
-	named.Namespace, named.Name = pointer("shop"), pointer("web")
+	named, nameless := *fakePod().Pod, *fakePod().Pod
+	nameless.Namespace, nameless.Name = nil, nil
 	last := []traffic.Entry{{Address: netip.MustParseAddr("10.77.0.6"), Counters: traffic.Counters{TransmitBytes: 4200, TransmitPackets: 100, ReceiveBytes: 42, ReceivePackets: 1}}}
 	for i, e := range []follow.Event{
-		{Kind: follow.Adopted, DevName: "veth-a", IfIndex: 4, Pod: pod},
+		{Kind: follow.Adopted, DevName: "veth-a", IfIndex: 4, Pod: &nameless},
 		{Kind: follow.Attached, DevName: "veth-b", IfIndex: 5, Took: 12345 * time.Microsecond},
 		{Kind: follow.Identified, DevName: "veth-b", IfIndex: 5, Pod: &named},
 		{Kind: follow.Failed, DevName: "veth-c", IfIndex: 6, Err: fault.New(fault.ErrConflict, "attach %s %q: busy", r.Hook, r.Name)},

@@ -161,7 +161,7 @@ func (s *system) Blocklist() blocklist.API                  { return blocklist.N
 func (s *system) Close() error                              { return nil }
 
 func (s *system) Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error {
-	f := follow.Follower{API: s.Engine, Endpoints: s.Endpoints(), Request: request, NetNS: s.netns, Tell: tell}
+	f := follow.Follower{API: s.Engine, Endpoints: endpoint.New(s.netns, s.engines), Request: request, NetNS: s.netns, Tell: tell}
 	loaded, err := s.Instances(ctx, request.Name)
 	if err != nil {
 		return err

@@ -30,6 +30,26 @@ func (k *Kernel) List(ctx context.Context) (Listing, error) {
 	return s.listing(s.groups), nil
 }
 
+// Behind returns the containers and Pods that have one of some host-side interfaces,
+// by their indexes. It is fast: it asks no engine, so that only ids are known, and
+// enters no network namespace, so that addresses aren't.
+func (k *Kernel) Behind(ctx context.Context, indexes []uint32) (Listing, error) {
+	s, err := newScan(ctx, nil)
+	if err != nil {
+		return Listing{}, err
+	}
+	s.outside = true
+	s.groups = slices.DeleteFunc(s.groups, func(g *group) bool { return !g.inContainer() })
+	if err := s.readNetworks(k.netns, s.groups, false); err != nil {
+		return Listing{}, err
+	}
+	l := s.listing(s.groups)
+	l.Endpoints = slices.DeleteFunc(l.Endpoints, func(e Endpoint) bool {
+		return !slices.ContainsFunc(e.HostSides(), func(i Interface) bool { return slices.Contains(indexes, uint32(*i.IfIndex)) })
+	})
+	return l, nil
+}
+
 // Show implements API.
 func (k *Kernel) Show(ctx context.Context, ref Ref) (Listing, error) {
 	s, err := newScan(ctx, &k.sockets)

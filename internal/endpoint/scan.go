@@ -35,6 +35,7 @@ type scan struct {
 	host       *host
 	told       map[string]engine.Container // by the path of its cgroup
 	unasked    []string                    // engines that couldn't be asked, and why
+	outside    bool                        // network namespaces aren't entered
 }
 
 // namespaceKey is the inode of a network namespace, or where that may not be read, a
@@ -138,6 +139,7 @@ func (s *scan) readNetworks(path string, groups []*group, all bool) (err error) 
 		return err
 	}
 	defer s.host.close()
+	s.host.outside = s.outside
 	var list []*namespace
 	for _, g := range groups {
 		for _, p := range g.members {

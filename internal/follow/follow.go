@@ -45,6 +45,9 @@ type Event struct {
 
 // Endpoints finds the Pods.
 type Endpoints interface {
+	// Behind finds those that have interfaces, fast, and without names.
+	Behind(ctx context.Context, indexes []uint32) (endpoint.Listing, error)
+	// List finds all, and asks engines for their names.
 	List(ctx context.Context) (endpoint.Listing, error)
 }
 
@@ -68,17 +71,10 @@ type Follower struct {
 	known   map[uint32]*device   // attached
 	waiting map[uint32]*waiting  // not attached, as nobody knows whose they are, or for an error
 	heard   map[uint32]time.Time // when the kernel told of an interface
+	looked  bool                 // at what there was in the beginning
 
-	found chan answer   // to the question for endpoints that is being asked
-	asked bool          // it is
-	due   time.Time     // of the next question
-	pause time.Duration // before the one after
-}
-
-// answer is that of Endpoints.
-type answer struct {
-	endpoint.Listing
-	err error
+	owners question // whose interfaces are
+	names  question // what Pods are called
 }
 
 // device is an interface that the program is attached to.
@@ -95,11 +91,6 @@ type waiting struct {
 }
 
 const (
-	// shortest is after what time it is asked again who is behind a new interface;
-	// each further question comes after twice as long, up to longest.
-	shortest = 25 * time.Millisecond
-	longest  = 5 * time.Second
-
 	// patience is how long an interface in a namespace that an engine made for a
 	// Pod may be without a process: the Pod's image may have to be fetched.
 	patience = 2 * time.Minute
@@ -108,7 +99,7 @@ const (
 // Run attaches until ctx ends, which isn't an error, and leaves everything attached.
 func (f *Follower) Run(ctx context.Context) error {
 	f.known, f.waiting, f.heard = map[uint32]*device{}, map[uint32]*waiting{}, map[uint32]time.Time{}
-	f.found, f.pause = make(chan answer, 1), shortest
+	f.owners, f.names = newQuestion(), newQuestion()
 	news, err := subscribe(ctx, f.NetNS)
 	if err != nil {
 		return err
@@ -120,19 +111,18 @@ func (f *Follower) Run(ctx context.Context) error {
 		if err := f.look(ctx); err != nil {
 			return unlessEnded(ctx, err)
 		}
-		var due <-chan time.Time
-		if !f.asked {
-			due = time.After(time.Until(f.due))
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case index, open := <-news:
 			news, err = f.hear(ctx, news, index, open)
-		case answer := <-f.found:
-			f.asked = false
-			err = f.settle(ctx, answer)
-		case <-due:
+		case found := <-f.owners.answers:
+			f.owners.asked = false
+			err = f.settle(ctx, found)
+		case found := <-f.names.answers:
+			f.names.asked = false
+			err = f.settle(ctx, found)
+		case <-time.After(min(f.owners.next(), f.names.next())):
 		}
 		if err != nil {
 			return unlessEnded(ctx, err)
@@ -264,6 +254,7 @@ func (f *Follower) look(ctx context.Context) error {
 		return err
 	}
 	f.compare(here)
+	f.looked = true
 	if err := f.attachEarly(ctx, here); err != nil {
 		return err
 	}
@@ -278,35 +269,25 @@ func (f *Follower) compare(here host) {
 	for index := range here.sides {
 		if f.known[index] == nil && f.waiting[index] == nil {
 			f.waiting[index] = &waiting{}
-			f.due, f.pause = time.Now(), shortest
+			f.owners.soon()
+			if f.heard[index].IsZero() && f.looked {
+				f.heard[index] = time.Now()
+			}
 		}
 	}
 }
 
-// ask asks who is behind interfaces, if that is due and something isn't known. The
-// answer comes through found: an engine that hangs holds nothing else up.
+// ask asks who is behind interfaces, and for names, where they aren't known.
 func (f *Follower) ask(ctx context.Context) {
-	switch {
-	case f.asked, time.Now().Before(f.due):
-	case len(f.waiting) == 0 && !f.anyUnknown():
-		f.due = time.Now().Add(longest)
-	default:
-		f.asked = true
-		f.due, f.pause = time.Now().Add(f.pause), min(longest, 2*f.pause)
-		go func() {
-			listing, err := f.Endpoints.List(ctx)
-			f.found <- answer{listing, err}
-		}()
-	}
-}
-
-func (f *Follower) anyUnknown() bool {
-	for _, d := range f.known {
-		if d.pod == nil || d.pod.Name == nil {
-			return true
+	unknown, nameless := slices.Collect(maps.Keys(f.waiting)), false
+	for index, d := range f.known {
+		if d.pod == nil {
+			unknown = append(unknown, index)
 		}
+		nameless = nameless || d.pod != nil && d.pod.Name == nil
 	}
-	return false
+	f.owners.ask(len(unknown) > 0, func() (endpoint.Listing, error) { return f.Endpoints.Behind(ctx, unknown) })
+	f.names.ask(nameless, func() (endpoint.Listing, error) { return f.Endpoints.List(ctx) })
 }
 
 // attachEarly attaches to interfaces of namespaces that engines make for Pods, before
@@ -435,6 +416,9 @@ func (f *Follower) settle(ctx context.Context, found answer) error {
 			pods = append(pods, candidate{index, here.sides[index].name, e.Pod})
 		}
 	}
+	if len(pods) > 0 {
+		f.names.soon()
+	}
 	if err := f.attach(ctx, pods); err != nil {
 		return err
 	}
@@ -452,7 +436,10 @@ func (f *Follower) recognize(ctx context.Context, index uint32, d *device, e end
 	switch {
 	case found && e.Pod != nil:
 		news := d.pod == nil || d.pod.Name == nil && e.Pod.Name != nil
-		d.pod, d.early = e.Pod, time.Time{}
+		if d.pod == nil || e.Pod.Name != nil {
+			d.pod = e.Pod
+		}
+		d.early = time.Time{}
 		if news {
 			return f.tell(Event{Kind: Identified, DevName: d.name, IfIndex: index, Pod: d.pod})
 		}

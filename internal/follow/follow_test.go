@@ -18,6 +18,7 @@ import (
 
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
@@ -67,7 +68,7 @@ func (n *node) follow() (end func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	f := &Follower{
-		API: n.api, Endpoints: endpoint.New(n.host), Counters: traffic.NewReader(n.api, "pod-traffic"), NetNS: n.host,
+		API: n.api, Endpoints: endpoint.New(n.host, engine.Sockets{}), Counters: traffic.NewReader(n.api, "pod-traffic"), NetNS: n.host,
 		Request: datapath.AttachRequest{Hook: "tc", Name: "pod-traffic", Direction: datapath.Both},
 		Tell:    func(e Event) error { n.events <- e; return nil },
 	}
