@@ -20,18 +20,28 @@ func cgroupCommand(env *Env) *cli.Command {
 			Name:      "show",
 			Aliases:   []string{"list"},
 			Usage:     "programs of a cgroup",
-			ArgsUsage: "CGROUP [effective]",
-			Flags:     []cli.Flag{&cli.BoolFlag{Name: "effective", Usage: "the programs that run for its processes: those of the cgroups above it, too"}},
-			Action:    env.cgroupShow,
+			ArgsUsage: "[CGROUP] [effective]",
+			Flags: []cli.Flag{
+				&cli.BoolFlag{Name: "effective", Usage: "the programs that run for its processes: those of the cgroups above it, too"},
+				podFlag("in place of CGROUP, that"), containerFlag("in place of CGROUP, that"),
+			},
+			Action: env.cgroupShow,
 		}},
 	}
 }
 
 func (e *Env) cgroupShow(c *cli.Context) error {
-	if err := args(c, "CGROUP", "[effective]"); err != nil {
+	whose, err := selectOne(c, "pod", "container")
+	if err != nil {
 		return err
 	}
-	word := c.Args().Get(1)
+	names, word := []string{"CGROUP", "[effective]"}, c.Args().Get(1)
+	if whose.isEndpoint() {
+		names, word = names[1:], c.Args().First()
+	}
+	if err := args(c, names...); err != nil {
+		return err
+	}
 	if word != "" && word != "effective" {
 		return usage(c, "unexpected argument %q", word)
 	}
@@ -40,7 +50,16 @@ func (e *Env) cgroupShow(c *cli.Context) error {
 		return err
 	}
 	defer b.Close()
-	g, err := b.Bpftool().Cgroup(c.Context, c.Args().First(), word != "" || c.Bool("effective"))
+	dir := c.Args().First()
+	if whose.isEndpoint() {
+		t, err := findTargets(c, b, "cgroup", whose)
+		if err != nil {
+			return err
+		}
+		e.notes(c, t.notes)
+		dir = t.cgroups[0]
+	}
+	g, err := b.Bpftool().Cgroup(c.Context, dir, word != "" || c.Bool("effective"))
 	if err != nil {
 		return err
 	}

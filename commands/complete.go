@@ -1,9 +1,11 @@
 package commands
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -12,6 +14,7 @@ import (
 	"bpfnet/internal/alert"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 	"bpfnet/pinned"
@@ -154,6 +157,8 @@ func (co *completer) value(flag string) []string {
 	case "dev":
 		names, _ := co.env.Interfaces() // no names, no candidates
 		return names
+	case "pod", "container":
+		return co.endpointNames(flag)
 	case "direction":
 		return []string{string(datapath.Ingress), string(datapath.Egress), string(datapath.Both)}
 	case "mode":
@@ -243,6 +248,33 @@ func (co *completer) endpoints() []string {
 		words = append(words, "dev:"+device)
 	}
 	return words
+}
+
+// longestLook is how long names may take that somebody waits for.
+const longestLook = 100 * time.Millisecond
+
+// endpointNames completes a Pod or a container.
+func (co *completer) endpointNames(kind string) []string {
+	ctx, cancel := context.WithTimeout(context.Background(), longestLook)
+	defer cancel()
+	b, err := co.env.Open(ctx, Options{})
+	if err != nil {
+		return nil
+	}
+	defer b.Close()
+	var names []string
+	found, _ := b.Endpoints().List(ctx) // no endpoints, no candidates
+	for _, e := range found.Endpoints {
+		if kind == "pod" && e.Kind == endpoint.KindPod {
+			names = append(names, podName(e.Pod.Namespace, e.Pod.Name, &e.Pod.UID))
+		}
+		for _, one := range e.Containers {
+			if kind == "container" {
+				names = append(names, containerName(one))
+			}
+		}
+	}
+	return names
 }
 
 // nextArgument completes an argument that others stand before.

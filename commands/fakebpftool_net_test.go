@@ -74,6 +74,8 @@ func (fakeBpftool) Network(_ context.Context, device string) (bpftool.Network, e
 	case "":
 	case "eth0":
 		n.TC = n.TC[:1]
+	case "lo":
+		n.XDP, n.TC = nil, []bpftool.TC{{Device: bpftool.Device{DevName: "lo", IfIndex: 1}, Kind: "clsact/egress", Running: running(0, 0, "", "")}}
 	default:
 		return n, fault.New(fault.ErrNotFound, "show network of %q: no such interface", device)
 	}

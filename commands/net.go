@@ -23,8 +23,11 @@ func netCommand(env *Env) *cli.Command {
 			Aliases:   []string{"list"},
 			Usage:     "programs on the interfaces and in the stack of the network namespace",
 			ArgsUsage: "[dev NAME]",
-			Flags:     []cli.Flag{&cli.StringFlag{Name: "dev", Usage: "only the programs of interface `NAME`"}},
-			Action:    env.netShow,
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "dev", Usage: "only the programs of interface `NAME`"},
+				podFlag("only those of " + hostSide), containerFlag("only those of " + hostSide),
+			},
+			Action: env.netShow,
 		}},
 	}
 }
@@ -34,12 +37,19 @@ func (e *Env) netShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	whose, err := selectOne(c, "dev", "pod", "container")
+	if err != nil {
+		return err
+	}
+	if whose.isEndpoint() && device != "" {
+		return usage(c, "%s and an interface exclude each other", dashed(whose.flag))
+	}
 	p, b, err := e.open(c)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	n, err := b.Bpftool().Network(c.Context, device)
+	n, err := e.network(c, b, device, whose)
 	if err != nil {
 		return err
 	}
@@ -48,10 +58,33 @@ func (e *Env) netShow(c *cli.Context) error {
 		return p.List(n.Bpftool(), nil)
 	}
 	docs := []netDoc{}
-	for _, row := range n.Rows(device == "") {
+	for _, row := range n.Rows(device == "" && !whose.isEndpoint()) {
 		docs = append(docs, netDoc{"bpfnet.net/v1", row})
 	}
 	return p.List(docs, func() output.Table { return netTable(docs) })
+}
+
+// network reads what is attached to an interface, to those of an endpoint, or to
+// all for "", and what isn't an interface's.
+func (e *Env) network(c *cli.Context, b Backend, device string, whose selection) (bpftool.Network, error) {
+	if !whose.isEndpoint() {
+		return b.Bpftool().Network(c.Context, device)
+	}
+	t, err := findTargets(c, b, "tc", whose)
+	if err != nil {
+		return bpftool.Network{}, err
+	}
+	e.notes(c, t.notes)
+	var all bpftool.Network
+	for _, d := range t.devices {
+		one, err := b.Bpftool().Network(c.Context, *d.DevName)
+		if err != nil {
+			return all, err
+		}
+		one.XDP, one.TC = append(all.XDP, one.XDP...), append(all.TC, one.TC...)
+		all = one
+	}
+	return all, nil
 }
 
 // netDevice is the interface that is asked for, by --dev or in bpftool's words;

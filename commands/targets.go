@@ -219,7 +219,7 @@ func leftOut(e endpoint.Endpoint) []string {
 	var notes []string
 	for _, i := range e.Interfaces {
 		if i.DevName == nil && len(e.HostSides()) > 0 {
-			notes = append(notes, fmt.Sprintf("%s (%s) of %s has no end on the host, so it isn't attached to", optional(i.InnerDevName), i.Kind, endpointName(e)))
+			notes = append(notes, fmt.Sprintf("%s (%s) of %s has no end on the host and is left out", optional(i.InnerDevName), i.Kind, endpointName(e)))
 		}
 	}
 	return notes
@@ -278,15 +278,14 @@ func endpointName(e endpoint.Endpoint) string {
 	case endpoint.KindPod:
 		return "Pod " + podName(e.Pod.Namespace, e.Pod.Name, &e.Pod.UID)
 	case endpoint.KindContainer:
-		return "container " + containerName(e)
+		return "container " + containerName(e.Containers[0])
 	case endpoint.KindUnit:
 		return "unit " + optional(e.Unit)
 	}
 	return fmt.Sprintf("process %d", e.Process.PID)
 }
 
-func containerName(e endpoint.Endpoint) string {
-	one := e.Containers[0]
+func containerName(one endpoint.Container) string {
 	if one.Name == nil {
 		return shortened(one.ID)
 	}
@@ -299,7 +298,7 @@ func selector(e endpoint.Endpoint) (flag, value string) {
 	case endpoint.KindPod:
 		return "pod", podName(e.Pod.Namespace, e.Pod.Name, &e.Pod.UID)
 	case endpoint.KindContainer:
-		return "container", containerName(e)
+		return "container", containerName(e.Containers[0])
 	}
 	return "cgroup", cmp.Or(optional(e.Cgroup.Dir), "DIR")
 }

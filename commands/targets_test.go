@@ -94,7 +94,7 @@ func TestTargets(t *testing.T) {
 		want string // of all attachments the hooks and targets, or the first line of the error
 		says string // on stderr
 	}{
-		{"tc x --direction ingress --pod shop/web", 0, "tcx_ingress veth-a, tcx_ingress eth0", "note: eth2 (macvlan) of Pod shop/web has no end on the host, so it isn't attached to"},
+		{"tc x --direction ingress --pod shop/web", 0, "tcx_ingress veth-a, tcx_ingress eth0", "note: eth2 (macvlan) of Pod shop/web has no end on the host and is left out"},
 		{"xdp x --container web", 0, "xdp veth-a", ""},
 		{"xdp x --container app", 0, "xdp veth-a", ""},
 		{"cgroup x --pod shop/web", 0, "cgroup " + app, ""},
@@ -274,6 +274,52 @@ func TestWatchEndpoint(t *testing.T) {
 		}
 		if got := strings.Join(shown, " "); exit != test.exit || got != test.want || !strings.Contains(stderr, test.says) {
 			t.Errorf("watch %s: exit %d, shows %s\n%s", test.line, exit, got, stderr)
+		}
+	}
+}
+
+func TestShowOfEndpoint(t *testing.T) {
+	for _, test := range []struct {
+		line string
+		exit int
+		want []string // in what is printed
+	}{
+		{"net show --pod shop/one", 0, []string{`"devname":"eth0"`}},
+		{"net show --pod shop/two", 0, []string{`"devname":"eth0"`, `"devname":"lo"`}},
+		{"net show --pod shop/agent", 3, []string{"shares the host's network"}},
+		{"net show dev eth0 --pod shop/one", 2, []string{"--pod and an interface exclude each other"}},
+		{"net show --dev eth0 --pod shop/one", 2, []string{"--dev and --pod exclude each other"}},
+		{"cgroup show --pod shop/one", 0, []string{"count_ingress"}},
+		{"cgroup show --container app effective", 0, []string{"count_ingress", "tune"}},
+		{"cgroup show /sys/fs/cgroup/x --container app", 2, []string{"unexpected argument"}},
+		{"cgroup show --pod shop/old", 6, []string{"not below a cgroup2 mount"}},
+	} {
+		f := scriptFake()
+		pods := newFakePods()
+		pods["pod:shop/one"] = []endpoint.Endpoint{named("one", "eth0")}
+		pods["pod:shop/two"] = []endpoint.Endpoint{named("two", "eth0", "lo")}
+		f.endpoints = pods
+		exit, stdout, stderr := f.on(test.line + " -o ndjson")
+		for _, want := range test.want {
+			if exit != test.exit || !strings.Contains(stdout+stderr, want) || strings.Contains(stdout, "dissect") {
+				t.Errorf("%s: exit %d\n%s%s", test.line, exit, stdout, stderr)
+			}
+		}
+	}
+}
+
+func TestCompleteEndpoints(t *testing.T) {
+	env := completeEnv(t)
+	for _, test := range []struct {
+		in, want []string
+	}{
+		{[]string{"attach", "tc", "mine", "--pod", ""}, []string{"0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f"}},
+		{[]string{"attach", "cgroup", "mine", "--container", ""}, []string{strings.Repeat("a", 12), strings.Repeat("b", 12), "web", strings.Repeat("d", 12)}},
+		{[]string{"watch", "pods", "--container=w"}, []string{"--container=web"}},
+		{[]string{"run", "pod-traffic", "--pod=0"}, []string{"--pod=0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f"}},
+	} {
+		if got := bareWords(complete(env, test.in)); !slices.Equal(got, test.want) {
+			t.Errorf("complete(%q) = %q, want %q", test.in, got, test.want)
 		}
 	}
 }
