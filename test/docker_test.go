@@ -60,6 +60,7 @@ func TestDocker(t *testing.T) {
 	if got := d.endpoint("container:"+web, `.[0].interfaces[0].addresses | join(" ")`); got != strings.Join(addresses, " ") {
 		t.Errorf("addresses: %s, Docker has %s", got, addresses)
 	}
+	d.watched(web)
 	d.docker("rm", "-f", "beside", "web")
 	again := d.docker("run", "-d", "--name", "web", "sleeper:1")
 	if got := d.endpoint(addresses[0], `[.[].containers[0].id] | join(" ")`); got != again {
@@ -67,5 +68,27 @@ func TestDocker(t *testing.T) {
 	}
 	if got := d.endpoint("container:"+web, "."); !strings.Contains(got, `"not_found"`) {
 		t.Errorf("the container that has gone: %s", got)
+	}
+}
+
+// watched counts a container's traffic, and looks at it by the pid that Docker
+// tells.
+func (d dockerHost) watched(id string) {
+	d.Helper()
+	cmd := d.command("bash", "-euc", `
+on() { nsenter --net=/run/netns/$NS "$@"; }
+on bpfnet load pod-traffic
+on bpfnet attach tc pod-traffic --container $ID --direction both
+docker exec web /busybox ping -q -c3 10.204.0.1 >&2
+docker inspect -f '{{.State.Pid}}' web | on xargs bpfnet watch pods -o json --once --pid | jq -c '.pods[] | select(.address == "10.204.0.2") | .transmit_packets >= 3'
+docker inspect -f '{{.State.Pid}}' host | on xargs bpfnet watch pods -o json --once --pid | jq '.pods | length'
+on bpfnet unload pod-traffic --detach`)
+	cmd.Env = append(os.Environ(), "NS="+d.namespace, "ID="+id, "BPFNET_BPFFS="+testkit.Root(d))
+	cmd.Args[1] += ":" + filepath.Dir(binary)
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	out, err := cmd.Output()
+	if err != nil || !strings.Contains(string(out), "true\n0\n") {
+		d.Errorf("watched: %v\n%s%s", err, out, &log)
 	}
 }
