@@ -165,10 +165,14 @@ func (e *Env) attach(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	already := fmt.Sprintf("%q is attached already", answer.Name)
+	if len(answer.Attachments) == 0 {
+		already = "nothing is left to attach to"
+	}
 	e.done(c, p, done{
 		changed: answer.Changed,
 		did:     fmt.Sprintf("attached %q", answer.Name),
-		already: fmt.Sprintf("%q is attached already", answer.Name),
+		already: already,
 		notes:   attachmentNotes(answer.Attachments),
 	})
 	e.notes(c, answer.Notes)

@@ -51,7 +51,9 @@ func (e *Engine) Attach(ctx context.Context, reqs ...AttachRequest) (Attached, e
 			for _, s := range steps {
 				attached.Changed = attached.Changed || s.doc.Changed
 				attached.Attachments = append(attached.Attachments, s.doc)
-				existing = append(existing, s.doc)
+				if s.fresh {
+					existing = append(existing, s.doc)
+				}
 			}
 		}
 		return nil
