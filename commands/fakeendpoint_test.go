@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,4 +93,27 @@ func fakeUnit() endpoint.Endpoint {
 
 func (fakeEndpoints) PodRoots(context.Context) ([]string, error) {
 	return []string{"/sys/fs/cgroup/kubepods"}, nil
+}
+
+func (fakeEndpoints) CgroupOf(e endpoint.Endpoint, ref endpoint.Ref) (endpoint.Cgroup, map[uint64]bool, error) {
+	form, value, _ := strings.Cut(ref.String(), ":")
+	c := e.Cgroup
+	if form == "pid" {
+		for _, one := range e.Containers {
+			if strconv.Itoa(one.Process.PID) == value {
+				c = one.Cgroup
+			}
+		}
+	}
+	if form == "container" {
+		one, ok := e.Container(value)
+		if !ok {
+			return c, nil, fault.New(fault.ErrNotFound, "find %s: the endpoint that it is in has no container of that name", ref)
+		}
+		c = one.Cgroup
+	}
+	if c.Dir == nil {
+		return c, nil, nil
+	}
+	return c, map[uint64]bool{*c.ID: true}, nil
 }

@@ -142,7 +142,7 @@ func findTargets(c *cli.Context, b Backend, hook string, s selection) (targets, 
 		t.notes = append(t.notes, leftOut(one)...)
 		return t, err
 	}
-	cgroup, err := cgroupOf(one, s)
+	cgroup, _, err := b.Endpoints().CgroupOf(one, s.ref)
 	if err == nil && cgroup.Dir == nil {
 		err = noCgroup(one, cgroup)
 	}
@@ -163,27 +163,6 @@ func oneEndpoint(c *cli.Context, b Backend, s selection) (endpoint.Endpoint, []s
 			Hint("bpfnet endpoint show %s", s.ref)
 	}
 	return found.Endpoints[0], found.Notes, nil
-}
-
-// cgroupOf is the cgroup that a selection means of an endpoint: of a container in a
-// Pod its own.
-func cgroupOf(e endpoint.Endpoint, s selection) (endpoint.Cgroup, error) {
-	switch s.flag {
-	case "container":
-		one, ok := e.Container(s.value)
-		if !ok {
-			return endpoint.Cgroup{}, fault.New(fault.ErrNotFound, "container %q is in %s, which has no container of that name", s.value, endpointName(e)).
-				Hint("bpfnet endpoint show %s", s.ref)
-		}
-		return one.Cgroup, nil
-	case "pid":
-		for _, one := range e.Containers {
-			if fmt.Sprint(one.Process.PID) == s.value {
-				return one.Cgroup, nil
-			}
-		}
-	}
-	return e.Cgroup, nil
 }
 
 func noCgroup(e endpoint.Endpoint, cgroup endpoint.Cgroup) error {
@@ -395,11 +374,11 @@ func (e *Env) podsOf(c *cli.Context, b Backend, point traffic.Point, s selection
 		return nil, err
 	}
 	e.notes(c, notes)
-	cgroup, err := cgroupOf(one, s)
+	cgroup, cgroups, err := b.Endpoints().CgroupOf(one, s.ref)
 	if err != nil {
 		return nil, err
 	}
-	devices, cgroups := onHost(one.Interfaces), cgroup.IDs()
+	devices := onHost(one.Interfaces)
 	_, reason := hostSides(one)
 	switch {
 	case reason != nil && (point == traffic.TC || len(cgroups) == 0):

@@ -17,6 +17,10 @@ import (
 // fakePods are endpoints with names, by what they are found by.
 type fakePods map[string][]endpoint.Endpoint
 
+func (fakePods) CgroupOf(e endpoint.Endpoint, ref endpoint.Ref) (endpoint.Cgroup, map[uint64]bool, error) {
+	return fakeEndpoints{}.CgroupOf(e, ref)
+}
+
 func (p fakePods) List(context.Context) (endpoint.Listing, error) {
 	l := endpoint.Listing{Notes: []string{"listed"}}
 	for _, ref := range slices.Sorted(keysOf(p)) {
@@ -108,7 +112,7 @@ func TestTargets(t *testing.T) {
 		{"xdp x --pod shop/closed", 5, `bpfnet: attach xdp "x": the network of Pod shop/closed can't be looked into`, "attach cgroup"},
 		{"xdp x --pod twice", 2, `bpfnet: attach xdp "x": pod:twice means 2 endpoints: Pod shop/a, Pod shop/b`, "hint: bpfnet endpoint show pod:twice\n"},
 		{"xdp x --pod nobody/here", 3, `bpfnet: attach xdp "x": find pod:nobody/here: no process is behind it`, ""},
-		{"cgroup x --container lost", 3, `bpfnet: attach cgroup "x": container "lost" is in Pod shop/web, which has no container of that name`, ""},
+		{"cgroup x --container lost", 3, `bpfnet: attach cgroup "x": find container:lost: the endpoint that it is in has no container of that name`, ""},
 		{"cgroup x --pod shop/old", 6, `bpfnet: attach cgroup "x": the cgroup /kubepods/burstable/pod0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f of Pod shop/old is not below a cgroup2 mount`, "hint: bpfnet attach tc NAME --pod shop/old needs none\n"},
 		{"xdp x --pod shop/web --dev eth0", 2, "bpfnet: --dev and --pod exclude each other", ""},
 		{"tc x --direction both --all-pods --container web", 2, "bpfnet: --container and --all-pods exclude each other", ""},

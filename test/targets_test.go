@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -210,4 +211,32 @@ kill %%1 %%2`, dir, pathA, pathHost)
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	n.must(t, "unload", "pod-traffic")
+}
+
+// An interface that goes away while all Pods are attached to is left out, and
+// nothing of it stays.
+func TestAllPodsThatVanish(t *testing.T) {
+	n := newNode(t)
+	for _, namespace := range []string{n.podA, n.podB} {
+		_, path := place(t)
+		container(t, namespace, path, "sleep", "600")
+	}
+	n.must(t, "load", "pod-traffic")
+	w := byLink
+	if !hasFeature("tcx") {
+		w = byFilter
+	}
+	args := []string{"attach", "tc", "pod-traffic", "--all-pods", "--direction", "both", "-o", "json"}
+	calls := n.callsUntilAttached(t, w, args)
+	devices := strings.Fields(n.attached(t, "pod-traffic"))
+	order := jq(t, `[.attachments[].devname] | join(" ")`, n.must(t, append(args, "--dry-run")...))
+	n.must(t, "detach", "tc", "pod-traffic")
+	last := order[strings.LastIndex(order, " ")+1:]
+	r := n.whileAttaching(t, w.call, calls, args, func() { n.sh(t, "ip -n $HOST link del "+last) })
+	r.check(t, "attach", 0, "note: "+last+" went away before it was attached to\n")
+	other := strings.Join(slices.DeleteFunc(devices, func(d string) bool { return d == last }), " ")
+	if got := r.where(t); got != "true "+other || n.attached(t, "pod-traffic") != other || strings.Contains(n.summary(t), "!") {
+		t.Errorf("without %s: %s, left %s", last, got, n.summary(t))
+	}
+	n.must(t, "unload", "pod-traffic", "--detach")
 }

@@ -22,6 +22,11 @@ type API interface {
 	// beginning of an id or a name fits several, ErrPermission if this user can't
 	// tell.
 	Show(ctx context.Context, ref Ref) (Listing, error)
+	// CgroupOf returns the cgroup of e that ref means, by which e was found: of a
+	// container, or of a process in one, that of the container, also in a Pod. ids
+	// are those of the cgroup and of the cgroups below it, in which its processes
+	// may be, too; none where it isn't on cgroup2.
+	CgroupOf(e Endpoint, ref Ref) (c Cgroup, ids map[uint64]bool, err error)
 	// PodRoots returns the directories on cgroup2 below which all Pods are, one
 	// for each kubelet; that of a kubelet without Pods if there are none.
 	// ErrNotFound without either, ErrUnsupported if they aren't on cgroup2.

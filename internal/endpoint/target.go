@@ -19,8 +19,8 @@ func (e Endpoint) HostSides() []Interface {
 	return slices.DeleteFunc(slices.Clone(e.Interfaces), func(i Interface) bool { return i.DevName == nil || i.IfIndex == nil })
 }
 
-// Container returns the container of e that ref means, by which e was found: its
-// id, its name, or the beginning of its id.
+// Container returns the container of e that has an id or a name, or an id that
+// begins like that.
 func (e Endpoint) Container(ref string) (Container, bool) {
 	for _, is := range []func(Container) bool{
 		func(c Container) bool { return c.ID == ref },
@@ -34,13 +34,42 @@ func (e Endpoint) Container(ref string) (Container, bool) {
 	return Container{}, false
 }
 
-// IDs returns the id of the cgroup and those of the cgroups below it, in which
-// processes of a container may be, too; none where there is no cgroup2.
-func (c Cgroup) IDs() map[uint64]bool {
-	ids := map[uint64]bool{}
-	if c.ID != nil {
-		ids[*c.ID] = true
+// CgroupOf implements API.
+func (k *Kernel) CgroupOf(e Endpoint, ref Ref) (Cgroup, map[uint64]bool, error) {
+	c := e.Cgroup
+	switch ref.form {
+	case "container":
+		one, ok := e.Container(ref.value)
+		if !ok {
+			return c, nil, fault.New(fault.ErrNotFound, "find %s: the endpoint that it is in has no container of that name", ref)
+		}
+		c = one.Cgroup
+	case "pid":
+		if one, ok := e.containerOf(int(ref.number)); ok {
+			c = one.Cgroup
+		}
 	}
+	return c, c.ids(), nil
+}
+
+// containerOf returns the container of e that a process or a thread is in.
+func (e Endpoint) containerOf(pid int) (Container, bool) {
+	pid, err := leader(pid)
+	if err != nil {
+		return Container{}, false
+	}
+	p, _, err := readProcess(pid)
+	in, ok := p.container()
+	i := slices.IndexFunc(e.Containers, func(c Container) bool { return c.Cgroup.Path == in.path })
+	if err != nil || !ok || i < 0 {
+		return Container{}, false
+	}
+	return e.Containers[i], true
+}
+
+// ids returns the id of the cgroup and those of the cgroups below it.
+func (c Cgroup) ids() map[uint64]bool {
+	ids := map[uint64]bool{}
 	if c.Dir == nil {
 		return ids
 	}

@@ -2,11 +2,15 @@ package endpoint
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/testkit"
 )
 
@@ -49,30 +53,41 @@ func TestPodRoots(t *testing.T) {
 	}
 }
 
-// Cgroups that a container makes in its own belong to it.
-func TestCgroupIDs(t *testing.T) {
+// Cgroups that a container makes in its own belong to it, and processes in them.
+func TestCgroupOf(t *testing.T) {
 	s := newSite(t)
 	pod := "/kubepods/pod" + uid
-	s.run(pod+"/"+idA, s.host)
-	s.run(pod+"/"+idB+"/init.scope", s.host)
-	e := s.shown("container:%s", idB)[0]
-	c, ok := e.Container(idB[:62])
-	if !ok || c.ID != idB {
-		t.Fatalf("%+v", e.Containers)
+	first, _ := s.run(pod+"/"+idA, s.host)
+	time.Sleep(20 * time.Millisecond) // the next tick
+	s.run(pod+"/"+idB, s.host)
+	inner, _ := s.run(pod+"/"+idB+"/init.scope", s.host)
+	one := func(dirs ...string) map[uint64]bool {
+		ids := map[uint64]bool{}
+		for _, dir := range dirs {
+			ids[inode(t, filepath.Join(s.dir, pod, dir))] = true
+		}
+		return ids
 	}
-	want := map[uint64]bool{}
-	for _, dir := range []string{"", "init.scope"} {
-		want[inode(t, filepath.Join(s.dir, pod, idB, dir))] = true
+	for ref, want := range map[string]map[uint64]bool{
+		"container:" + idB:                   one(idB, idB+"/init.scope"),
+		"container:" + idB[:62]:              one(idB, idB+"/init.scope"),
+		fmt.Sprint("pid:", inner):            one(idB, idB+"/init.scope"),
+		fmt.Sprint("pid:", first):            one(idA),
+		"pod:" + uid:                         one("", idA, idB, idB+"/init.scope"),
+		"cgroup:" + s.base + pod + "/" + idA: one("", idA, idB, idB+"/init.scope"),
+	} {
+		r, err := ParseRef(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, ids, err := s.CgroupOf(s.shown("%s", ref)[0], r)
+		if err != nil || !maps.Equal(ids, want) || c.ID == nil || !want[*c.ID] {
+			t.Errorf("%s: %+v, %v, want %v, %v", ref, c, ids, want, err)
+		}
 	}
-	if got := c.Cgroup.IDs(); !maps.Equal(got, want) {
-		t.Errorf("of the container: %v, want %v", got, want)
-	}
-	want[inode(t, filepath.Join(s.dir, pod))], want[inode(t, filepath.Join(s.dir, pod, idA))] = true, true
-	if got := e.Cgroup.IDs(); !maps.Equal(got, want) {
-		t.Errorf("of the Pod: %v, want %v", got, want)
-	}
-	if got := (Cgroup{Path: "/gone"}).IDs(); len(got) > 0 {
-		t.Errorf("without cgroup2: %v", got)
+	r, _ := ParseRef("container:nobody")
+	if _, _, err := s.CgroupOf(s.shown("container:%s", idB)[0], r); !errors.Is(err, fault.ErrNotFound) {
+		t.Error(err)
 	}
 }
 
