@@ -52,11 +52,10 @@ func (e *Env) cgroupShow(c *cli.Context) error {
 	defer b.Close()
 	dir := c.Args().First()
 	if whose.isEndpoint() {
-		t, err := findTargets(c, b, "cgroup", whose)
+		t, err := e.targets(c, b, "cgroup", whose)
 		if err != nil {
 			return err
 		}
-		e.notes(c, t.notes)
 		dir = t.cgroups[0]
 	}
 	g, err := b.Bpftool().Cgroup(c.Context, dir, word != "" || c.Bool("effective"))

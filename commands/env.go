@@ -167,11 +167,10 @@ func (e *Env) netNS(c *cli.Context, options Options, name string) (string, error
 		return "", err
 	}
 	defer b.Close()
-	one, notes, err := oneEndpoint(c, b, s)
+	one, err := e.oneEndpoint(c, b, s)
 	if err != nil {
 		return "", err
 	}
-	e.notes(c, notes)
 	if one.NetNS == nil {
 		return "", fault.New(fault.ErrPermission, "the network namespace of %s can't be looked into", endpointName(one))
 	}

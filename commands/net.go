@@ -70,11 +70,10 @@ func (e *Env) network(c *cli.Context, b Backend, device string, whose selection)
 	if !whose.isEndpoint() {
 		return b.Bpftool().Network(c.Context, device)
 	}
-	t, err := findTargets(c, b, "tc", whose)
+	t, err := e.targets(c, b, "tc", whose)
 	if err != nil {
 		return bpftool.Network{}, err
 	}
-	e.notes(c, t.notes)
 	var all bpftool.Network
 	for _, d := range t.devices {
 		one, err := b.Bpftool().Network(c.Context, *d.DevName)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -114,12 +115,11 @@ func selectTarget(c *cli.Context) (selection, error) {
 type targets struct {
 	devices []endpoint.Interface // with their host sides' names; index nil: whichever has the name
 	cgroups []string
-	notes   []string
 	mayGo   bool // one that goes away is no error
 }
 
-// findTargets finds what a selection means on a hook.
-func findTargets(c *cli.Context, b Backend, hook string, s selection) (targets, error) {
+// targets finds what a selection means on a hook, and notes what users should know.
+func (e *Env) targets(c *cli.Context, b Backend, hook string, s selection) (targets, error) {
 	onDevice := hook == "tc" || hook == "xdp"
 	switch {
 	case s.flag == "dev":
@@ -127,42 +127,42 @@ func findTargets(c *cli.Context, b Backend, hook string, s selection) (targets, 
 	case s.flag == "cgroup":
 		return targets{cgroups: []string{s.value}}, nil
 	case s.flag == allPods && onDevice:
-		return podDevices(c, b)
+		return e.podDevices(c, b)
 	case s.flag == allPods:
 		roots, err := b.Endpoints().PodRoots(c.Context)
 		return targets{cgroups: roots}, err
 	}
-	one, notes, err := oneEndpoint(c, b, s)
+	one, err := e.oneEndpoint(c, b, s)
 	if err != nil {
 		return targets{}, err
 	}
-	t := targets{notes: notes}
 	if onDevice {
-		t.devices, err = hostSides(one)
-		t.notes = append(t.notes, leftOut(one)...)
-		return t, err
+		devices, err := hostSides(one)
+		e.notes(c, leftOut(one))
+		return targets{devices: devices}, err
 	}
 	cgroup, _, err := b.Endpoints().CgroupOf(one, s.ref)
 	if err == nil && cgroup.Dir == nil {
 		err = noCgroup(one, cgroup)
 	}
-	if err == nil {
-		t.cgroups = []string{*cgroup.Dir}
+	if err != nil {
+		return targets{}, err
 	}
-	return t, err
+	return targets{cgroups: []string{*cgroup.Dir}}, nil
 }
 
 // oneEndpoint finds the endpoint that a selection names.
-func oneEndpoint(c *cli.Context, b Backend, s selection) (endpoint.Endpoint, []string, error) {
+func (e *Env) oneEndpoint(c *cli.Context, b Backend, s selection) (endpoint.Endpoint, error) {
 	found, err := b.Endpoints().Show(c.Context, s.ref)
 	if err != nil {
-		return endpoint.Endpoint{}, nil, err
+		return endpoint.Endpoint{}, err
 	}
+	e.notes(c, found.Notes)
 	if n := len(found.Endpoints); n != 1 {
-		return endpoint.Endpoint{}, nil, fault.New(fault.ErrUsage, "%s means %d endpoints: %s", s.ref, n, several(found.Endpoints, endpointName)).
+		return endpoint.Endpoint{}, fault.New(fault.ErrUsage, "%s means %d endpoints: %s", s.ref, n, several(found.Endpoints, endpointName)).
 			Hint("bpfnet endpoint show %s", s.ref)
 	}
-	return found.Endpoints[0], found.Notes, nil
+	return found.Endpoints[0], nil
 }
 
 func noCgroup(e endpoint.Endpoint, cgroup endpoint.Cgroup) error {
@@ -182,7 +182,7 @@ func hostSides(e endpoint.Endpoint) ([]endpoint.Interface, error) {
 	switch {
 	case pointed(e.HostNetwork):
 		return nil, fault.New(fault.ErrNotFound, "%s has no interface: it shares the host's network", endpointName(e)).Hint("%s", inCgroup)
-	case e.Interfaces == nil:
+	case e.HostNetwork == nil:
 		return nil, fault.New(fault.ErrPermission, "the network of %s can't be looked into", endpointName(e)).Hint("%s", inCgroup)
 	}
 	inside := fmt.Sprint(e.Process.PID)
@@ -205,24 +205,22 @@ func leftOut(e endpoint.Endpoint) []string {
 }
 
 // podDevices finds the host sides of all Pods that have one.
-func podDevices(c *cli.Context, b Backend) (targets, error) {
+func (e *Env) podDevices(c *cli.Context, b Backend) (targets, error) {
 	found, err := b.Endpoints().List(c.Context)
 	if err != nil {
 		return targets{}, err
 	}
-	t := targets{notes: found.Notes, mayGo: true}
-	var pods, without []endpoint.Endpoint
-	for _, e := range found.Endpoints {
-		if e.Kind != endpoint.KindPod {
-			continue
-		}
-		pods = append(pods, e)
-		sides, err := hostSides(e)
+	e.notes(c, found.Notes)
+	pods := slices.DeleteFunc(found.Endpoints, func(one endpoint.Endpoint) bool { return one.Kind != endpoint.KindPod })
+	t := targets{mayGo: true}
+	var without []endpoint.Endpoint
+	for _, pod := range pods {
+		sides, err := hostSides(pod)
 		if err != nil {
-			without = append(without, e)
+			without = append(without, pod)
 		}
 		t.devices = append(t.devices, sides...)
-		t.notes = append(t.notes, leftOut(e)...)
+		e.notes(c, leftOut(pod))
 	}
 	inCgroup := fmt.Sprintf("bpfnet attach cgroup %s --%s", c.Args().First(), allPods)
 	switch {
@@ -231,7 +229,7 @@ func podDevices(c *cli.Context, b Backend) (targets, error) {
 	case len(without) == len(pods):
 		return t, fault.New(fault.ErrNotFound, "no Pod has an interface with an end on the host: %s", several(without, endpointName)).Hint("%s", inCgroup)
 	case len(without) > 0:
-		t.notes = append(t.notes, fmt.Sprintf("%s without an interface that has an end on the host, left out: %s; %s has all", counted(len(without), "Pod"), several(without, endpointName), inCgroup))
+		e.note(c, "note: %s without an interface that has an end on the host, left out: %s; %s has all", counted(len(without), "Pod"), several(without, endpointName), inCgroup)
 	}
 	return t, nil
 }
@@ -328,11 +326,10 @@ func (e *Env) finder(c *cli.Context, b Backend) finder {
 		if r.Hook == "trace" {
 			return []datapath.AttachRequest{r}, nil
 		}
-		t, err := findTargets(c, b, r.Hook, s)
+		t, err := e.targets(c, b, r.Hook, s)
 		if err != nil {
 			return nil, fmt.Errorf("attach %s %q: %w", r.Hook, r.Name, err)
 		}
-		e.notes(c, t.notes)
 		return t.attachRequests(r), nil
 	}
 }
@@ -343,7 +340,7 @@ func (e *Env) detachFrom(c *cli.Context, b Backend, r datapath.DetachRequest, s 
 	if s.flag == "" {
 		return []datapath.DetachRequest{r}, nil
 	}
-	t, err := findTargets(c, b, r.Hook, s)
+	t, err := e.targets(c, b, r.Hook, s)
 	if errors.Is(err, fault.ErrNotFound) {
 		e.note(c, "note: %v", err)
 		return nil, nil
@@ -351,7 +348,6 @@ func (e *Env) detachFrom(c *cli.Context, b Backend, r datapath.DetachRequest, s 
 	if err != nil {
 		return nil, fmt.Errorf("detach %s %q: %w", r.Hook, r.Name, err)
 	}
-	e.notes(c, t.notes)
 	return t.detachRequests(r), nil
 }
 
@@ -369,11 +365,10 @@ func onHost(interfaces []endpoint.Interface) map[uint32]bool {
 // podsOf says which of the rows of pod-traffic are those of an endpoint, whatever
 // their addresses.
 func (e *Env) podsOf(c *cli.Context, b Backend, point traffic.Point, s selection) (func(traffic.Key) bool, error) {
-	one, notes, err := oneEndpoint(c, b, s)
+	one, err := e.oneEndpoint(c, b, s)
 	if err != nil {
 		return nil, err
 	}
-	e.notes(c, notes)
 	cgroup, cgroups, err := b.Endpoints().CgroupOf(one, s.ref)
 	if err != nil {
 		return nil, err

@@ -88,11 +88,10 @@ func watchCountersCommand(env *Env) *cli.Command {
 			}
 			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
 				if whose.isEndpoint() {
-					t, err := findTargets(c, b, "xdp", whose)
+					t, err := env.targets(c, b, "xdp", whose)
 					if err != nil {
 						return stream{}, err
 					}
-					env.notes(c, t.notes)
 					devices := onHost(t.devices)
 					view.Match = func(index uint32) bool { return devices[index] }
 				}
