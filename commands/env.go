@@ -172,7 +172,7 @@ func (e *Env) netNS(c *cli.Context, options Options, name string) (string, error
 		return "", err
 	}
 	if one.NetNS == nil {
-		return "", fault.New(fault.ErrPermission, "the network namespace of %s can't be looked into", endpointName(one))
+		return "", closedNetwork(one)
 	}
 	return e.HoldNetNS(one.Process.PID, *one.NetNS)
 }

@@ -70,14 +70,13 @@ func newFollowDoc(name string, e follow.Event) followDoc {
 // follow attaches to the Pods that there are and to those that come, until it is
 // interrupted.
 func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datapath.AttachRequest) error {
-	found, err := podDevices(c, b)
-	if err != nil && !errors.Is(err, fault.ErrNotFound) { // there may be Pods later
+	// Its notes tell which Pods are left out. There may be some to attach to later.
+	if _, err := e.podDevices(c, b); err != nil && !errors.Is(err, fault.ErrNotFound) {
 		return err
 	}
-	e.notes(c, found.notes)
 	stream := p.Stream()
 	attached := map[uint32]bool{}
-	err = b.Follow(c.Context, request, func(event follow.Event) error {
+	err := b.Follow(c.Context, request, func(event follow.Event) error {
 		switch event.Kind {
 		case follow.Attached, follow.Adopted:
 			attached[event.IfIndex] = true

@@ -183,7 +183,7 @@ func hostSides(e endpoint.Endpoint) ([]endpoint.Interface, error) {
 	case pointed(e.HostNetwork):
 		return nil, fault.New(fault.ErrNotFound, "%s has no interface: it shares the host's network", endpointName(e)).Hint("%s", inCgroup)
 	case e.HostNetwork == nil:
-		return nil, fault.New(fault.ErrPermission, "the network of %s can't be looked into", endpointName(e)).Hint("%s", inCgroup)
+		return nil, closedNetwork(e).Hint("%s", inCgroup)
 	}
 	inside := fmt.Sprint(e.Process.PID)
 	if flag != "cgroup" {
@@ -191,6 +191,11 @@ func hostSides(e endpoint.Endpoint) ([]endpoint.Interface, error) {
 	}
 	return nil, fault.New(fault.ErrNotFound, "%s has no interface with an end on the host", endpointName(e)).
 		Hint("%s", inCgroup).Hint("in its network namespace: --netns %s --dev eth0", inside)
+}
+
+func closedNetwork(e endpoint.Endpoint) *fault.Error {
+	return fault.New(fault.ErrPermission, "the network of %s can't be looked into", endpointName(e)).
+		Hint("the processes of others take CAP_SYS_PTRACE")
 }
 
 // leftOut names the interfaces of an endpoint with host sides that have none.

@@ -204,7 +204,7 @@ func TestNetNSOfEndpoint(t *testing.T) {
 		want  string
 	}{
 		{"container:web", 0, "812 in 4026532301"},
-		{"pod:shop/closed", 5, "the network namespace of Pod shop/closed can't be looked into"},
+		{"pod:shop/closed", 5, "the network of Pod shop/closed can't be looked into"},
 		{"pod:shop/nobody", 3, "find pod:shop/nobody: no process is behind it"},
 		{"pod:twice", 2, "pod:twice means 2 endpoints"},
 		{"pod:", 2, "nothing follows the colon"},
@@ -240,7 +240,7 @@ func TestWatchEndpoint(t *testing.T) {
 		{"pods --observe cgroup --pod shop/b", 0, "", ""},
 		{"pods --pod shop/agent", 0, "", "note: Pod shop/agent has no interface: it shares the host's network, so it is only seen with --observe cgroup\n"},
 		{"pods --observe tc --pod shop/agent", 3, "", `shares the host's network","hints":["bpfnet attach cgroup NAME --pod shop/agent"]`},
-		{"pods --pid 1", 5, "", `the network of unit nginx.service can't be looked into","hints":["bpfnet attach cgroup NAME --cgroup DIR"]`},
+		{"pods --pid 1", 5, "", `the network of unit nginx.service can't be looked into","hints":["the processes of others take CAP_SYS_PTRACE","bpfnet attach cgroup NAME --cgroup DIR"]`},
 		{"pods --observe cgroup --container web", 6, "", `the cgroup /lxc/web of container web is not below a cgroup2 mount","hints":["bpfnet attach tc NAME --container web needs none"]`},
 		{"pods --pid 812", 3, "", "no process is behind it"},
 		{"pods --pid 0", 2, "", "not the number of a process"},

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -75,16 +76,14 @@ func TestDocker(t *testing.T) {
 // tells.
 func (d dockerHost) watched(id string) {
 	d.Helper()
-	cmd := d.command("bash", "-euc", `
+	cmd := d.command("env", "NS="+d.namespace, "ID="+id, "BPFNET_BPFFS="+d.root, "BPFNET="+binary, "bash", "-euc", `
 on() { nsenter --net=/run/netns/$NS "$@"; }
-on bpfnet load pod-traffic
-on bpfnet attach tc pod-traffic --container $ID --direction both
+on $BPFNET load pod-traffic
+on $BPFNET attach tc pod-traffic --container $ID --direction both
 docker exec web /busybox ping -q -c3 10.204.0.1 >&2
-docker inspect -f '{{.State.Pid}}' web | on xargs bpfnet watch pods -o json --once --pid | jq -c '.pods[] | select(.address == "10.204.0.2") | .transmit_packets >= 3'
-docker inspect -f '{{.State.Pid}}' host | on xargs bpfnet watch pods -o json --once --pid | jq '.pods | length'
-on bpfnet unload pod-traffic --detach`)
-	cmd.Env = append(os.Environ(), "NS="+d.namespace, "ID="+id, "BPFNET_BPFFS="+testkit.Root(d))
-	cmd.Args[1] += ":" + filepath.Dir(binary)
+docker inspect -f '{{.State.Pid}}' web | on xargs $BPFNET watch pods -o json --once --pid | jq -c '.pods[] | select(.address == "10.204.0.2") | .transmit_packets >= 3'
+docker inspect -f '{{.State.Pid}}' host | on xargs $BPFNET watch pods -o json --once --pid | jq '.pods | length'
+on $BPFNET unload pod-traffic --detach`)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	out, err := cmd.Output()

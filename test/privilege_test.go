@@ -40,8 +40,16 @@ const enough = "bpf net_admin perfmon"
 func TestThreeCapabilitiesAreEnough(t *testing.T) {
 	n := newNode(t)
 	cgroup := testkit.Cgroup(t)
+	uid, path := place(t)
+	container(t, n.podB, path, "sleep", "600")
 	for _, args := range [][]string{
 		{"load", "pod-traffic"},
+		{"attach", "tc", "pod-traffic", "--pod", uid, "--direction", "both"},
+		{"attach", "tc", "pod-traffic", "--all-pods", "--direction", "both"},
+		{"attach", "cgroup", "pod-traffic", "--pod", uid},
+		{"watch", "pods", "--once", "--pod", uid},
+		{"detach", "tc", "pod-traffic", "--pod", uid},
+		{"detach", "cgroup", "pod-traffic", "--pod", uid},
 		{"attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "both"},
 		{"attach", "cgroup", "pod-traffic", "--cgroup", cgroup},
 		{"watch", "pods", "--once"},
@@ -118,6 +126,8 @@ func TestMissingCapabilityIsNamed(t *testing.T) {
 	n := newNode(t)
 	n.must(t, "load", "pod-traffic")
 	n.must(t, "load", "xdp-counter")
+	uid, path := place(t)
+	container(t, n.host, path, "sleep", "600")
 	for _, c := range []struct {
 		caps, missing string
 		args          []string
@@ -126,6 +136,8 @@ func TestMissingCapabilityIsNamed(t *testing.T) {
 		{"bpf perfmon", "CAP_NET_ADMIN", []string{"load", "pod-traffic", "--name", "x"}},
 		{"bpf net_admin", "CAP_PERFMON", []string{"load", "xdp-counter", "--name", "x"}},
 		{enough, "CAP_SYS_ADMIN", []string{"status", "--netns", n.podA}},
+		{enough, "hint: the processes of others take CAP_SYS_PTRACE", []string{"status", "-q", "--netns", "pod:" + uid}},
+		{enough, "hint: the processes of others take CAP_SYS_PTRACE", []string{"attach", "tc", "pod-traffic", "--direction", "both", "--pod", uid}},
 		{enough, "CAP_SYS_ADMIN", []string{"-j", "prog", "show"}},
 		{enough, "CAP_SYS_ADMIN", []string{"status", "--interval", "100ms", "--count", "1"}},
 	} {
