@@ -97,6 +97,11 @@ func TestProgram(t *testing.T) {
 		!slices.Equal(maps, []uint32{uint32(ids[0])}) {
 		t.Errorf("%+v, maps %d, %v; want %+v", info, maps, err, want)
 	}
+	code, err := bpfsys.Instructions(p.FD())
+	const movR0 = 0xb7
+	if err != nil || len(code) != 4*8 || code[2*8] != movR0 { // the map's address takes two
+		t.Errorf("code is %x, %v", code, err)
+	}
 }
 
 // TestEachWhileOthersCome lists links while others are made and closed.
