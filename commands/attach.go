@@ -93,11 +93,6 @@ func attachCommand(env *Env) *cli.Command {
 	}
 }
 
-func required(f *cli.StringFlag) *cli.StringFlag {
-	f.Required = true
-	return f
-}
-
 func devFlag() *cli.StringFlag {
 	return &cli.StringFlag{Name: "dev", Usage: "network `INTERFACE`"}
 }
