@@ -317,10 +317,10 @@ func TestCompleteEndpoints(t *testing.T) {
 	for _, test := range []struct {
 		in, want []string
 	}{
-		{[]string{"attach", "tc", "mine", "--pod", ""}, []string{"0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f"}},
-		{[]string{"attach", "cgroup", "mine", "--container", ""}, []string{strings.Repeat("a", 12), strings.Repeat("b", 12), "web", strings.Repeat("d", 12)}},
+		{[]string{"attach", "tc", "mine", "--pod", ""}, []string{"shop/web"}},
+		{[]string{"attach", "cgroup", "mine", "--container", ""}, []string{strings.Repeat("a", 12), "nginx", "web", strings.Repeat("d", 12)}},
 		{[]string{"watch", "pods", "--container=w"}, []string{"--container=web"}},
-		{[]string{"run", "pod-traffic", "--pod=0"}, []string{"--pod=0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f"}},
+		{[]string{"run", "pod-traffic", "--pod=s"}, []string{"--pod=shop/web"}},
 	} {
 		if got := bareWords(complete(env, test.in)); !slices.Equal(got, test.want) {
 			t.Errorf("complete(%q) = %q, want %q", test.in, got, test.want)
