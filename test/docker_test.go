@@ -80,7 +80,7 @@ func (d dockerHost) watched(id string) {
 on() { nsenter --net=/run/netns/$NS "$@"; }
 on $BPFNET load pod-traffic
 on $BPFNET attach tc pod-traffic --container $ID --direction both
-docker exec web /busybox ping -q -c3 10.204.0.1 >&2
+docker exec web /bin/busybox ping -q -c3 10.204.0.1 >&2
 docker inspect -f '{{.State.Pid}}' web | on xargs $BPFNET watch pods -o json --once --pid | jq -c '.pods[] | select(.address == "10.204.0.2") | .transmit_packets >= 3'
 docker inspect -f '{{.State.Pid}}' host | on xargs $BPFNET watch pods -o json --once --pid | jq '.pods | length'
 on $BPFNET unload pod-traffic --detach`)

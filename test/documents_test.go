@@ -152,7 +152,7 @@ func TestDocuments(t *testing.T) {
 	page := readOutputPage(t)
 	seen := map[string]observed{}
 	for _, line := range []string{
-		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "load xdp-counter",
+		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "follow", "load xdp-counter",
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
@@ -166,6 +166,10 @@ func TestDocuments(t *testing.T) {
 	} {
 		if line == "ping" {
 			n.sh(t, "nsenter --net=/run/netns/$POD_A ping -q -c2 -i0.2 "+addressB)
+			continue
+		}
+		if line == "follow" { // until the first document
+			note(t, n.sh(t, "timeout -s INT 20 nsenter --net=/run/netns/$HOST bpfnet attach tc pod-traffic --all-pods --follow -q -o ndjson | head -n 1"), page, seen)
 			continue
 		}
 		if line == "send" { // a record

@@ -198,7 +198,7 @@ on attach cgroup pod-traffic --all-pods -o ndjson -q | jq -r '"\(.changed) \(.cg
 on attach cgroup pod-traffic --all-pods -o ndjson -q | jq -r '"\(.changed) \(.cgroup)"'
 start $POD_A %[1]s/%[2]s ping -q -c2 -i0.2 10.77.0.5 >/dev/null
 start $HOST %[1]s/%[3]s ping -q -c2 -i0.2 10.77.0.5 >/dev/null
-on watch pods --once -o json | jq -r '[.observed_at] + [.pods[] | "\(.address) \(.transmit_packets)"] | sort | join(", ")'
+on watch pods -q --once -o json | jq -r '[.observed_at] + [.pods[] | "\(.address) \(.transmit_packets)"] | sort | join(", ")'
 on detach cgroup pod-traffic --all-pods -o ndjson -q | jq -r '.attachments | length'
 kill %%1 %%2`, dir, pathA, pathHost)
 	file := filepath.Join(t.TempDir(), "script")
