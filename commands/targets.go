@@ -115,7 +115,8 @@ func selectTarget(c *cli.Context) (selection, error) {
 type targets struct {
 	devices []endpoint.Interface // with their host sides' names; index nil: whichever has the name
 	cgroups []string
-	mayGo   bool // one that goes away is no error
+	mayGo   bool                // one that goes away is no error
+	without []endpoint.Endpoint // Pods that have no such target
 }
 
 // targets finds what a selection means on a hook, and notes what users should know.
@@ -218,25 +219,26 @@ func (e *Env) podDevices(c *cli.Context, b Backend) (targets, error) {
 	e.notes(c, found.Notes)
 	pods := slices.DeleteFunc(found.Endpoints, func(one endpoint.Endpoint) bool { return one.Kind != endpoint.KindPod })
 	t := targets{mayGo: true}
-	var without []endpoint.Endpoint
 	for _, pod := range pods {
 		sides, err := hostSides(pod)
 		if err != nil {
-			without = append(without, pod)
+			t.without = append(t.without, pod)
 		}
 		t.devices = append(t.devices, sides...)
 		e.notes(c, leftOut(pod))
 	}
-	inCgroup := fmt.Sprintf("bpfnet attach cgroup %s --%s", c.Args().First(), allPods)
-	switch {
-	case len(pods) == 0:
+	switch len(pods) {
+	case 0:
 		return t, fault.New(fault.ErrNotFound, "there are no Pods").Hint("bpfnet endpoint list")
-	case len(without) == len(pods):
-		return t, fault.New(fault.ErrNotFound, "no Pod has an interface with an end on the host: %s", several(without, endpointName)).Hint("%s", inCgroup)
-	case len(without) > 0:
-		e.note(c, "note: %s without an interface that has an end on the host, left out: %s; %s has all", counted(len(without), "Pod"), several(without, endpointName), inCgroup)
+	case len(t.without):
+		return t, fault.New(fault.ErrNotFound, "no Pod has an interface with an end on the host: %s", several(pods, endpointName)).Hint("%s", allInCgroup(c))
 	}
 	return t, nil
+}
+
+// allInCgroup is the command that attaches to all Pods, whatever their network is.
+func allInCgroup(c *cli.Context) string {
+	return fmt.Sprintf("bpfnet attach cgroup %s --%s", c.Args().First(), allPods)
 }
 
 // mostNamed is how many things of one kind a message names.
@@ -334,6 +336,9 @@ func (e *Env) finder(c *cli.Context, b Backend) finder {
 		t, err := e.targets(c, b, r.Hook, s)
 		if err != nil {
 			return nil, fmt.Errorf("attach %s %q: %w", r.Hook, r.Name, err)
+		}
+		if n := len(t.without); n > 0 {
+			e.note(c, "note: %s without an interface that has an end on the host, left out: %s; %s has all", counted(n, "Pod"), several(t.without, endpointName), allInCgroup(c))
 		}
 		return t.attachRequests(r), nil
 	}

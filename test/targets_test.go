@@ -145,6 +145,15 @@ func TestTargetsAllOrNothing(t *testing.T) {
 		t.Errorf("the one that is left: %s", got)
 	}
 	n.must(t, "unload", "--all", "--detach")
+	r := n.onHost("run", "xdp-counter", "--pod", uid, "--mode", "generic", "--once", "-o", "json")
+	if got := jq(t, `[.interfaces[].devname] | join(" ")`, r.stdout); r.code != 0 || got != "veth-a" || !strings.Contains(r.stderr, "attached xdp to veth-a, generic") {
+		t.Errorf("run: exit %d, %s\n%s", r.code, got, r.stderr)
+	}
+	n.onHost("run", "xdp-counter", "--pod", "nobody/here", "--dry-run").check(t, "run", 3, `attach xdp "xdp-counter": `)
+	n.onHost("run", "xdp-counter", "--pod", "nobody/here").check(t, "run", 3, `attach xdp "xdp-counter": `)
+	if left := n.summary(t); left != "" {
+		t.Errorf("left: %s", left)
+	}
 }
 
 // All Pods of a node; those on the host's network have no interface.
