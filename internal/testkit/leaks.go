@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"bpfnet/internal/probe"
 	"bpfnet/pinned"
 )
 
@@ -111,11 +110,11 @@ func settle(left func() []string) []string {
 	}
 }
 
-// bearing describes what has a name in it: pins, namespaces, cgroups, processes
-// with it in their environment or arguments.
+// bearing describes what has a name in it: pins, namespaces, cgroups of all
+// hierarchies, mounts, processes with it in their environment or arguments.
 func bearing(name string) []string {
-	var left []string
-	for _, dir := range []string{pinned.MountPoint, namespaces, cgroups()} {
+	left, hierarchies := mounts(name)
+	for _, dir := range append(hierarchies, pinned.MountPoint, namespaces) {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
 			if contains(e.Name(), name) {
@@ -135,6 +134,23 @@ func bearing(name string) []string {
 		}
 	}
 	return left
+}
+
+// mounts lists the mount points that have a name in them, and those of cgroups, of
+// version 1, too.
+func mounts(name string) (bearing, hierarchies []string) {
+	text, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(text)) {
+		mount, filesystem, _ := strings.Cut(line, " - ")
+		point := strings.Fields(mount)[4]
+		if contains(point, name) && filepath.Dir(point) != namespaces {
+			bearing = append(bearing, "mount "+point)
+		}
+		if strings.HasPrefix(filesystem, "cgroup") {
+			hierarchies = append(hierarchies, point)
+		}
+	}
+	return bearing, hierarchies
 }
 
 // contains says whether text has name in it and not as the beginning of another
@@ -212,12 +228,6 @@ func Run(m *testing.M) int {
 	}
 	fmt.Fprintf(os.Stderr, "the tests leave behind:\n%s\n", strings.Join(left, "\n"))
 	return max(code, 1)
-}
-
-// cgroups is where cgroup2 is mounted, "" if it isn't.
-func cgroups() string {
-	mount, _ := probe.Cgroup2Mount()
-	return mount
 }
 
 // children lists the processes that this one started and that haven't ended.

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	bpfnetns "bpfnet/internal/netns"
 	"bpfnet/pinned"
@@ -67,7 +68,16 @@ var leaks = map[string]struct {
 		name := Name(t)
 		_ = onThread(func() error { h, err := netns.NewNamed(name); h.Close(); return err })
 	}, "/run/netns/bn"},
-	"cgroup": {func(t *testing.T) { _ = os.Mkdir(filepath.Join(cgroups(), Name(t)), 0o755) }, "bn"},
+	"cgroup": {func(t *testing.T) {
+		name := Name(t)
+		_, hierarchies := mounts(name)
+		_ = os.Mkdir(filepath.Join(hierarchies[0], name), 0o755)
+	}, "bn"},
+	"mount": {func(t *testing.T) {
+		dir := filepath.Join(os.TempDir(), Name(t))
+		_ = os.Mkdir(dir, 0o755)
+		_ = unix.Mount("none", dir, "tmpfs", 0, "")
+	}, "mount /"},
 	"qdisc": {func(t *testing.T) {
 		ns := NetNS(t)
 		_ = bpfnetns.Do(ns, func() error { return netlink.QdiscAdd(clsact(1)) })
@@ -156,8 +166,15 @@ func TestLeaks(t *testing.T) {
 func cleanUp(pid int) {
 	own := "bn" + strconv.Itoa(pid) + "-"
 	pins, _ := filepath.Glob(filepath.Join(pinned.MountPoint, "bpfnet-test-"+own+"*"))
-	groups, _ := filepath.Glob(filepath.Join(cgroups(), own+"*"))
-	for _, path := range append(pins, groups...) {
+	mounted, hierarchies := mounts(own)
+	for _, what := range mounted {
+		_ = unix.Unmount(strings.TrimPrefix(what, "mount "), 0)
+	}
+	for _, dir := range append(hierarchies, os.TempDir()) {
+		made, _ := filepath.Glob(filepath.Join(dir, own+"*"))
+		pins = append(pins, made...)
+	}
+	for _, path := range pins {
 		_ = os.Remove(path)
 	}
 	named, _ := filepath.Glob(filepath.Join(namespaces, own+"*"))
