@@ -13,12 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"bpfnet/internal/probe"
 	"bpfnet/internal/testkit"
 )
 
@@ -45,6 +43,7 @@ func newContainerd(t *testing.T) criNode {
 	t.Helper()
 	n := criNode{engine: newEngine(t)}
 	n.socket, n.archive = n.dir+"/c.sock", n.image()
+	n.sockets = []string{"--cri-socket", n.socket}
 	n.write("config.toml", `version = 2
 root = "DIR/root"
 state = "DIR/state"
@@ -216,46 +215,6 @@ func (n criNode) exec(id string, command ...string) string {
 	return strings.TrimSpace(string(out.Stdout))
 }
 
-// known is what the engine and ip(8) say of a Pod or a container, in the words of
-// bpfnet's documents.
-type known struct {
-	UID         *string          `json:"uid"` // nil: no Pod
-	QoS         *string          `json:"qos"`
-	PID         int              `json:"pid"`
-	CgroupPath  string           `json:"cgroup_path"`
-	CgroupID    string           `json:"cgroup_id"`
-	NetNS       uint64           `json:"netns"`
-	HostNetwork bool             `json:"host_network"`
-	Interfaces  []knownInterface `json:"interfaces"`
-	Containers  []knownContainer `json:"containers"`
-}
-
-type knownInterface struct {
-	DevName      string   `json:"devname"`
-	IfIndex      int      `json:"ifindex"`
-	InnerDevName string   `json:"inner_devname"`
-	InnerIfIndex int      `json:"inner_ifindex"`
-	Addresses    []string `json:"addresses"`
-}
-
-type knownContainer struct {
-	ID         string `json:"id"`
-	PID        int    `json:"pid"`
-	CgroupPath string `json:"cgroup_path"`
-	CgroupID   string `json:"cgroup_id"`
-}
-
-// asKnown makes the same of what bpfnet says.
-const asKnown = `map({uid: .pod.uid, qos: .pod.qos, pid: .process.pid, cgroup_path, cgroup_id, netns, host_network,
-	interfaces: [.interfaces[] | {devname, ifindex, inner_devname, inner_ifindex, addresses}],
-	containers: [.containers[] | {id, pid: .process.pid, cgroup_path, cgroup_id}]}) | tojson`
-
-// text is what asKnown prints of this alone.
-func (k known) text() string {
-	text, _ := json.Marshal([]known{k})
-	return string(text)
-}
-
 // info is what containerd says of a container beyond CRI.
 type info struct {
 	PID  int `json:"pid"`
@@ -267,22 +226,14 @@ type info struct {
 }
 
 // container makes what is known of a container from what containerd says.
-func (n criNode) container(id, verbose string) knownContainer {
+func (n criNode) container(id, verbose string, name *string, labels map[string]string) knownContainer {
 	n.Helper()
 	var i info
 	if err := json.Unmarshal([]byte(verbose), &i); err != nil || i.PID == 0 {
 		n.Fatalf("%v: %s", err, verbose)
 	}
-	return knownContainer{ID: id, PID: i.PID, CgroupPath: i.Spec.Linux.CgroupsPath, CgroupID: n.cgroupID(i.Spec.Linux.CgroupsPath)}
-}
-
-// alone is what is known of a container that is in no Pod.
-func (e engine) alone(c knownContainer) known {
-	e.Helper()
-	return known{
-		PID: c.PID, CgroupPath: c.CgroupPath, CgroupID: c.CgroupID, Containers: []knownContainer{c},
-		NetNS: inode(e, fmt.Sprintf("/proc/%d/ns/net", c.PID)), Interfaces: e.interfaces(c.PID),
-	}
+	place := i.Spec.Linux.CgroupsPath
+	return knownContainer{Engine: "containerd", ID: id, Name: name, Labels: labels, Source: "cri", PID: i.PID, CgroupPath: place, CgroupID: n.cgroupID(place)}
 }
 
 // knows returns what is known of a Pod.
@@ -292,25 +243,29 @@ func (n criNode) knows(p pod) known {
 	if err != nil {
 		n.Fatal(err)
 	}
-	first := n.container(p.sandbox, status.Info["info"])
 	parent := p.config.Linux.CgroupParent
 	qos := path.Base(path.Dir(parent))
 	if qos == "kubepods" {
 		qos = "guaranteed"
 	}
-	k := n.alone(first)
-	k.UID, k.QoS, k.CgroupPath, k.CgroupID = &status.Status.Metadata.Uid, &qos, parent, n.cgroupID(parent)
-	if k.HostNetwork = p.config.Linux.SecurityContext.NamespaceOptions.Network == cri.NamespaceMode_NODE; k.HostNetwork {
-		k.Interfaces = []knownInterface{}
+	k := n.alone(n.container(p.sandbox, status.Info["info"], nil, map[string]string{}))
+	k.CgroupPath, k.CgroupID = parent, n.cgroupID(parent)
+	metadata := status.Status.Metadata
+	k.Pod = &knownPod{
+		UID: metadata.Uid, QoS: qos, Namespace: &metadata.Namespace, Name: &metadata.Name, Source: "cri",
+		Labels: map[string]string{"app": status.Status.Labels["app"]},
+	}
+	if p.config.Linux.SecurityContext.NamespaceOptions.Network == cri.NamespaceMode_NODE {
+		k = k.onHost()
 	} else if ips := addressesOf(status.Status.Network); !slices.Equal(ips, k.Interfaces[0].Addresses) {
 		n.Fatalf("addresses: CRI has %q, ip %q", ips, k.Interfaces[0].Addresses)
 	}
 	for _, id := range p.containers {
-		status, err := n.runtime.ContainerStatus(n.Context(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
+		answer, err := n.runtime.ContainerStatus(n.Context(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err != nil {
 			n.Fatal(err)
 		}
-		k.Containers = append(k.Containers, n.container(id, status.Info["info"]))
+		k.Containers = append(k.Containers, n.container(id, answer.Info["info"], &answer.Status.Metadata.Name, answer.Status.Labels))
 	}
 	return k
 }
@@ -323,80 +278,20 @@ func addressesOf(status *cri.PodSandboxNetworkStatus) []string {
 	return addresses
 }
 
-// cgroupID is the id of a cgroup, the inode of its directory.
-func (e engine) cgroupID(path string) string {
-	e.Helper()
-	mount, err := probe.Cgroup2Mount()
-	if err != nil {
-		e.Fatal(err)
-	}
-	return fmt.Sprint(inode(e, filepath.Join(mount, path)))
-}
-
-// inode is that of a file.
-func inode(t testing.TB, path string) uint64 {
-	t.Helper()
-	var stat unix.Stat_t
-	if err := unix.Stat(path, &stat); err != nil {
-		t.Fatalf("stat %s: %v", path, err)
-	}
-	return stat.Ino
-}
-
-// interfaces are the veth pairs that a process' network namespace has with that of
-// the engine.
-func (e engine) interfaces(pid int) (list []knownInterface) {
-	e.Helper()
-	inner, outer := e.devices(fmt.Sprintf("/proc/%d/ns/net", pid)), e.devices("/run/netns/"+e.namespace)
-	for _, in := range inner {
-		for _, out := range outer {
-			if in.LinkIndex == 0 || in.LinkIndex != out.IfIndex || out.LinkIndex != in.IfIndex {
-				continue
-			}
-			i := knownInterface{DevName: out.IfName, IfIndex: out.IfIndex, InnerDevName: in.IfName, InnerIfIndex: in.IfIndex}
-			for _, a := range in.Addresses {
-				if a.Scope == "global" {
-					i.Addresses = append(i.Addresses, a.Local)
-				}
-			}
-			list = append(list, i)
-		}
-	}
-	return list
-}
-
-// CRI's Pods are what containerd says that they are, by whatever one looks for them.
+// CRI's Pods are what containerd says that they are, by whatever one looks for them,
+// and without asking containerd all but their names.
 func TestPods(t *testing.T) {
 	n := newContainerd(t)
 	web := n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx", "logs")
-	pods := map[string]pod{
-		"web":    web,
-		"client": n.runPod(n.podConfig("client", newUID(t), ""), "client"),
-		"host":   n.runPod(onHost(n.podConfig("host", newUID(t), "burstable")), "agent"),
-		"static": n.runPod(n.podConfig("static", newStaticUID(t), "burstable"), "etcd"),
-	}
-	for name, p := range pods {
-		n.found(name, n.knows(p))
-	}
-}
-
-// found checks that bpfnet finds an endpoint by everything that names it.
-func (e engine) found(name string, k known) {
-	e.Helper()
-	refs := []string{"cgroup:" + k.CgroupPath}
-	if k.UID != nil {
-		refs = append(refs, "pod:"+*k.UID)
-	}
-	for _, c := range k.Containers {
-		refs = append(refs, "container:"+c.ID, "container:"+c.ID[:16], fmt.Sprintf("pid:%d", c.PID), "cgroup:"+c.CgroupPath)
-	}
-	for _, i := range k.Interfaces {
-		refs = append(append(refs, "dev:"+i.DevName, fmt.Sprintf("netns:%d", k.NetNS)), i.Addresses...)
-	}
-	for _, ref := range refs {
-		if got := e.endpoint(ref, asKnown); got != k.text() {
-			e.Errorf("%s: %s is\n%s, want\n%s", name, ref, got, k.text())
-		}
+	n.found(n.knows(web), "pod:shop/web", "container:nginx", "container:shop/web/logs")
+	client := n.runPod(n.podConfig("client", newUID(t), ""), "client")
+	n.found(n.knows(client), "pod:shop/client")
+	n.found(n.knows(n.runPod(onHost(n.podConfig("host", newUID(t), "burstable")), "agent")), "pod:shop/host", "container:agent")
+	n.found(n.knows(n.runPod(n.podConfig("static", newStaticUID(t), "burstable"), "etcd")), "pod:shop/static", "container:etcd")
+	alone := n.engine
+	alone.sockets = nil
+	for _, p := range []pod{web, client} {
+		alone.is("pod:"+p.config.Metadata.Uid, n.knows(p).unnamed("unknown"))
 	}
 }
 
@@ -415,23 +310,25 @@ func TestContainerd(t *testing.T) {
 		{"kubepods.slice/kubepods-pod" + static + ".slice/crio-ID.scope", static, "guaranteed", "crio"},
 		{"kubelet/kubepods/besteffort/pod" + other + "/ID", other, "besteffort", "unknown"},
 	} {
-		id := containerID(t)
-		cgroup := path.Join(n.cgroup, strings.ReplaceAll(c.cgroup, "ID", id))
-		namespace := n.cni()
-		pid := n.runCtr(id, cgroup, namespace)
-		k := n.alone(knownContainer{ID: id, PID: pid, CgroupPath: cgroup, CgroupID: n.cgroupID(cgroup)})
+		k := n.runCtr(containerID(t), path.Join(n.cgroup, c.cgroup))
 		if c.uid != "" {
-			parent := path.Dir(cgroup)
-			k.UID, k.QoS, k.CgroupPath, k.CgroupID = &c.uid, &c.qos, parent, n.cgroupID(parent)
+			k.CgroupPath = path.Dir(k.CgroupPath)
+			k.CgroupID = n.cgroupID(k.CgroupPath)
+			k.Pod = &knownPod{UID: c.uid, QoS: c.qos, Source: "cgroup"}
 		}
 		if len(k.Interfaces) != 1 || len(k.Interfaces[0].Addresses) != 2 {
 			t.Fatalf("interfaces: %s", k.text())
 		}
-		n.found(c.cgroup, k)
-		if got := n.endpoint("container:"+id, ".[0].containers[0].engine"); got != c.engine {
-			t.Errorf("%s: engine %s, want %s", c.cgroup, got, c.engine)
+		bare := n
+		bare.sockets = nil
+		bare.found(k.unnamed(c.engine))
+		if c.engine != "unknown" {
+			k.Containers[0].Engine = c.engine
 		}
+		n.is("container:"+k.Containers[0].ID, k)
 	}
+	// Of a container that a person named only containerd knows where it is.
+	n.found(n.runCtr("web-of-a-person", path.Join(n.cgroup, "plain/web-of-a-person")), "container:web-of-a-person")
 }
 
 // cni makes a network namespace with an interface on the bridge, and returns its
@@ -452,10 +349,13 @@ func (n criNode) cni() string {
 	return namespace
 }
 
-// runCtr starts a container in a cgroup and a network namespace.
-func (n criNode) runCtr(id, cgroup, namespace string) (pid int) {
+// runCtr starts a container in a network namespace, and in a cgroup whose name may
+// have ID for its id.
+func (n criNode) runCtr(id, cgroup string) known {
 	n.Helper()
-	n.ctr("plain", "run", "-d", "--snapshotter", "native", "--cpu-shares", "0", "--cgroup", cgroup, "--with-ns", "network:"+namespace, image, id)
+	cgroup = strings.ReplaceAll(cgroup, "ID", id)
+	n.ctr("plain", "run", "-d", "--snapshotter", "native", "--cpu-shares", "0", "--cgroup", cgroup, "--label", "app=web",
+		"--with-ns", "network:"+n.cni(), image, id)
 	n.Cleanup(func() {
 		n.ctr("plain", "task", "rm", "-f", id)
 		n.ctr("plain", "container", "rm", id)
@@ -465,5 +365,15 @@ func (n criNode) runCtr(id, cgroup, namespace string) (pid int) {
 	if err != nil {
 		n.Fatalf("%q", fields)
 	}
-	return pid
+	var container struct{ Labels map[string]string }
+	if err := json.Unmarshal([]byte(n.ctr("plain", "container", "info", id)), &container); err != nil {
+		n.Fatal(err)
+	}
+	c := knownContainer{
+		Engine: "containerd", ID: id, Labels: container.Labels, Source: "containerd", PID: pid, CgroupPath: cgroup, CgroupID: n.cgroupID(cgroup),
+	}
+	if len(id) < 64 {
+		c.Name = &id
+	}
+	return n.alone(c)
 }

@@ -2,11 +2,11 @@ package test
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +25,7 @@ type engine struct {
 	cgroup    string   // "/bn1-2"
 	root      string   // bpffs directory
 	env       []string // of the engine's commands
+	sockets   []string // flags of bpfnet
 }
 
 // packages runs test/engines.
@@ -66,7 +67,7 @@ func (e engine) path() string { return e.packages + "/bin:" + os.Getenv("PATH") 
 
 // command returns a command that finds those of the packages.
 func (e engine) command(name string, args ...string) *exec.Cmd {
-	return exec.Command("env", append(append(e.env[:len(e.env):len(e.env)], name), args...)...)
+	return exec.Command("env", slices.Concat(e.env, []string{name}, args)...)
 }
 
 // within returns a command that runs in the engine's network namespace.
@@ -166,42 +167,7 @@ done`
 
 // bpfnet returns a command line that runs on the engine's host.
 func (e engine) bpfnet(args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, append([]string{"--netns", e.namespace}, args...)...)
+	cmd := exec.Command(binary, slices.Concat([]string{"--netns", e.namespace}, e.sockets, args)...)
 	cmd.Env = append(os.Environ(), "BPFNET_BPFFS="+e.root)
 	return cmd
-}
-
-// endpoint is what bpfnet shows of the test's endpoints.
-func (e engine) endpoint(ref, filter string) string {
-	e.Helper()
-	out, err := e.bpfnet("endpoint", "show", ref, "-q", "-o", "json").CombinedOutput()
-	if err != nil {
-		return strings.TrimSpace(string(out))
-	}
-	return jq(e, `map(select(.cgroup_path | startswith("`+e.cgroup+`/"))) | `+filter, string(out))
-}
-
-// ipDevice is an interface as ip says it is.
-type ipDevice struct {
-	IfIndex   int    `json:"ifindex"`
-	IfName    string `json:"ifname"`
-	LinkIndex int    `json:"link_index"`
-	Address   string `json:"address"`
-	Addresses []struct {
-		Local, Scope string
-	} `json:"addr_info"`
-	Stats struct {
-		RX, TX struct{ Bytes, Packets, Dropped uint64 }
-	} `json:"stats64"`
-}
-
-// devices lists interfaces with their addresses and counters, as ip(8) sees them in
-// a network namespace.
-func (e engine) devices(namespace string) (list []ipDevice) {
-	e.Helper()
-	out := e.run(exec.Command("nsenter", "--net="+namespace, "ip", "-s", "-j", "addr", "show"))
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		e.Fatalf("%v: %s", err, out)
-	}
-	return list
 }

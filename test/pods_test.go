@@ -270,7 +270,7 @@ func TestPodMadeAgain(t *testing.T) {
 		n.must("attach", "tc", "pod-traffic", "--dev", web.dev, "--direction", "both")
 		n.send(client, web, web.addresses[0])
 		made = append(made, web)
-		n.found(uid, n.knows(p))
+		n.found(n.knows(p), "pod:shop/web")
 		if len(made) == 1 {
 			if err := n.removePod(p.sandbox); err != nil {
 				t.Fatal(err)
@@ -283,7 +283,7 @@ func TestPodMadeAgain(t *testing.T) {
 	if !slices.Equal(gone.addresses, again.addresses) {
 		t.Fatalf("addresses: %q and %q", gone.addresses, again.addresses)
 	}
-	for _, ref := range []string{"pod:" + *gone.UID, "container:" + gone.container, "dev:" + gone.dev, "cgroup:" + gone.CgroupPath} {
+	for _, ref := range []string{"pod:" + gone.Pod.UID, "container:" + gone.container, "dev:" + gone.dev, "cgroup:" + gone.CgroupPath} {
 		if got := n.endpoint(ref, "[.[].cgroup_path] | tojson"); !strings.Contains(got, `"not_found"`) {
 			t.Errorf("%s, which has gone: %s", ref, got)
 		}
