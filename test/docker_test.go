@@ -1,8 +1,10 @@
 package test
 
 import (
-	"bytes"
 	"fmt"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -15,6 +17,7 @@ func newDocker(t *testing.T) dockerHost {
 	t.Helper()
 	d := dockerHost{newEngine(t)}
 	socket := "unix://" + d.dir + "/socket"
+	d.sockets = []string{"--docker-socket", socket}
 	d.env = append(d.env, "DOCKER_HOST="+socket)
 	d.start(d.within("dockerd",
 		"--data-root", d.dir+"/root", "--exec-root", d.dir+"/exec", "--pidfile", d.dir+"/pid", "--host", socket,
@@ -32,62 +35,65 @@ func (d dockerHost) docker(args ...string) string {
 	return d.run(d.command("docker", args...))
 }
 
-// Containers of a real Docker are what Docker says that they are: by their id, pid,
-// addresses, interface and cgroup.
+// sleeper starts a container that sleeps.
+func (d dockerHost) sleeper(name, network string) known {
+	d.Helper()
+	id := d.docker("run", "-d", "--name", name, "--network", network, "--label", "app="+name, "sleeper:1")
+	pid, err := strconv.Atoi(d.docker("inspect", "-f", "{{.State.Pid}}", name))
+	if err != nil {
+		d.Fatal(err)
+	}
+	cgroup := d.cgroup + "/docker/" + id
+	return d.alone(knownContainer{
+		Engine: "docker", ID: id, Name: &name, Labels: map[string]string{"app": name}, Source: "docker",
+		PID: pid, CgroupPath: cgroup, CgroupID: d.cgroupID(cgroup),
+	})
+}
+
+// Containers of a real Docker are what Docker says that they are.
 func TestDocker(t *testing.T) {
 	d := newDocker(t)
-	web := d.docker("run", "-d", "--name", "web", "sleeper:1")
-	beside := d.docker("run", "-d", "--name", "beside", "--network", "container:web", "sleeper:1")
-	host := d.docker("run", "-d", "--name", "host", "--network", "host", "sleeper:1")
+	web, host := d.sleeper("web", "bridge"), d.sleeper("host", "host").onHost()
 	addresses := strings.Fields(d.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}", "web"))
-	if len(addresses) != 2 {
-		t.Fatalf("addresses: %q", addresses)
+	if len(addresses) != 2 || !slices.Equal(addresses, web.Interfaces[0].Addresses) {
+		t.Fatalf("addresses: Docker has %q, ip %q", addresses, web.Interfaces[0].Addresses)
 	}
-	for name, id := range map[string]string{"web": web, "beside": beside, "host": host} {
-		pid := d.docker("inspect", "-f", "{{.State.Pid}}", name)
-		want := fmt.Sprintf("%s docker %s %s/docker/%s %t", id, pid, d.cgroup, id, name == "host")
-		for _, ref := range []string{"container:" + id, "container:" + id[:20], "pid:" + pid, "cgroup:" + d.cgroup + "/docker/" + id} {
-			if got := d.endpoint(ref, `.[] | "\(.containers[0].id) \(.containers[0].engine) \(.process.pid) \(.cgroup_path) \(.host_network)"`); got != want {
-				t.Errorf("%s: %q, want %q", ref, got, want)
-			}
+	d.found(web, "container:web")
+	d.found(host, "container:host")
+	bare := d.engine
+	bare.sockets = nil
+	bare.is("container:"+web.Containers[0].ID, web.unnamed("docker"))
+
+	beside := d.sleeper("beside", "container:web")
+	d.is("container:beside", beside)
+	for _, ref := range append(addresses, "dev:"+web.Interfaces[0].DevName, fmt.Sprintf("netns:%d", web.NetNS)) {
+		if got := d.endpoint(ref, `[.[] | select(.host_network == false) | .containers[0].name] | sort | join(" ")`); got != "beside web" {
+			t.Errorf("%s: %s", ref, got)
 		}
-	}
-	dev := d.endpoint("container:"+web, ".[0].interfaces[0].devname")
-	for _, ref := range append(addresses, "dev:"+dev) {
-		if got := d.endpoint(ref, `[.[] | select(.host_network == false) | .containers[0].id] | sort == (["`+web+`", "`+beside+`"] | sort)`); got != "true" {
-			t.Errorf("%s: %s", ref, d.endpoint(ref, "."))
-		}
-	}
-	if got := d.endpoint("container:"+web, `.[0].interfaces[0].addresses | join(" ")`); got != strings.Join(addresses, " ") {
-		t.Errorf("addresses: %s, Docker has %s", got, addresses)
 	}
 	d.watched(web)
 	d.docker("rm", "-f", "beside", "web")
-	again := d.docker("run", "-d", "--name", "web", "sleeper:1")
-	if got := d.endpoint(addresses[0], `[.[].containers[0].id] | join(" ")`); got != again {
-		t.Errorf("%s of a container of the same name: %s, want %s", addresses[0], got, again)
-	}
-	if got := d.endpoint("container:"+web, "."); !strings.Contains(got, `"not_found"`) {
+	d.found(d.sleeper("web", "bridge"), "container:web", addresses[0])
+	if got := d.endpoint("container:"+web.Containers[0].ID, "."); !strings.Contains(got, `"not_found"`) {
 		t.Errorf("the container that has gone: %s", got)
 	}
 }
 
 // watched counts a container's traffic, and looks at it by the pid that Docker
 // tells.
-func (d dockerHost) watched(id string) {
+func (d dockerHost) watched(web known) {
 	d.Helper()
-	cmd := d.command("env", "NS="+d.namespace, "ID="+id, "BPFNET_BPFFS="+d.root, "BPFNET="+binary, "bash", "-euc", `
-on() { nsenter --net=/run/netns/$NS "$@"; }
-on $BPFNET load pod-traffic
-on $BPFNET attach tc pod-traffic --container $ID --direction both
-docker exec web /bin/busybox ping -q -c3 10.204.0.1 >&2
-docker inspect -f '{{.State.Pid}}' web | on xargs $BPFNET watch pods -o json --once --pid | jq -c '.pods[] | select(.address == "10.204.0.2") | .transmit_packets >= 3'
-docker inspect -f '{{.State.Pid}}' host | on xargs $BPFNET watch pods -o json --once --pid | jq '.pods | length'
-on $BPFNET unload pod-traffic --detach`)
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	out, err := cmd.Output()
-	if err != nil || !strings.Contains(string(out), "true\n0\n") {
-		d.Errorf("watched: %v\n%s%s", err, out, &log)
+	d.must("load", "pod-traffic")
+	d.must("attach", "tc", "pod-traffic", "--container", "web", "--direction", "both")
+	d.docker("exec", "web", "busybox", "ping", "-q", "-c3", "10.204.0.1")
+	for name, want := range map[string]string{"web": `["web",true]`, "host": "[]"} {
+		cmd := d.command("bash", "-c", `docker inspect -f '{{.State.Pid}}' "$0" | xargs "$@"`, name)
+		cmd.Args = append(cmd.Args, d.bpfnet("watch", "pods", "--once", "-o", "json", "--pid").Args...)
+		cmd.Env = append(os.Environ(), "BPFNET_BPFFS="+d.root)
+		filter := `[.pods[] | select(.address == "` + web.Interfaces[0].Addresses[0] + `") | .container, .transmit_packets >= 3] | tojson`
+		if got := jq(d, filter, d.run(cmd)); got != want {
+			d.Errorf("watched by the pid of %s: %s, want %s", name, got, want)
+		}
 	}
+	d.must("unload", "pod-traffic", "--detach")
 }
