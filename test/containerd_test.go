@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"bpfnet/internal/testkit"
@@ -57,7 +59,6 @@ state = "DIR/state"
   sandbox_image = "`+image+`"
   disable_apparmor = true
   restrict_oom_score_adj = true # containers may have no CAP_SYS_RESOURCE
-  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "PACKAGES/cni"
     conf_dir = "DIR/net"
@@ -83,7 +84,6 @@ state = "DIR/state"
 		_, err := n.runtime.Version(t.Context(), &cri.VersionRequest{})
 		return err
 	})
-	t.Cleanup(n.removePods)
 	n.ctr("k8s.io", "image", "import", "--snapshotter", "native", n.archive)
 	images := cri.NewImageServiceClient(conn)
 	n.soon("the image is known", func() error {
@@ -151,6 +151,16 @@ func (n criNode) runPod(config *cri.PodSandboxConfig, containers ...string) pod 
 		n.Fatal(err)
 	}
 	p := pod{config: config, sandbox: sandbox.PodSandboxId}
+	_, i := n.status(p.sandbox)
+	namespace := i.netns()
+	n.Cleanup(func() {
+		if err := n.removePod(p.sandbox); err != nil {
+			n.Error(err)
+		}
+		if _, err := os.Stat(namespace); namespace != "" && err == nil {
+			n.Errorf("left behind: %s", namespace)
+		}
+	})
 	for _, name := range containers {
 		p.containers = append(p.containers, n.runContainer(p, name))
 	}
@@ -177,29 +187,19 @@ func (n criNode) runContainer(p pod, name string) (id string) {
 	return container.ContainerId
 }
 
-// removePod stops and removes a Pod.
+// removePod stops and removes a Pod, if it is there.
 func (n criNode) removePod(sandbox string) error {
 	// Not the test's context, which has ended when things are cleaned up.
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	_, err := n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox})
+	if status.Code(err) == codes.NotFound {
+		return nil
+	}
 	if err == nil {
 		_, err = n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox})
 	}
 	return err
-}
-
-func (n criNode) removePods() {
-	list, err := n.runtime.ListPodSandbox(context.Background(), &cri.ListPodSandboxRequest{})
-	if err != nil {
-		n.Error(err)
-		return
-	}
-	for _, p := range list.Items {
-		if err := n.removePod(p.Id); err != nil {
-			n.Error(err)
-		}
-	}
 }
 
 // exec runs a command in a container and returns what it prints.
@@ -220,44 +220,68 @@ type info struct {
 	PID  int `json:"pid"`
 	Spec struct {
 		Linux struct {
-			CgroupsPath string `json:"cgroupsPath"`
+			CgroupsPath string                        `json:"cgroupsPath"`
+			Namespaces  []struct{ Type, Path string } `json:"namespaces"`
 		} `json:"linux"`
 	} `json:"runtimeSpec"`
 }
 
-// container makes what is known of a container from what containerd says.
-func (n criNode) container(id, verbose string, name *string, labels map[string]string) knownContainer {
-	n.Helper()
-	var i info
-	if err := json.Unmarshal([]byte(verbose), &i); err != nil || i.PID == 0 {
-		n.Fatalf("%v: %s", err, verbose)
+// verbose reads an answer of containerd about a container that runs.
+func verbose(t testing.TB, answer map[string]string) (i info) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(answer["info"]), &i); err != nil || i.PID == 0 {
+		t.Fatalf("%v: %s", err, answer)
 	}
+	return i
+}
+
+// netns is the path of its network namespace, which is among everybody's in
+// /run/netns; "" is the host's.
+func (i info) netns() string {
+	for _, ns := range i.Spec.Linux.Namespaces {
+		if ns.Type == "network" {
+			return ns.Path
+		}
+	}
+	return ""
+}
+
+// container makes what is known of a container from what containerd says.
+func (n criNode) container(id string, i info, name *string, labels map[string]string) knownContainer {
+	n.Helper()
 	place := i.Spec.Linux.CgroupsPath
 	return knownContainer{Engine: "containerd", ID: id, Name: name, Labels: labels, Source: "cri", PID: i.PID, CgroupPath: place, CgroupID: n.cgroupID(place)}
+}
+
+// status is what containerd says of a Pod's sandbox.
+func (n criNode) status(sandbox string) (*cri.PodSandboxStatus, info) {
+	n.Helper()
+	answer, err := n.runtime.PodSandboxStatus(n.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: sandbox, Verbose: true})
+	if err != nil {
+		n.Fatal(err)
+	}
+	return answer.Status, verbose(n, answer.Info)
 }
 
 // knows returns what is known of a Pod.
 func (n criNode) knows(p pod) known {
 	n.Helper()
-	status, err := n.runtime.PodSandboxStatus(n.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.sandbox, Verbose: true})
-	if err != nil {
-		n.Fatal(err)
-	}
+	status, i := n.status(p.sandbox)
 	parent := p.config.Linux.CgroupParent
 	qos := path.Base(path.Dir(parent))
 	if qos == "kubepods" {
 		qos = "guaranteed"
 	}
-	k := n.alone(n.container(p.sandbox, status.Info["info"], nil, map[string]string{}))
+	k := n.alone(n.container(p.sandbox, i, nil, map[string]string{}))
 	k.CgroupPath, k.CgroupID = parent, n.cgroupID(parent)
-	metadata := status.Status.Metadata
+	metadata := status.Metadata
 	k.Pod = &knownPod{
 		UID: metadata.Uid, QoS: qos, Namespace: &metadata.Namespace, Name: &metadata.Name, Source: "cri",
-		Labels: map[string]string{"app": status.Status.Labels["app"]},
+		Labels: map[string]string{"app": status.Labels["app"]},
 	}
 	if p.config.Linux.SecurityContext.NamespaceOptions.Network == cri.NamespaceMode_NODE {
 		k = k.onHost()
-	} else if ips := addressesOf(status.Status.Network); !slices.Equal(ips, k.Interfaces[0].Addresses) {
+	} else if ips := addressesOf(status.Network); !slices.Equal(ips, k.Interfaces[0].Addresses) {
 		n.Fatalf("addresses: CRI has %q, ip %q", ips, k.Interfaces[0].Addresses)
 	}
 	for _, id := range p.containers {
@@ -265,7 +289,7 @@ func (n criNode) knows(p pod) known {
 		if err != nil {
 			n.Fatal(err)
 		}
-		k.Containers = append(k.Containers, n.container(id, answer.Info["info"], &answer.Status.Metadata.Name, answer.Status.Labels))
+		k.Containers = append(k.Containers, n.container(id, verbose(n, answer.Info), &answer.Status.Metadata.Name, answer.Status.Labels))
 	}
 	return k
 }
