@@ -272,9 +272,7 @@ func TestPodMadeAgain(t *testing.T) {
 		made = append(made, web)
 		n.found(n.knows(p), "pod:shop/web")
 		if len(made) == 1 {
-			if err := n.removePod(p.sandbox); err != nil {
-				t.Fatal(err)
-			}
+			n.remove(p)
 			n.forgetAddresses()
 			n.ip(client, "neigh", "flush", "dev", client.inner)
 		}
