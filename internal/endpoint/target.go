@@ -19,12 +19,12 @@ func (e Endpoint) HostSides() []Interface {
 	return slices.DeleteFunc(slices.Clone(e.Interfaces), func(i Interface) bool { return i.DevName == nil || i.IfIndex == nil })
 }
 
-// Container returns the container of e that has an id or a name, or an id that
-// begins like that.
+// Container returns the container of e that has an id or a name, which may have that
+// of its Pod in front, or an id that begins like that.
 func (e Endpoint) Container(ref string) (Container, bool) {
 	for _, is := range []func(Container) bool{
 		func(c Container) bool { return c.ID == ref },
-		func(c Container) bool { return c.Name != nil && *c.Name == ref },
+		func(c Container) bool { return c.Name != nil && (*c.Name == ref || e.podName()+*c.Name == ref) },
 		func(c Container) bool { return strings.HasPrefix(c.ID, ref) },
 	} {
 		if i := slices.IndexFunc(e.Containers, is); i >= 0 {
@@ -32,6 +32,14 @@ func (e Endpoint) Container(ref string) (Container, bool) {
 		}
 	}
 	return Container{}, false
+}
+
+// podName is "NAMESPACE/NAME/", "" where that isn't known.
+func (e Endpoint) podName() string {
+	if e.Pod == nil || e.Pod.Namespace == nil || e.Pod.Name == nil {
+		return ""
+	}
+	return *e.Pod.Namespace + "/" + *e.Pod.Name + "/"
 }
 
 // CgroupOf implements API.
