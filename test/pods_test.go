@@ -312,3 +312,53 @@ func (n criNode) forgetAddresses() {
 		}
 	}
 }
+
+// What takes an interface, a cgroup or a process takes a Pod and a container, by the
+// names that containerd has for them, and so says who sent what.
+func TestPodNames(t *testing.T) {
+	n := newContainerd(t)
+	web := n.newTalker(n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx", "logs"))
+	client := n.newTalker(n.runPod(n.podConfig("client", newUID(t), "burstable"), "curl"))
+	host := n.runPod(onHost(n.podConfig("host", newUID(t), "")), "agent")
+	agent := n.knows(host).Containers[1]
+	n.must("load", "pod-traffic")
+	attached := func(field string, args ...string) string {
+		t.Helper()
+		return jq(t, "[.attachments[]."+field+`] | unique | join(" ")`, n.must(append([]string{"attach", args[0], "pod-traffic", "-o", "json"}, args[1:]...)...))
+	}
+	for _, c := range []struct{ got, want string }{
+		{attached("devname", "tc", "--pod", "shop/web", "--direction", "both"), web.dev},
+		{attached("cgroup_id", "cgroup", "--pod", "shop/client"), client.CgroupID},
+		{attached("cgroup_id", "cgroup", "--container", "shop/web/nginx"), web.cgroupID},
+		{attached("cgroup_id", "cgroup", "--container", "agent"), agent.CgroupID},
+	} {
+		if c.got != c.want {
+			t.Errorf("attached to %s, want %s", c.got, c.want)
+		}
+	}
+	all := n.must("attach", "cgroup", "pod-traffic", "--all-pods", "--dry-run", "-o", "json")
+	if got := jq(t, `[.attachments[].cgroup | select(contains("`+n.cgroup+`/"))] | unique | join(" ")`, all); !strings.HasSuffix(got, n.cgroup+"/kubepods") {
+		t.Errorf("all Pods are in %q", got)
+	}
+	if out, err := n.bpfnet("attach", "tc", "pod-traffic", "--pod", "shop/host").CombinedOutput(); err == nil {
+		t.Errorf("a Pod of the host's network has an interface of its own: %s", out)
+	}
+
+	n.send(client, web, web.addresses[0])
+	n.send(talker{container: host.containers[0]}, web, web.addresses[0])
+	const row = `"\(.address) \(.namespace)/\(.pod) \(.container)"`
+	for _, c := range []struct {
+		args, want string
+	}{
+		{"--observe tc", web.addresses[0] + " shop/web null"},
+		{"--observe cgroup --pod shop/client", client.addresses[0] + " shop/client curl"},
+		{"--observe cgroup --container nginx", web.addresses[0] + " shop/web nginx"},
+		{"--observe cgroup --container agent", "10.205.0.1 shop/host agent"},
+		{fmt.Sprintf("--observe cgroup --pid %d", agent.PID), "10.205.0.1 shop/host agent"},
+	} {
+		got := n.must(append(strings.Fields("watch pods --once -o json"), strings.Fields(c.args)...)...)
+		if got := jq(t, `[.pods[] | select(.address | startswith("10.")) | `+row+`] | join(", ")`, got); got != c.want {
+			t.Errorf("watch pods %s: %s, want %s", c.args, got, c.want)
+		}
+	}
+}
