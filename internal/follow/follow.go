@@ -440,6 +440,9 @@ func (f *Follower) recognize(ctx context.Context, index uint32, d *device, e end
 			d.pod = e.Pod
 		}
 		d.early = time.Time{}
+		if news && d.pod.Name == nil {
+			f.names.soon()
+		}
 		if news {
 			return f.tell(Event{Kind: Identified, DevName: d.name, IfIndex: index, Pod: d.pod})
 		}
