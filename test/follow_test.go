@@ -69,7 +69,8 @@ func (n criNode) follow() *follower {
 	return f
 }
 
-// next is the next event, which must be one of a device.
+// next is the next event, which must be one of a device, and come before the follower
+// looks again for no reason.
 func (f *follower) next(event, dev string) followEvent {
 	f.Helper()
 	select {
@@ -78,7 +79,7 @@ func (f *follower) next(event, dev string) followEvent {
 			f.Fatalf("%+v, want %s %s", e, event, dev)
 		}
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(4 * time.Second):
 		f.Fatalf("no %s %s", event, dev)
 	}
 	return followEvent{}
