@@ -102,7 +102,7 @@ func (e engine) found(k known, refs ...string) {
 		refs = append(refs, "pod:"+k.Pod.UID)
 	}
 	for _, c := range k.Containers {
-		refs = append(refs, "container:"+c.ID, "container:"+c.ID[:len(c.ID)/2], fmt.Sprintf("pid:%d", c.PID), "cgroup:"+c.CgroupPath)
+		refs = append(refs, "container:"+c.ID[:len(c.ID)/2], fmt.Sprintf("pid:%d", c.PID), "cgroup:"+c.CgroupPath)
 	}
 	for _, i := range k.Interfaces {
 		refs = append(append(refs, "dev:"+i.DevName, fmt.Sprintf("netns:%d", k.NetNS)), i.Addresses...)
@@ -140,12 +140,11 @@ type ipDevice struct {
 	IfIndex   int    `json:"ifindex"`
 	IfName    string `json:"ifname"`
 	LinkIndex int    `json:"link_index"`
-	Address   string `json:"address"`
 	Addresses []struct {
 		Local, Scope string
 	} `json:"addr_info"`
 	Stats struct {
-		RX, TX struct{ Bytes, Packets, Dropped uint64 }
+		RX, TX struct{ Bytes, Packets uint64 }
 	} `json:"stats64"`
 }
 
