@@ -49,7 +49,7 @@ func fakePod() endpoint.Endpoint {
 	e := endpoint.Endpoint{
 		Kind: endpoint.KindPod, Pod: &endpoint.Pod{
 			UID: "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", QoS: pointer("burstable"), Namespace: pointer("shop"), Name: pointer("web"),
-			Labels: map[string]string{"app": "web"}, Source: endpoint.SourceCRI,
+			Labels: map[string]string{"app": "web"}, Source: "cri",
 		},
 		Process: fakeProcess(810, "pause"), Cgroup: cgroup(path, 4020),
 		Interfaces: []endpoint.Interface{{DevName: pointer("veth-b"), IfIndex: pointer(5), Kind: "veth", InnerIfIndex: 2}}, HostNetwork: pointer(false),
@@ -58,7 +58,7 @@ func fakePod() endpoint.Endpoint {
 	for i, command := range []string{"pause", "nginx"} {
 		id := strings.Repeat(string(rune('a'+i)), 64)
 		e.Containers = append(e.Containers, endpoint.Container{
-			Engine: endpoint.Containerd, ID: id, Labels: map[string]string{}, Source: endpoint.SourceCRI, Process: fakeProcess(810+i, command),
+			Engine: endpoint.Containerd, ID: id, Labels: map[string]string{}, Source: "cri", Process: fakeProcess(810+i, command),
 			Cgroup: cgroup(path+"/"+id, uint64(4021+i)),
 		})
 	}

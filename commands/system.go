@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"os"
 	"os/signal"
@@ -36,6 +37,7 @@ import (
 // Main runs the command line of this process and returns its exit code.
 func Main() int {
 	signal.Ignore(syscall.SIGPIPE) // a closed pipe is an error of the write
+	log.SetOutput(io.Discard)      // net/http logs what engines do wrong
 	return Run(context.Background(), SystemEnv(), os.Args[1:])
 }
 

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -787,4 +788,38 @@ func TestLowMemlock(t *testing.T) {
 		t.Errorf("no hint in %s", r.stderr)
 	}
 	n.nothingHalfMade(t)
+}
+
+// TestEngineThatTalksNonsense has engines that say what they aren't asked: each costs
+// one line, and nothing of the result.
+func TestEngineThatTalksNonsense(t *testing.T) {
+	n := newNode(t)
+	id := containerID(t)
+	container(t, n.podA, "docker/"+id, "sleep", "600")
+	ping := "\x00\x00\x08\x06\x00\x00\x00\x00\x00" + "01234567" // a frame of HTTP/2 that may not be the first
+	for _, nonsense := range []string{ping, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]HTTP/1.1 200 OK\r\n", "\x00\xff\r\n"} {
+		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Write([]byte(nonsense))
+				defer conn.Close()
+			}
+		}()
+		socket := l.Addr().String()
+		r := runOf(n.bpfnet("endpoint", "show", "container:"+id, "-o", "json", "--cri-socket", socket, "--docker-socket", socket))
+		if r.code != 0 || strings.Count(r.stderr, "\n") != 2 || strings.Count(r.stderr, "note: the engine at "+socket+" can't be asked for names: ") != 2 {
+			t.Errorf("%q: exit %d\n%s", nonsense, r.code, r.stderr)
+		}
+		if got := jq(t, ".[0].containers[0].id", r.stdout); got != id {
+			t.Errorf("%q: the container is %s", nonsense, got)
+		}
+	}
 }

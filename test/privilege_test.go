@@ -106,7 +106,7 @@ func TestEndpointsOfOthers(t *testing.T) {
 	} {
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		if err := cmd.Run(); err != nil || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "CAP_SYS_PTRACE and CAP_SYS_ADMIN are missing") {
+		if err := cmd.Run(); err != nil || strings.Count(stderr.String(), "looked into") != 1 || !strings.Contains(stderr.String(), "CAP_SYS_PTRACE and CAP_SYS_ADMIN are missing") {
 			t.Errorf("%s: %v, %s", who, err, stderr.String())
 		}
 		got := jq(t, `.[0] | [.containers[0].id, .process.executable, .netns, .netns_cookie, .host_network, (.interfaces[0] | .devname, .inner_devname, .addresses), (.cgroup_id != null)] | tojson`, stdout.String())

@@ -57,16 +57,18 @@ func (c candidate) named(name string) bool {
 	return c.told.Name != "" && (c.told.Name == name || c.told.Pod != nil && c.fullName() == name)
 }
 
-// current leaves out Pods that are ending, and have been made anew under their name.
-func current(list []candidate) []candidate {
+// current is candidates without those of Pods that are ending, and have been made
+// anew under their name.
+func (s *scan) current(fits func(candidate) bool) []candidate {
+	all := s.candidates(func(candidate) bool { return true })
 	newest := map[string]*engine.Pod{}
-	for _, c := range list {
+	for _, c := range all {
 		if had := newest[c.podName()]; c.told.Pod != nil && (had == nil || c.told.Pod.Newer(had)) {
 			newest[c.podName()] = c.told.Pod
 		}
 	}
-	return slices.DeleteFunc(list, func(c candidate) bool {
-		return c.told.Pod != nil && c.told.Pod.Sandbox != newest[c.podName()].Sandbox
+	return slices.DeleteFunc(all, func(c candidate) bool {
+		return !fits(c) || c.told.Pod != nil && c.told.Pod.Sandbox != newest[c.podName()].Sandbox
 	})
 }
 
@@ -88,7 +90,7 @@ func (s *scan) byPod(ref string) ([]*group, error) {
 		return c.pod.uid == ref || c.told.Pod != nil && c.told.Pod.UID == ref
 	})
 	if len(found) == 0 {
-		found = current(s.candidates(func(c candidate) bool { return c.podName() == ref }))
+		found = s.current(func(c candidate) bool { return c.podName() == ref })
 	}
 	if len(found) == 0 {
 		return nil, s.unknown("no Pod %q has a process", ref)
@@ -102,7 +104,7 @@ func (s *scan) byContainer(ref string) ([]*group, error) {
 	if found := s.candidates(func(c candidate) bool { return c.id == ref }); len(found) > 0 {
 		return groupsOf(found), nil
 	}
-	found := current(s.candidates(func(c candidate) bool { return c.named(ref) }))
+	found := s.current(func(c candidate) bool { return c.named(ref) })
 	if len(found) > 0 {
 		return only(ref, found, candidate.fullName, "several containers are called", "give one of these, or an id")
 	}
@@ -119,6 +121,9 @@ func (s *scan) unknown(format, ref string) error {
 	err := fault.New(fault.ErrNotFound, format, ref).Hint("bpfnet endpoint list")
 	for _, note := range s.unasked {
 		err = err.Hint("%s", note)
+	}
+	if len(s.told)+len(s.unasked) == 0 {
+		err = err.Hint("no engine told a name: --cri-socket and --docker-socket say where one is")
 	}
 	return err
 }

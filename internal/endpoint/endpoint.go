@@ -8,8 +8,6 @@ import (
 	"context"
 	"net/netip"
 	"time"
-
-	"bpfnet/internal/engine"
 )
 
 // API finds endpoints.
@@ -50,17 +48,11 @@ const (
 	KindProcess   Kind = "process"   // in no container and no unit
 )
 
-// Source is where a name comes from.
+// Source is where a name comes from: SourceCgroup, or one of package engine's.
 type Source string
 
-// The sources: the path of the cgroup, and who was asked.
-const (
-	SourceCgroup     Source = "cgroup"
-	SourceCRI        Source = Source(engine.CRI)
-	SourceDocker     Source = Source(engine.Docker)
-	SourcePodman     Source = Source(engine.Podman)
-	SourceContainerd Source = Source(engine.Containerd)
-)
+// SourceCgroup is the path of the cgroup.
+const SourceCgroup Source = "cgroup"
 
 // Endpoint is what has one network namespace, and one identity there. Pointers are
 // nil where something isn't known.

@@ -15,20 +15,18 @@ func (s *scan) match(processes []*process, answer engine.Answer) {
 	}
 	for _, p := range processes {
 		p.adopt(placed)
-		c, ok := p.container()
-		if !ok {
-			continue
-		}
-		told, ok := answer.Containers[c.id]
-		if !ok {
-			told, ok = placed[c.path]
-		}
-		if !ok {
-			continue
-		}
-		s.told[c.path] = told
-		if c.engine == Unknown {
-			p.containers[len(p.containers)-1].engine = Engine(told.Engine)
+		for i, c := range p.containers {
+			told, ok := answer.Containers[c.id]
+			if !ok {
+				told, ok = placed[c.path]
+			}
+			if !ok {
+				continue
+			}
+			s.told[c.path] = told
+			if c.engine == Unknown {
+				p.containers[i].engine = Engine(told.Engine)
+			}
 		}
 	}
 }
@@ -61,7 +59,7 @@ func (s *scan) pod(g *group, level podLevel) *Pod {
 	if pod == nil {
 		pod = &Pod{UID: told.UID}
 	}
-	pod.Namespace, pod.Name, pod.Labels, pod.Source = &told.Namespace, &told.Name, told.Labels, SourceCRI
+	pod.Namespace, pod.Name, pod.Labels, pod.Source = &told.Namespace, &told.Name, told.Labels, Source(engine.CRI)
 	return pod
 }
 

@@ -12,7 +12,7 @@ import (
 var notItsOwn = map[string]bool{"k8s.io": true, "moby": true}
 
 // containerd lists the containers in containerd's own namespaces.
-func (c *caller) containerd(ctx context.Context) ([]Container, error) {
+func (c caller) containerd(ctx context.Context) ([]Container, error) {
 	namespaces, err := c.list(ctx, "containerd.services.namespaces.v1.Namespaces/List", "")
 	if err != nil {
 		return nil, err

@@ -10,17 +10,16 @@ import (
 
 // askDocker asks a server of Docker's API, which Podman has, too.
 func askDocker(ctx context.Context, path string) ([]Container, error) {
-	conn, handOut, err := dial(ctx, path)
+	c, err := connect(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	client := http.Client{Transport: &http.Transport{DialContext: handOut, DisableKeepAlives: true}}
+	defer c.close()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/containers/json", nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := client.Do(request)
+	response, err := c.RoundTrip(request)
 	if err != nil {
 		return nil, err
 	}

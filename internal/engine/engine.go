@@ -4,12 +4,16 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,8 +23,8 @@ import (
 // Timeout is how long all engines together may take.
 const Timeout = time.Second
 
-// mostBytes bounds an answer. 200 containers of containerd are some 3 MB.
-const mostBytes = 64 << 20
+// mostBytes bounds an answer, as containerd and the kubelet do.
+const mostBytes = 16 << 20
 
 // Source is which of the engines' interfaces told a name.
 type Source string
@@ -62,14 +66,13 @@ func ParseSocket(text string) (path string, ok bool) {
 
 // Container is what an engine says about a container.
 type Container struct {
-	ID      string
-	Engine  string // "containerd", "crio", "docker", "podman", or what CRI calls its runtime
-	Source  Source
-	Name    string            // "" of a Pod's sandbox, and where there is none
-	Labels  map[string]string // not nil
-	Pod     *Pod              // nil: it is in none
-	Sandbox bool              // it is what holds the Pod's namespaces
-	Cgroup  string            // path; "" where the id is one that cgroups have in their names
+	ID     string
+	Engine string // "containerd", "crio", "docker", "podman", or what CRI calls its runtime
+	Source Source
+	Name   string            // "" of a Pod's sandbox, and where there is none
+	Labels map[string]string // not nil
+	Pod    *Pod              // nil: it is in none
+	Cgroup string            // path; "" where the id is one that cgroups have in their names
 }
 
 // Pod is what an engine says about a Pod. One that was made anew under its old name
@@ -146,26 +149,35 @@ func Ask(ctx context.Context, sockets Sockets) Answer {
 		if err := errs[i]; err != nil && (s.given || !errors.Is(err, fs.ErrNotExist)) {
 			answer.Notes = append(answer.Notes, fmt.Sprintf("the engine at %s can't be asked for names: %s", s.path, reason(err)))
 		}
-		for _, c := range found[i] {
-			answer.add(c)
-		}
 	}
+	answer.add(slices.Concat(found...))
 	return answer
 }
 
-func (a *Answer) add(c Container) {
-	had, ok := a.Containers[c.ID]
-	switch {
-	case c.Cgroup != "":
-		a.Placed = append(a.Placed, c)
-	case isID(c.ID) && (!ok || rank(c.Source) < rank(had.Source)):
-		a.Containers[c.ID] = c
+// add adds what engines said, in the order in which they are believed: Docker names
+// what containerd runs for it.
+func (a *Answer) add(found []Container) {
+	slices.SortStableFunc(found, func(x, y Container) int { return cmp.Compare(x.rank(), y.rank()) })
+	for _, c := range found {
+		if c.Cgroup != "" {
+			a.Placed = append(a.Placed, c)
+		}
+		if _, ok := a.Containers[c.ID]; !ok && isID(c.ID) {
+			a.Containers[c.ID] = c
+		}
 	}
 }
 
-// rank is the place of a source in the order in which they are believed.
-func rank(s Source) int {
-	return map[Source]int{CRI: 0, Docker: 1, Podman: 2, Containerd: 3}[s]
+// rank is the place of the container's source in that order. Docker's and Podman's
+// sockets are believed in their own.
+func (c Container) rank() int {
+	switch c.Source {
+	case CRI:
+		return 0
+	case Containerd:
+		return 2
+	}
+	return 1
 }
 
 // reason is what an error of a socket or of HTTP comes down to.
@@ -174,29 +186,49 @@ func reason(err error) string {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Sprintf("no answer within %s", Timeout)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "it hung up"
 	case errors.As(err, &errno):
 		return errno.Error()
-	}
-	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
-		err = inner
 	}
 	return err.Error()
 }
 
-// dial connects to a socket, for one user of HTTP: what is asked for a connection
-// gets this one. Closing it ends all that waits for it.
-func dial(ctx context.Context, path string) (net.Conn, func(context.Context, string, string) (net.Conn, error), error) {
+// client makes HTTP requests over one connection.
+type client struct {
+	*http.Transport
+	conn net.Conn
+}
+
+// connect connects to a socket; close the client when done.
+func connect(ctx context.Context, path string) (*client, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var once sync.Once
-	return conn, func(context.Context, string, string) (net.Conn, error) {
-		var first net.Conn
-		once.Do(func() { first = conn })
-		if first == nil {
-			return nil, net.ErrClosed
+	handOut := make(chan net.Conn, 1)
+	handOut <- conn
+	return &client{&http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		select {
+		case conn := <-handOut:
+			return conn, nil
+		default:
+			return nil, io.EOF // it was closed, and there is no other one
 		}
-		return first, nil
-	}, nil
+	}}, conn}, nil
+}
+
+// close ends all that waits for the connection.
+func (c *client) close() {
+	c.CloseIdleConnections()
+	_ = c.conn.Close()
+}
+
+// readAll reads an answer that isn't too large.
+func readAll(r io.Reader) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, mostBytes+1))
+	if err == nil && len(body) > mostBytes {
+		err = fmt.Errorf("the answer is larger than %d MiB", mostBytes>>20)
+	}
+	return body, err
 }

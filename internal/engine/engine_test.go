@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -71,9 +73,9 @@ func TestCRI(t *testing.T) {
 	pod := &Pod{Sandbox: idA, UID: "uid-1", Namespace: "shop", Name: "web", Labels: map[string]string{"app": "web"}, Ready: true, Created: 7}
 	old := &Pod{Sandbox: idC, UID: "uid-0", Namespace: "shop", Name: "web", Labels: none, Created: 9}
 	ask(t, Sockets{CRI: server.Serve(t)}).want(t, map[string]Container{
-		idA: {Engine: "crio", Source: CRI, Labels: none, Pod: pod, Sandbox: true},
+		idA: {Engine: "crio", Source: CRI, Labels: none, Pod: pod},
 		idB: {Engine: "crio", Source: CRI, Name: "nginx", Labels: map[string]string{"io.kubernetes.container.name": "nginx"}, Pod: pod},
-		idC: {Engine: "crio", Source: CRI, Labels: none, Pod: old, Sandbox: true},
+		idC: {Engine: "crio", Source: CRI, Labels: none, Pod: old},
 		idD: {Engine: "crio", Source: CRI, Name: "left", Labels: none},
 	})
 	if !pod.Newer(old) || old.Newer(pod) {
@@ -224,13 +226,20 @@ func TestOrder(t *testing.T) {
 	if a.Containers[idA].Name != "nginx" || a.Containers[idB].Source != Docker || len(a.Containers) != 3 {
 		t.Errorf("%+v", a)
 	}
-	var late Answer
-	late.Containers = map[string]Container{}
-	for _, source := range []Source{Containerd, Podman, Docker, CRI, Docker, Containerd} {
-		late.add(Container{ID: idA, Source: source})
-	}
-	if got := late.Containers[idA].Source; got != CRI {
-		t.Errorf("%s is believed", got)
+	for _, c := range []struct {
+		said []Source
+		want Source
+	}{
+		{[]Source{Containerd, Podman, Docker, CRI, Docker}, CRI}, {[]Source{Containerd, Docker, Podman}, Docker}, {[]Source{Podman, Docker, Containerd}, Podman},
+	} {
+		answer := Answer{Containers: map[string]Container{}}
+		var said []Container
+		for _, source := range c.said {
+			said = append(said, Container{ID: idA, Source: source})
+		}
+		if answer.add(said); answer.Containers[idA].Source != c.want {
+			t.Errorf("of %s %s is believed", c.said, answer.Containers[idA].Source)
+		}
 	}
 }
 
@@ -298,8 +307,8 @@ func serveRefusing(t *testing.T, err error) string {
 	return enginetest.ServeGRPC(t, server)
 }
 
-// An engine that isn't there, hangs or answers nonsense costs one note, and about a
-// second, and nothing of what others say.
+// An engine that isn't there, hangs or answers nonsense costs one note, and a second
+// or so on a busy machine, and nothing of what others say.
 func TestOneNote(t *testing.T) {
 	good := &enginetest.CRI{Runtime: "containerd"}
 	good.Pod(idA, "shop", "web", "uid", 1, nil)
@@ -320,18 +329,18 @@ func TestOneNote(t *testing.T) {
 		"a file":                 {file, file, "connection refused"},
 		"silent":                 {misbehave(t, says("")), misbehave(t, says("")), "no answer within 1s"},
 		"not accepted":           {enginetest.Listen(t).Addr().String(), enginetest.Listen(t).Addr().String(), "no answer within 1s"},
-		"closed at once":         {misbehave(t, func(net.Conn) {}), misbehave(t, func(net.Conn) {}), ""},
+		"closed at once":         {misbehave(t, func(net.Conn) {}), misbehave(t, func(net.Conn) {}), "it hung up"},
 		"garbage":                {misbehave(t, says(strings.Repeat("\x00\xff\x7fgarbage", 1000))), misbehave(t, says("\x00\xff\r\n\r\n")), ""},
 		"HTTP to gRPC, reversed": {goodDocker, goodCRI, ""},
 		"garbage without end":    {misbehave(t, repeats("", "garbage", 0)), misbehave(t, repeats("", "garbage", 0)), ""},
-		"an answer without end":  {grpcAs(t, strings.Repeat("x", mostBytes+2), ok), misbehave(t, repeats(httpOK+"[", strings.Repeat(" ", 1<<16), 0)), "larger than 64 MiB"},
+		"an answer without end":  {grpcAs(t, strings.Repeat("x", mostBytes+2), ok), misbehave(t, repeats(httpOK+"[", strings.Repeat(" ", 1<<16), 0)), "larger than 16 MiB"},
 		"a slow answer":          {"", misbehave(t, repeats(httpOK+"[", " ", 10*time.Millisecond)), "no answer within 1s"},
 		"headers without end":    {"", misbehave(t, repeats("HTTP/1.1 200 OK\r\n", "X: "+strings.Repeat("x", 1000)+"\r\n", 0)), ""},
 		"an object":              {"", misbehave(t, says(httpOK[:len(httpOK)-2]+"Content-Length: 2\r\n\r\n{}")), "makes no sense"},
 		"a list of numbers":      {"", misbehave(t, says(httpOK[:len(httpOK)-2]+"Content-Length: 3\r\n\r\n[1]")), "makes no sense"},
 		"half a list":            {"", misbehave(t, says(httpOK[:len(httpOK)-2]+"Content-Length: 3\r\n\r\n[{}")), "makes no sense"},
 		"an error of Docker":     {"", misbehave(t, says("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")), "status 500 Oh"},
-		"another server":         {"", misbehave(t, says("HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\nContent-Length: 0\r\n\r\n")), ""},
+		"another server":         {"", misbehave(t, says("HTTP/1.1 302 Found\r\nLocation: http://localhost/\r\nContent-Length: 0\r\n\r\n")), "302 Found"},
 		"no status":              {grpcAs(t, frame+"\x00", nil), "", "isn't gRPC: 200 OK"},
 		"no frame":               {grpcAs(t, "", ok), "", "makes no sense"},
 		"a compressed frame":     {grpcAs(t, "\x01\x00\x00\x00\x00", ok), "", "makes no sense"},
@@ -350,7 +359,7 @@ func TestOneNote(t *testing.T) {
 				}
 				before, start := runtime.NumGoroutine(), time.Now()
 				a := ask(t, sockets)
-				if took := time.Since(start); took > Timeout+500*time.Millisecond {
+				if took := time.Since(start); took > 3*Timeout {
 					t.Errorf("%s: took %s", flag, took)
 				}
 				if len(a.Notes) != 1 || !strings.Contains(a.Notes[0], c.note) || strings.ContainsAny(a.Notes[0], "\n") || len(a.Notes[0]) > 400 {
@@ -398,9 +407,68 @@ func TestCancel(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, cancel)
 	start := time.Now()
 	Ask(ctx, Sockets{CRI: misbehave(t, says("")), Docker: misbehave(t, says(""))})
-	if took := time.Since(start); took > Timeout/2 {
+	if took := time.Since(start); took >= Timeout {
 		t.Errorf("took %s", took)
 	}
+}
+
+// reference reads a message with another reader. It is false for one that isn't
+// valid, or has fields that nobody makes any more.
+func reference(message []byte) (fields, bool) {
+	found := fields{}
+	for len(message) > 0 {
+		number, kind, n := protowire.ConsumeTag(message)
+		if n < 0 || kind == protowire.StartGroupType {
+			return nil, false
+		}
+		message = message[n:]
+		var f field
+		switch kind {
+		case protowire.VarintType:
+			f.number, n = protowire.ConsumeVarint(message)
+		case protowire.BytesType:
+			f.bytes, n = protowire.ConsumeBytes(message)
+		default:
+			n = protowire.ConsumeFieldValue(number, kind, message)
+		}
+		if n < 0 {
+			return nil, false
+		}
+		message, found[uint64(number)] = message[n:], append(found[uint64(number)], f)
+	}
+	return found, true
+}
+
+// What an engine answers may be anything, and what protobuf can read of it is read.
+func FuzzAnswer(f *testing.F) {
+	labels := message(1, "app", 2, "web")
+	f.Add(message(1, message(1, idA, 2, message(1, "web", 2, "uid", 3, "shop"), 5, labels)))
+	f.Add(message(1, message(1, idA, 2, idB, 3, message(1, "nginx"), 8, labels)))
+	f.Add(message(1, message(1, "web", 2, labels, 5, spec("/default/web"))))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		frame := append(make([]byte, frameHeader), body...)
+		binary.BigEndian.PutUint32(frame[1:], uint32(len(body)))
+		answer, err := unframe(frame)
+		if want, ok := reference(body); ok && !reflect.DeepEqual(answer, want) {
+			t.Errorf("read as %v, want %v", answer, want)
+		}
+		if err != nil {
+			return
+		}
+		list, err := answer.messages(1)
+		if err != nil {
+			return
+		}
+		for _, one := range list {
+			pod, podErr := newPod(one)
+			container, _, containerErr := newCRIContainer(one)
+			placed, placedErr := newContainer(one)
+			if podErr == nil && !utf8.ValidString(pod.Name) || containerErr == nil && container.Labels == nil ||
+				placedErr == nil && placed.Cgroup != "" && (isID(placed.ID) || placed.Cgroup[0] != '/') {
+				t.Errorf("%+v, %+v, %+v", pod, container, placed)
+			}
+		}
+	})
 }
 
 func TestParseSocket(t *testing.T) {

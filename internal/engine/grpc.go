@@ -6,18 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
-
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// The few calls are made and read here, without grpc-go and the generated code of
-// its services: with these bpfnet is half as large again, and each of its commands
-// starts later.
+// The few calls are made and read here, without grpc-go and generated code: with
+// these bpfnet is half as large again, and each of its commands starts later.
 
 // errUnimplemented is the answer of a server that doesn't have a service.
 var errUnimplemented = errors.New("it answers neither CRI v1 nor calls of containerd")
@@ -25,31 +20,18 @@ var errUnimplemented = errors.New("it answers neither CRI v1 nor calls of contai
 // grpcUnimplemented is the status for that.
 const grpcUnimplemented = 12
 
-// caller makes gRPC calls over one connection.
-type caller struct {
-	conn   net.Conn
-	client http.Client
-}
+// caller makes gRPC calls.
+type caller struct{ *client }
 
-// connect connects to a gRPC server; close it when done.
-func connect(ctx context.Context, path string) (*caller, error) {
-	conn, handOut, err := dial(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	return &caller{conn, http.Client{Transport: &http.Transport{Protocols: protocols, DialContext: handOut}}}, nil
-}
-
-func (c *caller) close() {
-	c.client.CloseIdleConnections()
-	_ = c.conn.Close()
+func newCaller(c *client) caller {
+	c.Protocols = new(http.Protocols)
+	c.Protocols.SetUnencryptedHTTP2(true)
+	return caller{c}
 }
 
 // call calls a method, "package.Service/Method", without arguments. namespace is one
 // of containerd's, or "".
-func (c *caller) call(ctx context.Context, method, namespace string) (fields, error) {
+func (c caller) call(ctx context.Context, method, namespace string) (fields, error) {
 	empty := bytes.NewReader(make([]byte, frameHeader))
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost/"+method, empty)
 	if err != nil {
@@ -60,7 +42,7 @@ func (c *caller) call(ctx context.Context, method, namespace string) (fields, er
 	if namespace != "" {
 		request.Header.Set("containerd-namespace", namespace)
 	}
-	response, err := c.client.Do(request)
+	response, err := c.RoundTrip(request)
 	if err != nil {
 		return nil, err
 	}
@@ -76,21 +58,12 @@ func (c *caller) call(ctx context.Context, method, namespace string) (fields, er
 }
 
 // list calls a method without arguments whose answer is a list, in its first field.
-func (c *caller) list(ctx context.Context, method, namespace string) ([]fields, error) {
+func (c caller) list(ctx context.Context, method, namespace string) ([]fields, error) {
 	message, err := c.call(ctx, method, namespace)
 	if err != nil {
 		return nil, err
 	}
 	return message.messages(1)
-}
-
-// readAll reads an answer that isn't too large.
-func readAll(r io.Reader) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(r, mostBytes+1))
-	if err == nil && len(body) > mostBytes {
-		err = fmt.Errorf("the answer is larger than %d MiB", mostBytes>>20)
-	}
-	return body, err
 }
 
 // statusOf is the error of a response whose body has been read. An error without a
@@ -128,7 +101,7 @@ func unframe(body []byte) (fields, error) {
 
 // fields are those of a message by their number: of one that is repeated all values,
 // in order.
-type fields map[protowire.Number][]field
+type fields map[uint64][]field
 
 // field is the value of a field of one of the two kinds that are read.
 type field struct {
@@ -136,34 +109,63 @@ type field struct {
 	bytes  []byte
 }
 
+// The kinds of fields on the wire.
+const (
+	kindVarint  = 0
+	kindFixed64 = 1
+	kindBytes   = 2
+	kindFixed32 = 5
+)
+
+// parse reads a message of protobuf.
 func parse(message []byte) (fields, error) {
 	found := fields{}
 	for len(message) > 0 {
-		number, kind, n := protowire.ConsumeTag(message)
-		if n < 0 {
+		tag, rest, ok := varint(message)
+		if !ok {
 			return nil, errNonsense
 		}
-		message = message[n:]
 		var f field
-		switch kind {
-		case protowire.VarintType:
-			f.number, n = protowire.ConsumeVarint(message)
-		case protowire.BytesType:
-			f.bytes, n = protowire.ConsumeBytes(message)
-		default:
-			n = protowire.ConsumeFieldValue(number, kind, message)
-		}
-		if n < 0 {
+		if f, message, ok = value(tag%8, rest); !ok {
 			return nil, errNonsense
 		}
-		message = message[n:]
-		found[number] = append(found[number], f)
+		found[tag/8] = append(found[tag/8], f)
 	}
 	return found, nil
 }
 
+// value takes a value of a kind off the beginning of a message.
+func value(kind uint64, message []byte) (f field, rest []byte, ok bool) {
+	switch kind {
+	case kindVarint:
+		f.number, rest, ok = varint(message)
+	case kindFixed64:
+		_, rest, ok = cut(message, 8)
+	case kindFixed32:
+		_, rest, ok = cut(message, 4)
+	case kindBytes:
+		var size uint64
+		if size, rest, ok = varint(message); ok {
+			f.bytes, rest, ok = cut(rest, size)
+		}
+	}
+	return f, rest, ok
+}
+
+func varint(message []byte) (n uint64, rest []byte, ok bool) {
+	n, size := binary.Uvarint(message)
+	return n, message[max(size, 0):], size > 0
+}
+
+func cut(message []byte, size uint64) (head, rest []byte, ok bool) {
+	if size > uint64(len(message)) {
+		return nil, nil, false
+	}
+	return message[:size], message[size:], true
+}
+
 // messages reads a field of messages that is repeated.
-func (f fields) messages(number protowire.Number) ([]fields, error) {
+func (f fields) messages(number uint64) ([]fields, error) {
 	list := make([]fields, len(f[number]))
 	for i, value := range f[number] {
 		var err error
@@ -175,18 +177,18 @@ func (f fields) messages(number protowire.Number) ([]fields, error) {
 }
 
 // message reads a field that is a message; the empty one where it isn't there.
-func (f fields) message(number protowire.Number) (fields, error) {
+func (f fields) message(number uint64) (fields, error) {
 	return parse(f.last(number).bytes)
 }
 
 // text reads a field that is a text. What isn't UTF-8 in it is replaced.
-func (f fields) text(number protowire.Number) string {
+func (f fields) text(number uint64) string {
 	return strings.ToValidUTF8(string(f.last(number).bytes), "\ufffd")
 }
 
-func (f fields) number(number protowire.Number) uint64 { return f.last(number).number }
+func (f fields) number(number uint64) uint64 { return f.last(number).number }
 
-func (f fields) last(number protowire.Number) field {
+func (f fields) last(number uint64) field {
 	if list := f[number]; len(list) > 0 {
 		return list[len(list)-1]
 	}
@@ -194,7 +196,7 @@ func (f fields) last(number protowire.Number) field {
 }
 
 // texts reads a map of texts.
-func (f fields) texts(number protowire.Number) (map[string]string, error) {
+func (f fields) texts(number uint64) (map[string]string, error) {
 	found := map[string]string{}
 	pairs, err := f.messages(number)
 	for _, pair := range pairs {
