@@ -264,8 +264,10 @@ func (f *Follower) look(ctx context.Context) error {
 
 // compare forgets interfaces that have gone, and takes in new ones.
 func (f *Follower) compare(here host) {
-	maps.DeleteFunc(f.heard, func(index uint32, _ time.Time) bool { return !here.all[index] })
-	maps.DeleteFunc(f.waiting, func(index uint32, _ *waiting) bool { return here.sides[index] == side{} })
+	if here.whole {
+		maps.DeleteFunc(f.heard, func(index uint32, _ time.Time) bool { return !here.all[index] })
+		maps.DeleteFunc(f.waiting, func(index uint32, _ *waiting) bool { return here.sides[index] == side{} })
+	}
 	for index := range here.sides {
 		if f.known[index] == nil && f.waiting[index] == nil {
 			f.waiting[index] = &waiting{}
@@ -309,8 +311,8 @@ func (f *Follower) attachEarly(ctx context.Context, here host) error {
 	}
 	var early []candidate
 	for _, index := range candidates {
-		if numbers[here.sides[index].peer] {
-			early = append(early, candidate{index, here.sides[index].name, nil})
+		if s, ok := here.sides[index]; ok && numbers[s.peer] {
+			early = append(early, candidate{index, s.name, nil})
 		}
 	}
 	return f.attach(ctx, early)

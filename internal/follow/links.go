@@ -26,6 +26,7 @@ type side struct {
 type host struct {
 	sides map[uint32]side
 	all   map[uint32]bool // all interfaces
+	whole bool            // nothing changed while they were read, so none is missing
 }
 
 // attempts is how often a list is read that others change meanwhile.
@@ -37,6 +38,7 @@ func hostSides(path string) (h host, err error) {
 	err = netns.Do(path, func() error {
 		for range attempts {
 			if list, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+				h.whole = true
 				return err
 			}
 		}
