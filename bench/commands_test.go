@@ -21,6 +21,7 @@ import (
 type commandCase struct {
 	name, ours, theirs string
 	before, after      []string // of bpfnet, around each round and not measured
+	containers         int      // there are so many, from this case on
 
 	wall, cpu, memory goal // CPU time is measured where it has a goal
 }
@@ -85,7 +86,7 @@ func commandCases() []commandCase {
 			})
 		}
 	}
-	return cases
+	return append(cases, commandCase{name: "endpoint list, of 200 containers", ours: "endpoint list", containers: 200, wall: atMost(150)})
 }
 
 // measurement is one figure of a case.
@@ -133,6 +134,7 @@ func measureCommands(t *testing.T, wanted func(string) bool) []record {
 		if b == nil {
 			b = makeBed(t, 1)
 		}
+		b.crowd(t, c.containers)
 		records = append(records, c.measure(t, b)...)
 	}
 	return records
@@ -219,6 +221,7 @@ type bed struct {
 	peer            string // namespace of device a, the other end
 	root, cgroup    string
 	maps            pinnedMaps
+	containers      int
 }
 
 // loaded is what every bed begins with.
@@ -248,6 +251,13 @@ func emptyBed(tb testing.TB) *bed {
 		b.run(tb, b.bpfnet, line)
 	}
 	return b
+}
+
+// crowd makes containers, if there are none.
+func (b *bed) crowd(tb testing.TB, count int) {
+	tb.Helper()
+	testkit.Crowd(tb, b.namespace, b.cgroup, max(0, count-b.containers))
+	b.containers = max(b.containers, count)
 }
 
 // words replaces what stands for maps, keys and files in command lines. Every
@@ -321,6 +331,7 @@ func BenchmarkCommandsOnSmallMaps(b *testing.B) {
 	bed := makeBed(b, 20)
 	for _, c := range commandCases() {
 		b.Run(c.name, func(b *testing.B) {
+			bed.crowd(b, c.containers)
 			var ours, theirs []usage
 			for round := 0; b.Loop(); round++ {
 				mine, other := c.compare(b, bed, round)

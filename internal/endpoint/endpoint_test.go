@@ -39,19 +39,7 @@ func newSite(t *testing.T) site {
 	s := site{T: t, host: testkit.NetNS(t), dir: testkit.Cgroup(t)}
 	s.base = "/" + filepath.Base(s.dir)
 	s.Kernel = New(s.host, engine.Sockets{})
-	t.Cleanup(func() { removeCgroups(s.dir) })
 	return s
-}
-
-// removeCgroups removes what is below a cgroup.
-func removeCgroups(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if e.IsDir() {
-			removeCgroups(filepath.Join(dir, e.Name()))
-			_ = os.Remove(filepath.Join(dir, e.Name()))
-		}
-	}
 }
 
 // run starts a process in a cgroup and a network namespace. What is returned ends

@@ -48,19 +48,8 @@ func newNode(t *testing.T) *node {
 	}
 	t.Cleanup(func() {
 		_, _ = n.api.Unload(context.Background(), datapath.UnloadRequest{All: true, Detach: true})
-		n.removeCgroups(n.cgroup)
 	})
 	return n
-}
-
-func (n *node) removeCgroups(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if e.IsDir() {
-			n.removeCgroups(filepath.Join(dir, e.Name()))
-			_ = os.Remove(filepath.Join(dir, e.Name()))
-		}
-	}
 }
 
 // follow starts a Follower. What is returned ends it, and is its error.

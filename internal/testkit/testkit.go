@@ -145,7 +145,8 @@ func up(t testing.TB, ns, dev string, addresses ...string) {
 	}
 }
 
-// Cgroup makes a cgroup2 directory and returns its path.
+// Cgroup makes a cgroup2 directory and returns its path. What is made below it is
+// removed with it.
 func Cgroup(t testing.TB) string {
 	t.Helper()
 	NeedsKernel(t)
@@ -159,9 +160,19 @@ func Cgroup(t testing.TB) string {
 	}
 	t.Cleanup(func() {
 		watch(t).made(cgroupHooks(dir))
-		_ = os.Remove(dir)
+		removeCgroup(dir)
 	})
 	return dir
+}
+
+func removeCgroup(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = os.Remove(dir)
 }
 
 // Hold starts a process, called "sleep", that has a copy of a descriptor open.
