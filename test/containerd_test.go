@@ -351,8 +351,10 @@ func TestContainerd(t *testing.T) {
 		}
 		n.is("container:"+k.Containers[0].ID, k)
 	}
-	// Of a container that a person named only containerd knows where it is.
-	n.found(n.runCtr("web-of-a-person", path.Join(n.cgroup, "plain/web-of-a-person")), "container:web-of-a-person")
+	// Of a container that a person named only containerd knows where it is. The name is
+	// the test's: runc has one place for all containerds.
+	name := testkit.Name(t)
+	n.found(n.runCtr(name, path.Join(n.cgroup, "plain", name)), "container:"+name)
 }
 
 // cni makes a network namespace with an interface on the bridge, and returns its
