@@ -306,17 +306,22 @@ func addressesOf(status *cri.PodSandboxNetworkStatus) []string {
 // and without asking containerd all but their names.
 func TestPods(t *testing.T) {
 	n := newContainerd(t)
-	web := n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx", "logs")
-	n.found(n.knows(web), "pod:shop/web", "container:nginx", "container:shop/web/logs")
-	client := n.runPod(n.podConfig("client", newUID(t), ""), "client")
-	n.found(n.knows(client), "pod:shop/client")
-	n.found(n.knows(n.runPod(onHost(n.podConfig("host", newUID(t), "burstable")), "agent")), "pod:shop/host", "container:agent")
-	n.found(n.knows(n.runPod(n.podConfig("static", newStaticUID(t), "burstable"), "etcd")), "pod:shop/static", "container:etcd")
+	web := n.knows(n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx", "logs"))
+	client := n.knows(n.runPod(n.podConfig("client", newUID(t), ""), "client"))
+	host := n.knows(n.runPod(onHost(n.podConfig("host", newUID(t), "burstable")), "agent"))
+	static := n.knows(n.runPod(n.podConfig("static", newStaticUID(t), "burstable"), "etcd"))
+	n.found(web, "pod:shop/web", "container:nginx", "container:shop/web/logs")
+	n.found(client, "pod:shop/client")
+	n.found(host, "pod:shop/host", "container:agent")
+	n.found(static, "pod:shop/static", "container:etcd")
 	alone := n.engine
 	alone.sockets = nil
-	for _, p := range []pod{web, client} {
-		alone.is("pod:"+p.config.Metadata.Uid, n.knows(p).unnamed("unknown"))
+	for _, k := range []known{web, client} {
+		alone.is("pod:"+k.Pod.UID, k.unnamed("unknown"))
 	}
+	all := []known{web, client, host, static}
+	slices.SortFunc(all, func(a, b known) int { return strings.Compare(a.CgroupPath, b.CgroupPath) })
+	n.are(all, "list")
 }
 
 // Containers that containerd runs without CRI are found, with the names that cgroups
@@ -341,7 +346,7 @@ func TestContainerd(t *testing.T) {
 			k.Pod = &knownPod{UID: c.uid, QoS: c.qos, Source: "cgroup"}
 		}
 		if len(k.Interfaces) != 1 || len(k.Interfaces[0].Addresses) != 2 {
-			t.Fatalf("interfaces: %s", k.text())
+			t.Fatalf("interfaces: %s", text(k))
 		}
 		bare := n
 		bare.sockets = nil

@@ -94,7 +94,7 @@ func (f *follower) named(event string, t talker) followEvent {
 		named = f.next("identified", t.dev)
 	}
 	if named.Pod != *t.Pod.Name || named.PodUID != t.Pod.UID {
-		f.Errorf("%+v, want %s", named, t.text())
+		f.Errorf("%+v, want %s", named, text(t.known))
 	}
 	return e
 }

@@ -58,9 +58,9 @@ type knownInterface struct {
 // asKnown makes the same of what bpfnet says.
 const asKnown = `map(.pid = .process.pid | .containers |= map(.pid = .process.pid))`
 
-// text is a list of this alone.
-func (k known) text() string {
-	text, _ := json.Marshal([]known{k})
+// text writes a list of them.
+func text(list ...known) string {
+	text, _ := json.Marshal(list)
 	return string(text)
 }
 
@@ -115,20 +115,31 @@ func (e engine) found(k known, refs ...string) {
 // is checks what bpfnet shows for a reference.
 func (e engine) is(ref string, k known) {
 	e.Helper()
-	got := e.endpoint(ref, asKnown)
+	e.are([]known{k}, "show", ref)
+}
+
+// are checks which of the test's endpoints a command prints.
+func (e engine) are(want []known, command ...string) {
+	e.Helper()
+	got := e.endpoints(asKnown, command...)
 	var list []known
-	if err := json.Unmarshal([]byte(got), &list); err == nil && len(list) == 1 {
-		got = list[0].text()
+	if err := json.Unmarshal([]byte(got), &list); err == nil {
+		got = text(list...)
 	}
-	if got != k.text() {
-		e.Errorf("%s is\n%s, want\n%s", ref, got, k.text())
+	if want := text(want...); got != want {
+		e.Errorf("endpoint %q:\n%s, want\n%s", command, got, want)
 	}
 }
 
 // endpoint is what bpfnet shows of the test's endpoints.
 func (e engine) endpoint(ref, filter string) string {
 	e.Helper()
-	out, err := e.bpfnet("endpoint", "show", ref, "-q", "-o", "json").CombinedOutput()
+	return e.endpoints(filter, "show", ref)
+}
+
+func (e engine) endpoints(filter string, command ...string) string {
+	e.Helper()
+	out, err := e.bpfnet(slices.Concat([]string{"endpoint"}, command, []string{"-q", "-o", "json"})...).CombinedOutput()
 	if err != nil {
 		return strings.TrimSpace(string(out))
 	}
