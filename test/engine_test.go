@@ -40,15 +40,21 @@ var packages = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(out)), err
 })
 
+// needsPackages skips the test if there are none, and returns their folder.
+func needsPackages(t *testing.T) string {
+	t.Helper()
+	folder, err := packages()
+	if err != nil {
+		t.Skipf("Debian's packages of container engines can't be fetched: %v", err)
+	}
+	return folder
+}
+
 // newEngine skips the test if the packages can't be fetched.
 func newEngine(t *testing.T) engine {
 	t.Helper()
 	testkit.NeedsKernel(t)
-	packages, err := packages()
-	if err != nil {
-		t.Skipf("Debian's packages of container engines can't be fetched: %v", err)
-	}
-	e := engine{T: t, packages: packages, dir: filepath.Join(t.TempDir(), testkit.Name(t))}
+	e := engine{T: t, packages: needsPackages(t), dir: filepath.Join(t.TempDir(), testkit.Name(t))}
 	if err := os.Mkdir(e.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"bpfnet/internal/probe"
 	"bpfnet/internal/testkit"
 )
 
@@ -22,6 +23,7 @@ func newPodman(t *testing.T) podmanHost {
 	p := podmanHost{newEngine(t), testkit.Name(t)}
 	p.write("containers.conf", `[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"] # no more than containers may have
+pids_limit = 0 # needs no controller
 seccomp_profile = "PACKAGES/root/usr/share/containers/seccomp.json"
 [engine]
 cgroup_manager = "cgroupfs"
@@ -91,4 +93,19 @@ func TestPodman(t *testing.T) {
 	p.found(host, "container:host")
 	p.sockets = nil
 	p.is("container:"+web.Containers[0].ID, web.unnamed("podman"))
+}
+
+// The same where /sys/fs/cgroup is cgroup2 and nothing else.
+func TestPodmanUnified(t *testing.T) {
+	testkit.NeedsKernel(t)
+	needsPackages(t)
+	if mount, err := probe.Cgroup2Mount(); err == nil && mount == "/sys/fs/cgroup" {
+		return // it always is here
+	}
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec",
+		`umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"`, "sh", os.Args[0], "-test.run=^TestPodman$", "-test.v")
+	cmd.Env = append(os.Environ(), "BPFNET_BINARY="+binary)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestPodman") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
