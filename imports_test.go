@@ -39,8 +39,10 @@ var reserved = []struct {
 	{"github.com/olekukonko/tablewriter", []string{"output"}, false},
 	{"gopkg.in/yaml.v3", []string{"output", "internal/feed"}, true}, // the writer, and the reader of YAML input
 	{"github.com/miekg/dns", []string{"internal/dns"}, true},
-	{"google.golang.org/grpc", []string{"internal/engine/enginetest"}, true}, // would be a third of bpfnet's size
-	{"k8s.io/cri-api", []string{"internal/engine/enginetest"}, true},
+	{"google.golang.org/protobuf", []string{"internal/engine"}, false},
+	{"google.golang.org/grpc", []string{"internal/engine"}, true},
+	{"k8s.io/cri-api", []string{"internal/engine"}, true},
+	{"github.com/containerd", []string{"internal/engine"}, true},
 	{"net/http", []string{"internal/engine"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},
@@ -137,8 +139,9 @@ func TestRefuse(t *testing.T) {
 		{"commands/map.go", "github.com/cilium/ebpf", true},
 		{"internal/feed/yaml.go", "gopkg.in/yaml.v3", false},
 		{"internal/maps/import.go", "gopkg.in/yaml.v3", true},
-		{"internal/engine/cri.go", "k8s.io/cri-api/pkg/apis/runtime/v1", true},
-		{"internal/engine/cri_test.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
+		{"internal/engine/cri.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
+		{"internal/endpoint/names.go", "k8s.io/cri-api/pkg/apis/runtime/v1", true},
+		{"test/containerd_test.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
 	} {
 		if got := refuse(c.file, c.imported) != ""; got != c.refused {
 			t.Errorf("%s imports %s: refused is %v, want %v", c.file, c.imported, got, c.refused)

@@ -5,110 +5,86 @@ import (
 	"context"
 	"errors"
 	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-const criService = "runtime.v1.RuntimeService/"
+var errNotGRPC = errors.New("it doesn't speak gRPC, or ends the connection")
 
 // askCRI asks the socket of a CRI server, which may be containerd's: with CRI, with
 // namespaces of its own, or both.
 func askCRI(ctx context.Context, path string) ([]Container, error) {
-	client, err := connect(ctx, path)
+	socket, err := dial(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer client.close()
-	c := newCaller(client)
-	found, err := c.cri(ctx)
-	own, ownErr := c.containerd(ctx)
-	switch {
-	case errors.Is(ownErr, errUnimplemented):
+	conn, err := newClient(socket)
+	if err != nil {
+		_ = socket.Close()
+		return nil, err
+	}
+	defer conn.Close()
+	defer socket.Close() // first, as grpc waits for a server that reads nothing
+	found, err := listCRI(ctx, conn)
+	own, ownErr := listContainerd(ctx, conn)
+	switch codes.Unimplemented {
+	case status.Code(ownErr):
 		ownErr = nil
-	case errors.Is(err, errUnimplemented):
+	case status.Code(err):
 		err = nil
 	}
-	return append(found, own...), cmp.Or(err, ownErr)
+	err = cmp.Or(err, ownErr)
+	if status.Code(err) == codes.Unavailable && conn.GetState() != connectivity.Ready {
+		err = errNotGRPC // grpc says it at length
+	}
+	return append(found, own...), err
 }
 
-// cri lists the Pods and containers that CRI knows.
-func (c caller) cri(ctx context.Context) ([]Container, error) {
-	version, err := c.call(ctx, criService+"Version", "")
+// listCRI lists the Pods and containers that CRI knows.
+func listCRI(ctx context.Context, conn *grpc.ClientConn) ([]Container, error) {
+	client := cri.NewRuntimeServiceClient(conn)
+	version, err := client.Version(ctx, &cri.VersionRequest{})
 	if err != nil {
 		return nil, err
 	}
-	runtime := strings.ToLower(version.text(2))
-	if runtime == "cri-o" {
-		runtime = "crio"
+	engine := strings.ToLower(version.RuntimeName)
+	if engine == "cri-o" {
+		engine = "crio"
 	}
-	pods, err := c.sandboxes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list, err := c.list(ctx, criService+"ListContainers", "")
+	sandboxes, err := client.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return nil, err
 	}
 	var found []Container
-	for id, pod := range pods {
-		found = append(found, Container{ID: id, Engine: runtime, Source: CRI, Labels: map[string]string{}, Pod: pod})
+	pods := map[string]*Pod{}
+	for _, s := range sandboxes.Items {
+		pods[s.Id] = newPod(s)
+		found = append(found, Container{ID: s.Id, Engine: engine, Source: CRI, Labels: map[string]string{}, Pod: pods[s.Id]})
 	}
-	for _, container := range list {
-		one, sandbox, err := newCRIContainer(container)
-		if err != nil {
-			return found, err
-		}
-		one.Engine, one.Pod = runtime, pods[sandbox]
-		found = append(found, one)
+	list, err := client.ListContainers(ctx, &cri.ListContainersRequest{})
+	for _, c := range list.GetContainers() {
+		found = append(found, Container{
+			ID: c.Id, Engine: engine, Source: CRI, Name: c.Metadata.GetName(), Labels: orEmpty(c.Labels), Pod: pods[c.PodSandboxId],
+		})
 	}
-	return found, nil
+	return found, err
 }
 
-// newCRIContainer reads a container of CRI, and the id of its sandbox.
-func newCRIContainer(container fields) (c Container, sandbox string, err error) {
-	metadata, err := container.message(3)
-	if err != nil {
-		return c, "", err
-	}
-	labels, err := container.texts(8)
-	return Container{ID: container.text(1), Source: CRI, Name: metadata.text(1), Labels: labels}, container.text(2), err
-}
-
-// sandboxes lists the Pods by the id of their sandbox.
-func (c caller) sandboxes(ctx context.Context) (map[string]*Pod, error) {
-	list, err := c.list(ctx, criService+"ListPodSandbox", "")
-	if err != nil {
-		return nil, err
-	}
-	found := map[string]*Pod{}
-	for _, sandbox := range list {
-		pod, err := newPod(sandbox)
-		if err != nil {
-			return nil, err
-		}
-		found[pod.Sandbox] = pod
-	}
-	return found, nil
-}
-
-// newPod reads a sandbox of CRI.
-func newPod(sandbox fields) (*Pod, error) {
-	metadata, err := sandbox.message(2)
-	if err != nil {
-		return nil, err
-	}
-	labels, err := sandbox.texts(5)
-	return &Pod{
-		Sandbox: sandbox.text(1), Name: metadata.text(1), UID: metadata.text(2), Namespace: metadata.text(3),
-		Labels: podLabels(labels), Ready: sandbox.number(3) == 0, Created: int64(sandbox.number(4)),
-	}, err
-}
-
-// podLabels are the labels of a Pod as its user gave them: the kubelet adds namespace,
-// name and uid.
-func podLabels(labels map[string]string) map[string]string {
+// newPod reads a Pod of CRI. Its labels are those that its user gave it: the kubelet
+// adds namespace, name and uid.
+func newPod(s *cri.PodSandbox) *Pod {
+	labels := orEmpty(s.Labels)
 	for label := range labels {
 		if strings.HasPrefix(label, "io.kubernetes.pod.") {
 			delete(labels, label)
 		}
 	}
-	return labels
+	return &Pod{
+		Sandbox: s.Id, Name: s.Metadata.GetName(), UID: s.Metadata.GetUid(), Namespace: s.Metadata.GetNamespace(),
+		Labels: labels, Ready: s.State == cri.PodSandboxState_SANDBOX_READY, Created: s.CreatedAt,
+	}
 }

@@ -3,23 +3,23 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 )
 
 // askDocker asks a server of Docker's API, which Podman has, too.
 func askDocker(ctx context.Context, path string) ([]Container, error) {
-	c, err := connect(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
+	toSocket := func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) }
+	transport := &http.Transport{DialContext: toSocket, DisableKeepAlives: true}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/containers/json", nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := c.RoundTrip(request)
+	response, err := transport.RoundTrip(request) // an engine doesn't send elsewhere
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func askDocker(ctx context.Context, path string) ([]Container, error) {
 		Labels map[string]string
 	}
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, errNonsense
+		return nil, errors.New("its answer makes no sense")
 	}
 	source := Docker
 	if response.Header.Get("Libpod-Api-Version") != "" {
@@ -45,12 +45,18 @@ func askDocker(ctx context.Context, path string) ([]Container, error) {
 	}
 	var found []Container
 	for _, c := range list {
-		if c.Labels == nil {
-			c.Labels = map[string]string{}
-		}
-		found = append(found, Container{ID: c.ID, Engine: string(source), Source: source, Name: dockerName(c.Names), Labels: c.Labels})
+		found = append(found, Container{ID: c.ID, Engine: string(source), Source: source, Name: dockerName(c.Names), Labels: orEmpty(c.Labels)})
 	}
 	return found, nil
+}
+
+// readAll reads an answer that isn't too large.
+func readAll(r io.Reader) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, mostBytes+1))
+	if err == nil && len(body) > mostBytes {
+		err = fmt.Errorf("the answer is larger than %d MiB", mostBytes>>20)
+	}
+	return body, err
 }
 
 // dockerName is a container's own name. Links to it are names, too: "/other/alias".

@@ -11,13 +11,15 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Timeout is how long all engines together may take.
@@ -154,6 +156,14 @@ func Ask(ctx context.Context, sockets Sockets) Answer {
 	return answer
 }
 
+// orEmpty are labels that aren't nil.
+func orEmpty(labels map[string]string) map[string]string {
+	if labels == nil {
+		return map[string]string{}
+	}
+	return labels
+}
+
 // add adds what engines said, in the order in which they are believed: Docker names
 // what containerd runs for it.
 func (a *Answer) add(found []Container) {
@@ -180,55 +190,28 @@ func (c Container) rank() int {
 	return 1
 }
 
-// reason is what an error of a socket or of HTTP comes down to.
+// reason is what an error of a socket, of HTTP or of gRPC comes down to.
 func reason(err error) string {
 	var errno syscall.Errno
+	answer, isGRPC := status.FromError(err)
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) || answer.Code() == codes.DeadlineExceeded:
 		return fmt.Sprintf("no answer within %s", Timeout)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "it hung up"
 	case errors.As(err, &errno):
 		return errno.Error()
+	case answer.Code() == codes.Unimplemented:
+		return "it answers neither CRI v1 nor calls of containerd"
+	case isGRPC:
+		return cmp.Or(answer.Message(), answer.Code().String())
+	}
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		err = inner
 	}
 	return err.Error()
 }
 
-// client makes HTTP requests over one connection.
-type client struct {
-	*http.Transport
-	conn net.Conn
-}
-
-// connect connects to a socket; close the client when done.
-func connect(ctx context.Context, path string) (*client, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	handOut := make(chan net.Conn, 1)
-	handOut <- conn
-	return &client{&http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
-		select {
-		case conn := <-handOut:
-			return conn, nil
-		default:
-			return nil, io.EOF // it was closed, and there is no other one
-		}
-	}}, conn}, nil
-}
-
-// close ends all that waits for the connection.
-func (c *client) close() {
-	c.CloseIdleConnections()
-	_ = c.conn.Close()
-}
-
-// readAll reads an answer that isn't too large.
-func readAll(r io.Reader) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(r, mostBytes+1))
-	if err == nil && len(body) > mostBytes {
-		err = fmt.Errorf("the answer is larger than %d MiB", mostBytes>>20)
-	}
-	return body, err
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "unix", path)
 }
