@@ -25,8 +25,9 @@ KERNEL_CASES ?= Test(RefusedNetlink|KillAtEveryStep)$$/^((at|de)tach-tc|replace-
 # The version is what Go reads from git, so a repository that git refuses to
 # read (it belongs to another user) must not stop the build.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
-# Without its generator of manual pages urfave/cli starts faster.
-export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs
+# Without its generator of manual pages urfave/cli starts faster, and without its
+# tracing grpc-go.
+export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs,grpcnotrace
 
 .DEFAULT_GOAL := build
 .PHONY: help build test test-kernels test-kernel test-all demo bench benchstat fuzz generate lint completions install deps

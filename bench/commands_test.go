@@ -317,7 +317,7 @@ func programs(tb testing.TB) (bpfnet, bpftool string) {
 		tb.Fatal(err)
 	}
 	bpfnet = filepath.Join(tb.TempDir(), "bpfnet")
-	build := exec.Command("go", "build", "-trimpath", "-tags=urfave_cli_no_docs", "-o", bpfnet, "bpfnet")
+	build := exec.Command("go", "build", "-trimpath", "-tags=urfave_cli_no_docs,grpcnotrace", "-o", bpfnet, "bpfnet")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		tb.Fatalf("build bpfnet: %v\n%s", err, out)
