@@ -2,7 +2,6 @@ package traffic
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -193,10 +192,8 @@ func (r *Reader) Take(ctx context.Context, indexes []uint32) (map[uint32][]Entry
 		}
 		return nil
 	})
-	for _, key := range keys {
-		if failed := m.Delete(key); failed != nil && !errors.Is(failed, ebpf.ErrKeyNotExist) {
-			err = cmp.Or(err, failed)
-		}
+	if err == nil { // else those would be lost that it has come to
+		err = remove(m, keys)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take entries of interfaces that have gone out of %s/pods: %w", r.instance, err)
@@ -205,4 +202,14 @@ func (r *Reader) Take(ctx context.Context, indexes []uint32) (map[uint32][]Entry
 		slices.SortFunc(entries, func(a, b Entry) int { return a.Address.Compare(b.Address) })
 	}
 	return taken, nil
+}
+
+// remove deletes entries, all that it can, and returns the first error.
+func remove(m *ebpf.Map, keys [][]byte) (first error) {
+	for _, key := range keys {
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) && first == nil {
+			first = err
+		}
+	}
+	return first
 }
