@@ -76,7 +76,9 @@ func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datap
 	}
 	stream := p.Stream()
 	attached := map[uint32]bool{}
-	err := b.Follow(c.Context, request, func(event follow.Event) error {
+	ctx, stop := e.whileRead(c.Context, 0)
+	defer stop()
+	err := b.Follow(ctx, request, func(event follow.Event) error {
 		switch event.Kind {
 		case follow.Attached, follow.Adopted:
 			attached[event.IfIndex] = true
