@@ -114,12 +114,15 @@ func subscribe(ctx context.Context, path string) (<-chan uint32, error) {
 		defer ns.Close()
 		options.Namespace = &ns
 	}
+	ctx, cancel := context.WithCancel(ctx) // closes the socket
 	updates := make(chan netlink.LinkUpdate)
 	if err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), options); err != nil {
+		cancel()
 		return nil, fmt.Errorf("subscribe to changes of interfaces: %w", err)
 	}
 	news := make(chan uint32, 256)
 	go func() {
+		defer cancel()
 		defer close(news)
 		for u := range updates {
 			select {
