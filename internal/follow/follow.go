@@ -72,6 +72,7 @@ type Follower struct {
 	waiting map[uint32]*waiting  // not attached, as nobody knows whose they are, or for an error
 	heard   map[uint32]time.Time // when the kernel told of an interface
 	looked  bool                 // at what there was in the beginning
+	checked time.Time            // when attachments were read
 
 	owners question // whose interfaces are
 	names  question // what Pods are called
@@ -94,12 +95,20 @@ const (
 	// patience is how long an interface in a namespace that an engine made for a
 	// Pod may be without a process: the Pod's image may have to be fetched.
 	patience = 2 * time.Minute
+
+	// checkAgain is after what time it is looked for what others detached.
+	checkAgain = 2 * time.Second
+
+	// What isn't a Pod's is asked for as long as it is there, and names where no
+	// engine tells them, for which all networks are looked into.
+	ownersLongest = 5 * time.Second
+	namesLongest  = 30 * time.Second
 )
 
 // Run attaches until ctx ends, which isn't an error, and leaves everything attached.
 func (f *Follower) Run(ctx context.Context) error {
 	f.known, f.waiting, f.heard = map[uint32]*device{}, map[uint32]*waiting{}, map[uint32]time.Time{}
-	f.owners, f.names = newQuestion(), newQuestion()
+	f.owners, f.names = newQuestion(ownersLongest), newQuestion(namesLongest)
 	news, err := subscribe(ctx, f.NetNS)
 	if err != nil {
 		return err
@@ -115,14 +124,16 @@ func (f *Follower) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case index, open := <-news:
-			news, err = f.hear(ctx, news, index, open)
+			if !f.hear(news, index, open) {
+				news, err = subscribe(ctx, f.NetNS)
+			}
 		case found := <-f.owners.answers:
 			f.owners.asked = false
 			err = f.settle(ctx, found)
 		case found := <-f.names.answers:
 			f.names.asked = false
 			err = f.settle(ctx, found)
-		case <-time.After(min(f.owners.next(), f.names.next())):
+		case <-time.After(min(f.owners.next(), f.names.next(), checkAgain)):
 		}
 		if err != nil {
 			return unlessEnded(ctx, err)
@@ -137,18 +148,18 @@ func unlessEnded(ctx context.Context, err error) error {
 	return err
 }
 
-// hear takes note of all that the kernel has told. What was lost on the way doesn't
-// matter: each look is at all interfaces.
-func (f *Follower) hear(ctx context.Context, news <-chan uint32, index uint32, open bool) (<-chan uint32, error) {
+// hear takes note of all that the kernel has told. It is false where something was
+// lost, which doesn't matter: each look is at all interfaces.
+func (f *Follower) hear(news <-chan uint32, index uint32, open bool) bool {
 	for ; open; index, open = <-news {
 		if _, ok := f.heard[index]; !ok {
 			f.heard[index] = time.Now()
 		}
 		if len(news) == 0 {
-			return news, nil
+			return true
 		}
 	}
-	return subscribe(ctx, f.NetNS)
+	return false
 }
 
 // clear removes what is left of interfaces that have gone: pins, and counters, which
@@ -183,25 +194,48 @@ func (f *Follower) clear(ctx context.Context) error {
 	return f.removeGone(ctx, gone)
 }
 
-// gone tells which interfaces have gone, and removes what is left of them. An
-// interface isn't listed any more a moment before its last packet has passed and the
-// kernel takes the program off; it tells when it has.
-func (f *Follower) gone(ctx context.Context, here host) error {
-	gone := maps.Clone(f.known)
-	maps.DeleteFunc(gone, func(index uint32, _ *device) bool { return here.all[index] })
-	if len(gone) == 0 {
+// check compares the interfaces that the program is attached to with its attachments,
+// and removes what is left of those that have gone. An interface isn't listed any more
+// a moment before its last packet has passed and the kernel takes the program off; it
+// tells when it has. What others detached is attached to again.
+func (f *Follower) check(ctx context.Context, here host) error {
+	unlisted := func(index uint32) bool { return !here.all[index] }
+	if time.Since(f.checked) < checkAgain && !slices.ContainsFunc(slices.Collect(maps.Keys(f.known)), unlisted) {
 		return nil
 	}
 	attachments, err := f.API.Attachments(ctx, f.Request.Name)
 	if err != nil {
-		return err
+		return unlessLocked(err)
 	}
+	f.checked = time.Now()
+	gone, pinned := maps.Clone(f.known), map[uint32]bool{}
 	for _, a := range attachments {
-		if a.IfIndex != nil && !a.Defunct {
+		if a.IfIndex == nil {
+			continue
+		}
+		if pinned[*a.IfIndex] = true; !a.Defunct {
 			delete(gone, *a.IfIndex)
 		}
 	}
+	for index := range gone {
+		if !pinned[index] && exists(f.NetNS, index) {
+			delete(f.known, index)
+			delete(f.heard, index)
+			delete(gone, index)
+			f.waiting[index] = &waiting{}
+			f.owners.soon()
+		}
+	}
 	return f.removeGone(ctx, gone)
+}
+
+// unlessLocked is nil for the error that another one holds the lock: the next look
+// does it.
+func unlessLocked(err error) error {
+	if errors.Is(err, fault.ErrLocked) {
+		return nil
+	}
+	return err
 }
 
 func (f *Follower) removeGone(ctx context.Context, gone map[uint32]*device) error {
@@ -209,11 +243,8 @@ func (f *Follower) removeGone(ctx context.Context, gone map[uint32]*device) erro
 		return nil
 	}
 	_, err := f.API.Detach(ctx, datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Defunct: true})
-	if errors.Is(err, fault.ErrLocked) {
-		return nil // the next look does it
-	}
 	if err != nil {
-		return err
+		return unlessLocked(err)
 	}
 	return f.ended(ctx, Gone, gone)
 }
@@ -250,7 +281,7 @@ func (f *Follower) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := f.gone(ctx, here); err != nil {
+	if err := f.check(ctx, here); err != nil {
 		return err
 	}
 	f.compare(here)
@@ -262,14 +293,18 @@ func (f *Follower) look(ctx context.Context) error {
 	return nil
 }
 
-// compare forgets interfaces that have gone, and takes in new ones.
+// compare forgets interfaces that have gone, and takes in new ones and new names.
 func (f *Follower) compare(here host) {
 	if here.whole {
 		maps.DeleteFunc(f.heard, func(index uint32, _ time.Time) bool { return !here.all[index] })
 		maps.DeleteFunc(f.waiting, func(index uint32, _ *waiting) bool { return here.sides[index] == side{} })
 	}
-	for index := range here.sides {
-		if f.known[index] == nil && f.waiting[index] == nil {
+	for index, side := range here.sides {
+		if d := f.known[index]; d != nil {
+			d.name = side.name
+			continue
+		}
+		if f.waiting[index] == nil {
 			f.waiting[index] = &waiting{}
 			f.owners.soon()
 			if f.heard[index].IsZero() && f.looked {
@@ -338,16 +373,18 @@ func (f *Follower) attach(ctx context.Context, candidates []candidate) error {
 		requests = append(requests, r)
 	}
 	answer, err := f.API.Attach(ctx, requests...)
-	if err != nil && len(candidates) > 1 { // then nothing is attached
+	switch {
+	case errors.Is(err, fault.ErrLocked): // for one after the other it would be waited anew
+		return f.failed(ctx, candidates, err)
+	case err != nil && len(candidates) > 1: // then nothing is attached
 		for _, c := range candidates {
 			if err := f.attach(ctx, []candidate{c}); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
-	if err != nil {
-		return f.failed(ctx, candidates[0], err)
+	case err != nil:
+		return f.failed(ctx, candidates, err)
 	}
 	for _, c := range candidates {
 		if err := f.attached(c, answer.Attachments); err != nil {
@@ -380,19 +417,24 @@ func (f *Follower) attached(c candidate, attachments []datapath.Attachment) erro
 	return f.tell(event)
 }
 
-func (f *Follower) failed(ctx context.Context, c candidate, err error) error {
+func (f *Follower) failed(ctx context.Context, candidates []candidate, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if _, loaded := f.API.Attachments(ctx, f.Request.Name); errors.Is(loaded, fault.ErrNotFound) {
 		return fmt.Errorf("follow Pods: %w", loaded)
 	}
-	w := f.waiting[c.index]
-	if w == nil || w.failed == err.Error() {
-		return nil
+	for _, c := range candidates {
+		w := f.waiting[c.index]
+		if w == nil || w.failed == err.Error() || w.failed != "" && errors.Is(err, fault.ErrLocked) {
+			continue
+		}
+		w.failed = err.Error()
+		if err := f.tell(Event{Kind: Failed, DevName: c.name, IfIndex: c.index, Pod: c.pod, Err: err}); err != nil {
+			return err
+		}
 	}
-	w.failed = err.Error()
-	return f.tell(Event{Kind: Failed, DevName: c.name, IfIndex: c.index, Pod: c.pod, Err: err})
+	return nil
 }
 
 // settle takes over who is behind interfaces.
@@ -450,11 +492,11 @@ func (f *Follower) recognize(ctx context.Context, index uint32, d *device, e end
 		}
 	case d.early.IsZero(), !found && time.Since(d.early) < patience:
 	default:
-		f.waiting[index] = &waiting{detached: true}
 		_, err := f.API.Detach(ctx, datapath.DetachRequest{Hook: f.Request.Hook, Name: f.Request.Name, Program: f.Request.Program, Device: d.name, Direction: f.Request.Direction})
 		if err != nil {
-			return err
+			return unlessLocked(err)
 		}
+		f.waiting[index] = &waiting{detached: true}
 		return f.ended(ctx, Detached, map[uint32]*device{index: d})
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	vns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
@@ -31,6 +32,7 @@ import (
 type node struct {
 	*testing.T
 	api    *datapath.Engine
+	root   string // bpffs directory
 	host   string // path of its namespace
 	cgroup string // directory of a cgroup2
 	events chan Event
@@ -40,7 +42,8 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{T: t, host: testkit.NetNS(t), cgroup: testkit.Cgroup(t), events: make(chan Event, 100)}
 	var err error
-	if n.api, err = datapath.Open(datapath.Options{Root: testkit.Root(t), NetNS: n.host}); err != nil {
+	n.root = testkit.Root(t)
+	if n.api, err = datapath.Open(datapath.Options{Root: n.root, NetNS: n.host, LockTimeout: lockTimeout}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.api.Load(context.Background(), datapath.LoadRequest{Source: "pod-traffic", Name: "pod-traffic"}); err != nil {
@@ -76,7 +79,10 @@ func (n *node) follow() (end func() error) {
 	return end
 }
 
-const within = 10 * time.Second
+const (
+	within      = 10 * time.Second
+	lockTimeout = 300 * time.Millisecond
+)
 
 // next is the next event, which must be of a kind and one of some devices.
 func (n *node) next(kind Kind, devs ...string) Event {
@@ -224,6 +230,18 @@ func (n *node) deleted(dev string) {
 	})
 }
 
+// renamed gives an interface of the host another name.
+func (n *node) renamed(dev, name string) {
+	n.Helper()
+	n.in(n.host, func() error {
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, name), netlink.LinkSetUp(l))
+	})
+}
+
 // left is what bpffs and the map still have of interfaces.
 func (n *node) left() string {
 	n.Helper()
@@ -349,6 +367,10 @@ func TestFollowEarly(t *testing.T) {
 			t.Errorf("Pod: %+v", e.Pod)
 		}
 		t.Logf("attached %s after making the interface began", time.Since(began))
+		if i == 1 {
+			dev = "other1"
+			n.renamed("veth1", dev)
+		}
 		n.run(cgroup, ns)
 		if i == 0 {
 			if e := n.next(Identified, dev); e.Pod == nil || e.Pod.UID != podUID(0) {
@@ -361,26 +383,70 @@ func TestFollowEarly(t *testing.T) {
 	if err := end(); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.left(); strings.Contains(got, "veth1") {
+	if got := n.left(); strings.Contains(got, "other1") {
 		t.Errorf("left: %s", got)
 	}
 }
 
-// It ends when what it attaches isn't loaded any more.
+// What others detach is attached to again. It ends when what it attaches isn't loaded
+// any more.
 func TestFollowUnloaded(t *testing.T) {
 	n := newNode(t)
-	ended := make(chan error, 1)
-	end := n.follow()
-	time.Sleep(100 * time.Millisecond)
-	if _, err := n.api.Unload(context.Background(), datapath.UnloadRequest{Name: "pod-traffic"}); err != nil {
-		t.Fatal(err)
-	}
 	ns := testkit.NetNS(t)
 	n.run(podPath(0), ns)
 	n.connect(ns, "veth0", "10.208.0.2/24", "10.208.0.1/24")
-	time.Sleep(500 * time.Millisecond)
-	go func() { ended <- end() }()
-	if err := <-ended; !errors.Is(err, fault.ErrNotFound) {
+	end := n.follow()
+	n.next(Attached, "veth0")
+	if _, err := n.api.Detach(context.Background(), datapath.DetachRequest{Hook: "tc", Name: "pod-traffic"}); err != nil {
+		t.Fatal(err)
+	}
+	if e := n.next(Attached, "veth0"); e.Pod == nil || e.Pod.UID != podUID(0) || e.Took != 0 {
+		t.Errorf("attached again: %+v", e)
+	}
+	if _, err := n.api.Unload(context.Background(), datapath.UnloadRequest{Name: "pod-traffic", Detach: true}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * checkAgain)
+	if err := end(); !errors.Is(err, fault.ErrNotFound) {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// While another one holds the lock it goes on, and does later what it couldn't.
+func TestFollowLocked(t *testing.T) {
+	n := newNode(t)
+	connect := func(i int) {
+		ns := testkit.NetNS(t)
+		n.run(podPath(i), ns)
+		n.connect(ns, fmt.Sprint("veth", i), fmt.Sprintf("10.209.%d.2/24", i), fmt.Sprintf("10.209.%d.1/24", i))
+	}
+	connect(0)
+	end := n.follow()
+	n.next(Attached, "veth0")
+	unlock := n.locked()
+	connect(1)
+	if e := n.next(Failed, "veth1"); !errors.Is(e.Err, fault.ErrLocked) {
+		t.Errorf("failed: %v", e.Err)
+	}
+	n.deleted("veth0")
+	n.silence(3 * lockTimeout)
+	unlock()
+	n.next(Gone, "veth0")
+	n.next(Attached, "veth1")
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// locked holds the lock of bpffs.
+func (n *node) locked() (unlock func()) {
+	n.Helper()
+	dir, err := os.Open(n.root)
+	if err == nil {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
+	return func() { dir.Close() }
 }

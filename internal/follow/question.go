@@ -13,6 +13,7 @@ type question struct {
 	asked   bool          // the answer is still to come
 	due     time.Time     // of the next time
 	pause   time.Duration // before the one after
+	longest time.Duration
 }
 
 // answer is what Endpoints found.
@@ -21,14 +22,13 @@ type answer struct {
 	err error
 }
 
-// A question is asked again after shortest, each further time after twice as long, up
-// to longest.
-const (
-	shortest = 25 * time.Millisecond
-	longest  = 5 * time.Second
-)
+// shortest is after what time a question is asked again, each further time after twice
+// as long, up to its longest.
+const shortest = 25 * time.Millisecond
 
-func newQuestion() question { return question{answers: make(chan answer, 1), pause: shortest} }
+func newQuestion(longest time.Duration) question {
+	return question{answers: make(chan answer, 1), pause: shortest, longest: longest}
+}
 
 // soon has the question asked at once, and often.
 func (q *question) soon() { q.due, q.pause = time.Now(), shortest }
@@ -36,7 +36,7 @@ func (q *question) soon() { q.due, q.pause = time.Now(), shortest }
 // next is after what time the question is due.
 func (q *question) next() time.Duration {
 	if q.asked {
-		return longest
+		return q.longest
 	}
 	return time.Until(q.due)
 }
@@ -46,10 +46,10 @@ func (q *question) ask(needed bool, find func() (endpoint.Listing, error)) {
 	switch {
 	case q.asked, time.Now().Before(q.due):
 	case !needed:
-		q.due = time.Now().Add(longest)
+		q.due = time.Now().Add(q.longest)
 	default:
 		q.asked = true
-		q.due, q.pause = time.Now().Add(q.pause), min(longest, 2*q.pause)
+		q.due, q.pause = time.Now().Add(q.pause), min(q.longest, 2*q.pause)
 		go func() {
 			found, err := find()
 			q.answers <- answer{found, err}
