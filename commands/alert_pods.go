@@ -9,50 +9,41 @@ import (
 	"bpfnet/internal/endpoint"
 )
 
-// alertPods says which Pods alerts are about. To look for them takes longer than
-// alerts may wait: that goes on beside, and alerts of whom it is about are without.
+// alertPods says which Pods alerts are about. Alerts don't wait for engines that are
+// slow: they are without Pods then.
 type alertPods struct {
-	owners  *endpoint.Owners // not to be touched while a look is under way
-	looking chan struct{}    // closed when it is over; nil: none is under way
+	owners *endpoint.Owners
 }
 
 // podsLongest is how long an alert waits for a look.
 const podsLongest = 20 * time.Millisecond
 
 // newAlertPods looks for the Pods behind the interfaces that alerts may be of.
-func newAlertPods(ctx context.Context, api endpoint.API, devices *deviceNames) *alertPods {
-	a := &alertPods{owners: endpoint.NewOwners(api)}
+func newAlertPods(ctx context.Context, api endpoint.API, devices *deviceNames) alertPods {
+	a := alertPods{endpoint.NewOwners(api)}
 	var interfaces []uint32
 	for index := range devices.names {
 		interfaces = append(interfaces, index)
 	}
-	_, _ = a.owners.Find(ctx, interfaces, nil) // alerts are without Pods then
+	_, _ = a.owners.Find(ctx, firstLook, interfaces, nil)
 	return a
 }
 
 // of returns the Pod of an event, which its interface tells, or else its socket's
 // cgroup.
-func (a *alertPods) of(ctx context.Context, e blocklist.Event) alert.K8s {
-	if a.looking == nil {
-		if pod := a.known(e); pod != nil {
-			return alert.K8s{Namespace: pod.Namespace, Pod: pod.Name}
-		}
-		a.look(ctx, e)
-	}
-	select {
-	case <-a.looking:
-		a.looking = nil
-	case <-time.After(podsLongest):
-		return alert.K8s{}
-	}
+func (a alertPods) of(ctx context.Context, e blocklist.Event) alert.K8s {
 	pod := a.known(e)
+	if pod == nil || pod.Name == nil {
+		a.look(ctx, e)
+		pod = a.known(e)
+	}
 	if pod == nil {
 		return alert.K8s{}
 	}
 	return alert.K8s{Namespace: pod.Namespace, Pod: pod.Name}
 }
 
-func (a *alertPods) look(ctx context.Context, e blocklist.Event) {
+func (a alertPods) look(ctx context.Context, e blocklist.Event) {
 	var interfaces []uint32
 	var cgroups []uint64
 	if e.Hook != "cgroup" {
@@ -61,16 +52,11 @@ func (a *alertPods) look(ctx context.Context, e blocklist.Event) {
 	if e.CgroupID > 1 { // 1 is the root's
 		cgroups = []uint64{e.CgroupID}
 	}
-	over := make(chan struct{})
-	a.looking = over
-	go func() {
-		defer close(over)
-		_, _ = a.owners.Find(ctx, interfaces, cgroups)
-	}()
+	_, _ = a.owners.Find(ctx, podsLongest, interfaces, cgroups)
 }
 
 // known is the Pod of an event, nil if it isn't known.
-func (a *alertPods) known(e blocklist.Event) *endpoint.Pod {
+func (a alertPods) known(e blocklist.Event) *endpoint.Pod {
 	owner, ok := a.owners.Interface(e.IfIndex)
 	if e.Hook == "cgroup" || !ok {
 		owner, _ = a.owners.Cgroup(e.CgroupID)

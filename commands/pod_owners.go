@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/traffic"
@@ -14,15 +15,23 @@ import (
 type podOwners struct {
 	*endpoint.Owners
 	told map[string]bool // notes that were told
+	wait time.Duration   // for the next look
 }
 
-func newPodOwners(api endpoint.API) podOwners {
-	return podOwners{endpoint.NewOwners(api), map[string]bool{}}
+// Engines have a second to answer. The first look waits for them, later ones don't:
+// what is shown each second is to come each second.
+const (
+	firstLook  = 5 * time.Second
+	laterLooks = 100 * time.Millisecond
+)
+
+func newPodOwners(api endpoint.API) *podOwners {
+	return &podOwners{endpoint.NewOwners(api), map[string]bool{}, firstLook}
 }
 
 // find looks for the owners of a sample, and returns what people should know, once.
 // Traffic whose owner can't be found is shown without.
-func (o podOwners) find(ctx context.Context, s traffic.Sample) []string {
+func (o *podOwners) find(ctx context.Context, s traffic.Sample) []string {
 	interfaces, cgroups := map[uint32]bool{}, map[uint64]bool{}
 	for key := range s.Pods {
 		if key.Point == traffic.Cgroup {
@@ -31,7 +40,8 @@ func (o podOwners) find(ctx context.Context, s traffic.Sample) []string {
 			interfaces[key.IfIndex] = true
 		}
 	}
-	notes, err := o.Find(ctx, slices.Collect(maps.Keys(interfaces)), slices.Collect(maps.Keys(cgroups)))
+	notes, err := o.Find(ctx, o.wait, slices.Collect(maps.Keys(interfaces)), slices.Collect(maps.Keys(cgroups)))
+	o.wait = laterLooks
 	if err != nil && ctx.Err() == nil {
 		notes = append(notes, fmt.Sprintf("whose traffic it is isn't known: %v", err))
 	}
@@ -43,7 +53,7 @@ func (o podOwners) find(ctx context.Context, s traffic.Sample) []string {
 }
 
 // of is whose an entry is.
-func (o podOwners) of(key traffic.Key) (endpoint.Owner, bool) {
+func (o *podOwners) of(key traffic.Key) (endpoint.Owner, bool) {
 	if key.Point == traffic.Cgroup {
 		return o.Cgroup(key.CgroupID)
 	}

@@ -149,7 +149,7 @@ type alertWatch struct {
 	source  blocklist.EventSource
 	stream  *output.Stream
 	devices *deviceNames
-	pods    *alertPods
+	pods    alertPods
 	note    func(string)
 	said    <-chan string // notes of what goes on beside; nil: nothing does
 	list    string        // "": all

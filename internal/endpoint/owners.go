@@ -21,6 +21,12 @@ type Owner struct {
 	Container *Container // nil where the containers of a Pod can't be told apart
 }
 
+// is says whether both are the same Pod and container.
+func (o Owner) is(other Owner) bool {
+	return (o.Pod == nil) == (other.Pod == nil) && (o.Pod == nil || o.Pod.UID == other.Pod.UID) &&
+		(o.Container == nil) == (other.Container == nil) && (o.Container == nil || o.Container.ID == other.Container.ID)
+}
+
 // named says whether all is known of an owner that people call it by.
 func (o Owner) named() bool {
 	return (o.Pod == nil || o.Pod.Name != nil) && (o.Container == nil || o.Container.Name != nil)
@@ -33,6 +39,15 @@ type Owners struct {
 	interfaces map[uint32]Owner
 	cgroups    map[uint64]Owner
 	asked      map[any]time.Time // when places were looked for that weren't known
+	looking    chan look         // gets the look that is under way; nil: none is
+	until      time.Time         // Find waits for it
+}
+
+// look is what was found, and the cgroups that it was for.
+type look struct {
+	Listing
+	cgroups []uint64
+	err     error
 }
 
 // NewOwners returns Owners that haven't looked yet.
@@ -44,9 +59,34 @@ func NewOwners(api API) *Owners {
 // a container may get its process, and a Pod its name, after the first packet.
 const lookAgain = 5 * time.Second
 
-// Find looks who is behind interfaces and cgroups, unless that is known already. Who
-// can't be found isn't an error. What it returns for people are the notes of a look.
-func (o *Owners) Find(ctx context.Context, interfaces []uint32, cgroups []uint64) (notes []string, err error) {
+// Find looks who is behind interfaces and cgroups, unless that is known already, and
+// waits for at most some time: of a look that takes longer, the Find after it has the
+// result. Who can't be found isn't an error. What it returns for people are the notes
+// of looks.
+func (o *Owners) Find(ctx context.Context, wait time.Duration, interfaces []uint32, cgroups []uint64) (notes []string, err error) {
+	select {
+	case found := <-o.looking:
+		notes, err = o.learn(found)
+	default:
+	}
+	if err != nil || o.looking == nil && !o.due(interfaces, cgroups) {
+		return notes, err
+	}
+	if o.looking == nil {
+		o.look(ctx, wait, cgroups)
+	}
+	select {
+	case found := <-o.looking:
+		more, err := o.learn(found)
+		return append(notes, more...), err
+	case <-time.After(time.Until(o.until)):
+	case <-ctx.Done():
+	}
+	return notes, nil
+}
+
+// due says whether one of some places has to be looked for.
+func (o *Owners) due(interfaces []uint32, cgroups []uint64) bool {
 	var missing []any
 	for _, i := range interfaces {
 		if owner, ok := o.interfaces[i]; !ok || !owner.named() {
@@ -61,20 +101,21 @@ func (o *Owners) Find(ctx context.Context, interfaces []uint32, cgroups []uint64
 	now := time.Now()
 	maps.DeleteFunc(o.asked, func(_ any, at time.Time) bool { return now.Sub(at) >= lookAgain })
 	if !slices.ContainsFunc(missing, func(place any) bool { return o.asked[place].IsZero() }) {
-		return nil, nil
+		return false
 	}
 	for _, place := range missing {
 		o.asked[place] = now
 	}
-	listing, err := o.api.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	o.learn(listing.Endpoints)
-	for _, id := range cgroups {
-		o.learnBelow(id, listing.Endpoints)
-	}
-	return listing.Notes, nil
+	return true
+}
+
+func (o *Owners) look(ctx context.Context, wait time.Duration, cgroups []uint64) {
+	looking := make(chan look, 1)
+	o.looking, o.until = looking, time.Now().Add(wait)
+	go func() {
+		listing, err := o.api.List(ctx)
+		looking <- look{listing, cgroups, err}
+	}()
 }
 
 // Interface says who is behind a host-side interface, by its index.
@@ -91,27 +132,42 @@ func (o *Owners) Cgroup(id uint64) (Owner, bool) {
 
 // learn takes over what a look has found. Containers that share a network are there
 // by the name of the one that has been in it the longest, whose it was first.
-func (o *Owners) learn(found []Endpoint) {
-	found = slices.Clone(found)
-	slices.SortStableFunc(found, func(a, b Endpoint) int { return b.Process.Start.Compare(a.Process.Start) })
-	for _, e := range found {
+func (o *Owners) learn(found look) (notes []string, err error) {
+	o.looking = nil
+	if found.err != nil {
+		return nil, found.err
+	}
+	endpoints := slices.Clone(found.Endpoints)
+	slices.SortStableFunc(endpoints, func(a, b Endpoint) int { return b.Process.Start.Compare(a.Process.Start) })
+	for _, e := range endpoints {
 		whole := Owner{Pod: e.Pod}
 		if e.Pod == nil && len(e.Containers) > 0 {
 			whole.Container = &e.Containers[0]
 		}
 		for _, i := range e.Interfaces {
 			if i.IfIndex != nil {
-				o.interfaces[uint32(*i.IfIndex)] = whole
+				put(o.interfaces, uint32(*i.IfIndex), whole)
 			}
 		}
 		if e.Cgroup.ID != nil {
-			o.cgroups[*e.Cgroup.ID] = whole
+			put(o.cgroups, *e.Cgroup.ID, whole)
 		}
 		for _, c := range e.Containers {
 			if c.Cgroup.ID != nil {
-				o.cgroups[*c.Cgroup.ID] = Owner{Pod: e.Pod, Container: &c}
+				put(o.cgroups, *c.Cgroup.ID, Owner{Pod: e.Pod, Container: &c})
 			}
 		}
+	}
+	for _, id := range found.cgroups {
+		o.learnBelow(id, endpoints)
+	}
+	return found.Notes, nil
+}
+
+// put keeps a name that no engine tells any more.
+func put[K comparable](owners map[K]Owner, place K, owner Owner) {
+	if had, ok := owners[place]; !ok || owner.named() || !had.named() || !had.is(owner) {
+		owners[place] = owner
 	}
 }
 

@@ -2,6 +2,8 @@ package endpoint
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,7 +36,7 @@ func TestOwners(t *testing.T) {
 	owners := NewOwners(s.Kernel)
 	check := func(when string) {
 		t.Helper()
-		_, err := owners.Find(context.Background(), []uint32{interfaces["vethpod"], interfaces["vethweb"], interfaces["lo"]},
+		_, err := owners.Find(context.Background(), time.Minute, []uint32{interfaces["vethpod"], interfaces["vethweb"], interfaces["lo"]},
 			[]uint64{cgroups[pod], cgroups[pod+"/"+idA], cgroups[web+"/init"], cgroups[""], 1})
 		if err != nil {
 			t.Fatal(err)
@@ -71,26 +73,32 @@ func ownerText(o Owner, known bool) string {
 	return "pod " + o.Pod.UID + " container " + o.Container.ID
 }
 
-// countedLooks counts how often endpoints are looked for.
-type countedLooks struct {
+// looks counts how often endpoints are looked for. The Pod at interface 4 is named in
+// the second look, and in no other.
+type looks struct {
 	API
 	count int
+	wait  chan struct{} // of each look
 }
 
-func (c *countedLooks) List(context.Context) (Listing, error) {
-	c.count++
+func (l *looks) List(context.Context) (Listing, error) {
+	l.count++
+	if l.wait != nil {
+		<-l.wait
+	}
 	index := 4
 	name, namespace := "web", "shop"
 	e := Endpoint{Pod: &Pod{UID: uid}, Interfaces: []Interface{{IfIndex: &index}}}
-	if c.count > 1 {
+	if l.count == 2 {
 		e.Pod.Name, e.Pod.Namespace = &name, &namespace
 	}
-	return Listing{Endpoints: []Endpoint{e}}, nil
+	return Listing{Endpoints: []Endpoint{e}, Notes: []string{fmt.Sprint("look ", l.count)}}, nil
 }
 
-// Owners look again for what is new, and after a while for what has no name.
+// Owners look again for what is new, and after a while for what has no name. A name
+// stays when engines don't tell it any more.
 func TestOwnersLookAgain(t *testing.T) {
-	looks := &countedLooks{}
+	looks := &looks{}
 	owners := NewOwners(looks)
 	for step, want := range []struct {
 		interfaces []uint32
@@ -105,8 +113,40 @@ func TestOwnersLookAgain(t *testing.T) {
 				owners.asked[place] = at.Add(-lookAgain)
 			}
 		}
-		if _, err := owners.Find(context.Background(), want.interfaces, nil); err != nil || looks.count != want.looks {
+		if _, err := owners.Find(context.Background(), time.Minute, want.interfaces, nil); err != nil || looks.count != want.looks {
 			t.Errorf("step %d: looked %d times, want %d; %v", step, looks.count, want.looks, err)
 		}
+		if owner, _ := owners.Interface(4); looks.count > 0 && (owner.Pod.Name != nil) != (looks.count > 1) {
+			t.Errorf("step %d: %+v", step, owner.Pod)
+		}
+	}
+}
+
+// A look that takes long is waited for once, and what it finds is known later.
+func TestOwnersDontWait(t *testing.T) {
+	looks := &looks{wait: make(chan struct{})}
+	owners := NewOwners(looks)
+	const wait = 50 * time.Millisecond
+	find := func(want time.Duration) []string {
+		t.Helper()
+		began := time.Now()
+		notes, err := owners.Find(context.Background(), wait, []uint32{4}, nil)
+		if took := time.Since(began); err != nil || took < want || took > want+wait {
+			t.Errorf("it took %s, want %s; %v", took, want, err)
+		}
+		return notes
+	}
+	find(wait)
+	find(0)
+	if _, ok := owners.Interface(4); ok {
+		t.Error("it is known before it was looked for")
+	}
+	looks.wait <- struct{}{}
+	time.Sleep(10 * time.Millisecond)
+	if notes := find(0); !slices.Equal(notes, []string{"look 1"}) {
+		t.Errorf("notes: %q", notes)
+	}
+	if owner, ok := owners.Interface(4); !ok || owner.Pod.UID != uid {
+		t.Errorf("%+v, %v", owner, ok)
 	}
 }
