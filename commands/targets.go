@@ -389,7 +389,7 @@ func (e *Env) podsOf(c *cli.Context, b Backend, point traffic.Point, s selection
 	case reason != nil && (point == traffic.TC || len(cgroups) == 0):
 		return nil, reason
 	case reason != nil && point == "":
-		e.note(c, "note: %v, so it is only seen with --observe cgroup", reason)
+		e.note(c, "note: %v, so it is only seen at cgroups (--observe cgroup)", reason)
 	case point == traffic.Cgroup && len(cgroups) == 0:
 		return nil, noCgroup(one, cgroup)
 	}

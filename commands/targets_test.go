@@ -238,7 +238,7 @@ func TestWatchEndpoint(t *testing.T) {
 		{"pods --observe cgroup --pid 811", 0, "10.77.0.4", ""},
 		{"pods --observe cgroup --container app", 0, "10.77.0.4", ""},
 		{"pods --observe cgroup --pod shop/b", 0, "", ""},
-		{"pods --pod shop/agent", 0, "", "note: Pod shop/agent has no interface: it shares the host's network, so it is only seen with --observe cgroup\n"},
+		{"pods --pod shop/agent", 0, "", "note: Pod shop/agent has no interface: it shares the host's network, so it is only seen at cgroups (--observe cgroup)\n"},
 		{"pods --observe tc --pod shop/agent", 3, "", `shares the host's network","hints":["bpfnet attach cgroup NAME --pod shop/agent"]`},
 		{"pods --pid 1", 5, "", `the network of unit nginx.service can't be looked into","hints":["the processes of others take CAP_SYS_PTRACE","bpfnet attach cgroup NAME --cgroup DIR"]`},
 		{"pods --observe cgroup --container web", 6, "", `the cgroup /lxc/web of container web is not below a cgroup2 mount","hints":["bpfnet attach tc NAME --container web needs none"]`},
