@@ -211,7 +211,7 @@ func (f *Follower) check(ctx context.Context, here host) error {
 	f.checked = time.Now()
 	gone, pinned := maps.Clone(f.known), map[uint32]bool{}
 	for _, a := range attachments {
-		if a.IfIndex == nil {
+		if a.IfIndex == nil || *a.NetNS != here.inode {
 			continue
 		}
 		if pinned[*a.IfIndex] = true; !a.Defunct {

@@ -58,13 +58,18 @@ func newNode(t *testing.T) *node {
 // follow starts a Follower. What is returned ends it, and is its error.
 func (n *node) follow() (end func() error) {
 	n.Helper()
+	return n.followWith(&Follower{
+		Counters: traffic.NewReader(n.api, "pod-traffic"),
+		Request:  datapath.AttachRequest{Hook: "tc", Name: "pod-traffic", Direction: datapath.Both},
+	})
+}
+
+func (n *node) followWith(f *Follower) (end func() error) {
+	n.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	f := &Follower{
-		API: n.api, Endpoints: endpoint.New(n.host, engine.Sockets{}), Counters: traffic.NewReader(n.api, "pod-traffic"), NetNS: n.host,
-		Request: datapath.AttachRequest{Hook: "tc", Name: "pod-traffic", Direction: datapath.Both},
-		Tell:    func(e Event) error { n.events <- e; return nil },
-	}
+	f.API, f.Endpoints, f.NetNS = n.api, endpoint.New(n.host, engine.Sockets{}), n.host
+	f.Tell = func(e Event) error { n.events <- e; return nil }
 	go func() { ended <- f.Run(ctx) }()
 	once := false
 	end = func() error {
@@ -431,11 +436,48 @@ func TestFollowLocked(t *testing.T) {
 	n.deleted("veth0")
 	n.silence(3 * lockTimeout)
 	unlock()
-	n.next(Gone, "veth0")
-	n.next(Attached, "veth1")
+	later := []string{}
+	for range 2 {
+		e := <-n.events
+		later = append(later, fmt.Sprint(e.Kind, " ", e.DevName))
+	}
+	if slices.Sort(later); !slices.Equal(later, []string{"attached veth1", "gone veth0"}) {
+		t.Errorf("later: %q", later)
+	}
 	if err := end(); err != nil {
 		t.Error(err)
 	}
+}
+
+// An interface has gone also if one that has its index in another network namespace is
+// attached to.
+func TestFollowOtherNamespace(t *testing.T) {
+	n := newNode(t)
+	other := &node{T: t, host: testkit.NetNS(t)}
+	other.connect(testkit.NetNS(t), "veth1", "10.211.0.2/24", "10.211.0.1/24")
+	api, err := datapath.Open(datapath.Options{Root: n.root, NetNS: other.host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := datapath.AttachRequest{Hook: "tc", Name: "port-filter", Direction: datapath.Ingress}
+	if _, err := api.Load(context.Background(), datapath.LoadRequest{Source: request.Name, Name: request.Name}); err != nil {
+		t.Fatal(err)
+	}
+	at := request
+	at.Device = "veth1"
+	there, err := api.Attach(context.Background(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.followWith(&Follower{Request: request})
+	ns := testkit.NetNS(t)
+	n.run(podPath(0), ns)
+	n.connect(ns, "veth0", "10.211.0.2/24", "10.211.0.1/24")
+	if e := n.next(Attached, "veth0"); e.IfIndex != *there.Attachments[0].IfIndex {
+		t.Errorf("%d isn't the index of the other one", e.IfIndex)
+	}
+	n.deleted("veth0")
+	n.next(Gone, "veth0")
 }
 
 // locked holds the lock of bpffs.

@@ -24,6 +24,7 @@ type side struct {
 
 // host is what a network namespace has of them.
 type host struct {
+	inode uint64
 	sides map[uint32]side
 	all   map[uint32]bool // all interfaces
 	whole bool            // nothing changed while they were read, so none is missing
@@ -36,6 +37,9 @@ func hostSides(path string) (h host, err error) {
 	h.sides, h.all = map[uint32]side{}, map[uint32]bool{}
 	var list []netlink.Link
 	err = netns.Do(path, func() error {
+		if h.inode, err = netns.Inode(""); err != nil {
+			return err
+		}
 		for range attempts {
 			if list, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 				h.whole = true
