@@ -2,14 +2,15 @@ package endpoint
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 )
 
 var (
 	idA       = strings.Repeat("a1b2c3d4", 8)
-	idB       = idA[:60] + "ffff" // begins like idA
-	uid       = "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f"
+	idB       = idA[:60] + "ffff"                                         // begins like idA
+	uid       = fmt.Sprintf("0b6a1c5e-3c1f-4f0a-9d2e-%012x", os.Getpid()) // others' tests have Pods, too
 	uidScored = strings.ReplaceAll(uid, "-", "_")
 	static    = strings.Repeat("0123456789abcdef", 2)
 )
