@@ -30,7 +30,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 export GOFLAGS += -buildvcs=$(VCS) -tags=urfave_cli_no_docs,grpcnotrace
 
 .DEFAULT_GOAL := build
-.PHONY: help build test test-kernels test-kernel test-all demo bench benchstat fuzz generate lint completions install deps
+.PHONY: help build test test-kernels test-all demo bench benchstat fuzz generate lint completions install deps
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,21 +44,18 @@ test: ## run all tests, with the race detector; as root, or those on the kernel 
 	@[ "$$(id -u)" = 0 ] || echo "test: not root, so what needs the kernel is skipped: sudo env PATH=\"\$$PATH\" make test"
 	$(GO) test -json -race -timeout $(TESTTIME) $(TESTFLAGS) ./... | test/vm/report machine "$$(uname -r)"
 
-test-kernels: ## run the tests under KERNELS, Debian's, in QEMU, two at a time; needs no root
+test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
-	@printf '%s\n' $(KERNELS) $(KERNEL_VARIANTS) | xargs -P 2 -I{} test/vm/whole {} $(MAKE) -s test-kernel KERNEL={}
-
-# Under one kernel, or what a variant makes a difference to.
-test-kernel:
-ifneq (,$(findstring :,$(KERNEL)))
-	@test/vm/tests -t 3600 $(KERNEL) ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h
-else
-	@test/vm/tests -t 3600 $(KERNEL) $(KERNEL_PACKAGES) -- -test.short
-	@test/vm/tests -t 7200 $(KERNEL) ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h
-ifneq (,$(filter $(KERNEL),$(CASES_KERNELS)))
-	@test/vm/tests -t 7200 $(KERNEL) ./test -- -test.run '$(KERNEL_CASES)' -test.timeout 2h
-endif
-endif
+	@for kernel in $(KERNELS); do \
+		test/vm/tests -t 3600 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
+		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h || exit 1; \
+	done
+	@for kernel in $(filter $(CASES_KERNELS),$(KERNELS)); do \
+		test/vm/tests -t 7200 $$kernel ./test -- -test.run '$(KERNEL_CASES)' -test.timeout 2h || exit 1; \
+	done
+	@for kernel in $(KERNEL_VARIANTS); do \
+		test/vm/tests -t 3600 $$kernel ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h || exit 1; \
+	done
 
 test-all: export BPFNET_TEST_CROWD = 60s
 test-all: export BPFNET_TEST_ALL = 1
