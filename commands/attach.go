@@ -133,15 +133,15 @@ func (e *Env) attach(c *cli.Context) error {
 	if err := args(c, "NAME"); err != nil {
 		return err
 	}
+	if err := checkFollow(c); err != nil {
+		return err
+	}
 	request, err := attachRequest(c)
 	if err != nil {
 		return err
 	}
 	target, err := selectTarget(c)
 	if err != nil {
-		return err
-	}
-	if err := checkFollow(c, target); err != nil {
 		return err
 	}
 	p, b, err := e.open(c)

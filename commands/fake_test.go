@@ -51,7 +51,7 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{instances: map[string]*datapath.Instance{}, devices: []string{"eth0", "lo", "veth-a"}, endpoints: fakeEndpoints{}}
+	return &fake{instances: map[string]*datapath.Instance{}, devices: []string{"eth0", "lo", "veth-a", "veth-b"}, endpoints: fakeEndpoints{}}
 }
 
 // env returns an Env on the fake whose output goes to the buffers.

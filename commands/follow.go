@@ -2,6 +2,7 @@ package commands
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -20,11 +21,11 @@ func followFlag() *cli.BoolFlag {
 }
 
 // checkFollow refuses what --follow doesn't go with.
-func checkFollow(c *cli.Context, s selection) error {
+func checkFollow(c *cli.Context) error {
 	switch {
 	case !c.Bool("follow"):
 		return nil
-	case s.flag != allPods:
+	case !c.Bool(allPods):
 		return usage(c, "--follow is for --%s", allPods)
 	case c.Bool("dry-run"):
 		return usage(c, "--follow and --dry-run exclude each other; without --follow it is said what would be attached to now")
@@ -71,14 +72,18 @@ func newFollowDoc(name string, e follow.Event) followDoc {
 // interrupted.
 func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datapath.AttachRequest) error {
 	// Its notes tell which Pods are left out. There may be some to attach to later.
-	if _, err := e.podDevices(c, b); err != nil && !errors.Is(err, fault.ErrNotFound) {
+	now, err := e.podDevices(c, b)
+	if err != nil && !errors.Is(err, fault.ErrNotFound) {
+		return err
+	}
+	if err := attachable(c.Context, b, now.attachRequests(request)); err != nil {
 		return err
 	}
 	stream := p.Stream()
 	attached := map[uint32]bool{}
 	ctx, stop := e.whileRead(c.Context, 0)
 	defer stop()
-	err := b.Follow(ctx, request, func(event follow.Event) error {
+	err = b.Follow(ctx, request, func(event follow.Event) error {
 		switch event.Kind {
 		case follow.Attached, follow.Adopted:
 			attached[event.IfIndex] = true
@@ -99,6 +104,24 @@ func (e *Env) follow(c *cli.Context, p *output.Printer, b Backend, request datap
 		e.note(c, "note: %q stays attached to %s; bpfnet detach tc %s takes it off", request.Name, counted(len(attached), "interface"), request.Name)
 	}
 	return err
+}
+
+// mostTried is to how many interfaces it is tried to attach before the reason why it
+// can't be is taken for one that all have.
+const mostTried = 3
+
+// attachable returns an error for what can be attached nowhere, such as a program of
+// another hook.
+func attachable(ctx context.Context, b Backend, requests []datapath.AttachRequest) (first error) {
+	for _, r := range requests[:min(len(requests), mostTried)] {
+		r.DryRun = true
+		_, err := b.Attach(ctx, r)
+		if err == nil {
+			return nil
+		}
+		first = cmp.Or(first, err)
+	}
+	return first
 }
 
 func (d followDoc) line(at time.Time) string {
