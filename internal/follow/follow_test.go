@@ -265,11 +265,16 @@ func (n *node) left() string {
 	return fmt.Sprint(strings.Join(list, ", "), "; counters: ", len(indexes))
 }
 
+// Processes of other tests aren't to be behind the same ids.
 func podPath(number int) string {
-	return fmt.Sprintf("/kubepods/burstable/pod%s/%064x", podUID(number), number)
+	return fmt.Sprintf("/kubepods/burstable/pod%s/%08x%056x", podUID(number), os.Getpid(), number)
 }
 
-func podUID(number int) string { return fmt.Sprintf("0b6a1c5e-3c1f-4f0a-9d2e-%012x", number) }
+func podUID(number int) string {
+	return fmt.Sprintf("%08x-3c1f-4f0a-9d2e-%012x", os.Getpid(), number)
+}
+
+func dockerPath() string { return fmt.Sprintf("/docker/%08x%056x", os.Getpid(), 0xd) }
 
 // A Pod that is there and ones that come are attached to, a container that isn't a Pod
 // isn't. When one goes, its last counters are what its interface has counted, and
@@ -284,7 +289,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("Pod: %+v", e.Pod)
 	}
 
-	n.run("docker/"+strings.Repeat("d", 64), ns[2])
+	n.run(dockerPath(), ns[2])
 	n.connect(ns[2], "veth2", "10.205.2.2/24", "10.205.2.1/24")
 	n.run(podPath(1), ns[1])
 	n.connect(ns[1], "veth1", "10.205.1.2/24", "10.205.1.1/24")
@@ -363,7 +368,7 @@ func TestFollowAgain(t *testing.T) {
 func TestFollowEarly(t *testing.T) {
 	n := newNode(t)
 	end := n.follow()
-	for i, cgroup := range []string{podPath(0), "docker/" + strings.Repeat("d", 64)} {
+	for i, cgroup := range []string{podPath(0), dockerPath()} {
 		ns := n.namespace(fmt.Sprintf("cni-%08x-3c1f-4f0a-9d2e-5a7b8c9d0e%02x", os.Getpid(), i))
 		dev := fmt.Sprint("veth", i)
 		began := time.Now()

@@ -34,7 +34,7 @@ func TestSubscribeLost(t *testing.T) {
 	for range news {
 		heard++
 	}
-	if heard == 0 || heard >= changes {
+	if heard >= changes {
 		t.Errorf("it heard %d of %d changes", heard, changes)
 	}
 	for end := time.Now().Add(within); descriptors(t) > before; time.Sleep(time.Millisecond) {
