@@ -76,25 +76,14 @@ func openHost(path string) (*host, error) {
 
 func (h *host) close() { h.numbers.Close() }
 
-// attempts is how often a list is read that others change meanwhile.
-const attempts = 5
-
-func links() (list []netlink.Link, err error) {
-	for range attempts {
-		if list, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
-	return list, nil
+func links() ([]netlink.Link, error) {
+	list, _, err := netns.Dump(netlink.LinkList)
+	return list, err
 }
 
-func addresses() (list []netlink.Addr, err error) {
-	for range attempts {
-		if list, err = netlink.AddrList(nil, netlink.FAMILY_ALL); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
-	return list, nil
+func addresses() ([]netlink.Addr, error) {
+	list, _, err := netns.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	return list, err
 }
 
 // isHost says whether n is the host's own; nil if that isn't known.

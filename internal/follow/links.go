@@ -30,9 +30,6 @@ type host struct {
 	whole bool            // nothing changed while they were read, so none is missing
 }
 
-// attempts is how often a list is read that others change meanwhile.
-const attempts = 5
-
 func hostSides(path string) (h host, err error) {
 	h.sides, h.all = map[uint32]side{}, map[uint32]bool{}
 	var list []netlink.Link
@@ -40,13 +37,8 @@ func hostSides(path string) (h host, err error) {
 		if h.inode, err = netns.Inode(""); err != nil {
 			return err
 		}
-		for range attempts {
-			if list, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-				h.whole = true
-				return err
-			}
-		}
-		return nil
+		list, h.whole, err = netns.Dump(netlink.LinkList)
+		return err
 	})
 	if err != nil {
 		return h, fmt.Errorf("read interfaces: %w", err)
