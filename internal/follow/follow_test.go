@@ -36,6 +36,7 @@ type node struct {
 	host   string // path of its namespace
 	cgroup string // directory of a cgroup2
 	events chan Event
+	ended  chan error // gets the error of the last Follower, and is closed
 }
 
 func newNode(t *testing.T) *node {
@@ -68,15 +69,14 @@ func (n *node) followWith(f *Follower) (end func() error) {
 	n.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
+	n.ended = ended
 	f.API, f.Endpoints, f.NetNS = n.api, endpoint.New(n.host, engine.Sockets{}), n.host
 	f.Tell = func(e Event) error { n.events <- e; return nil }
-	go func() { ended <- f.Run(ctx) }()
-	once := false
+	go func() {
+		ended <- f.Run(ctx)
+		close(ended)
+	}()
 	end = func() error {
-		if once {
-			return nil
-		}
-		once = true
 		cancel()
 		return <-ended
 	}
@@ -405,7 +405,7 @@ func TestFollowUnloaded(t *testing.T) {
 	ns := testkit.NetNS(t)
 	n.run(podPath(0), ns)
 	n.connect(ns, "veth0", "10.208.0.2/24", "10.208.0.1/24")
-	end := n.follow()
+	n.follow()
 	n.next(Attached, "veth0")
 	if _, err := n.api.Detach(context.Background(), datapath.DetachRequest{Hook: "tc", Name: "pod-traffic"}); err != nil {
 		t.Fatal(err)
@@ -416,9 +416,13 @@ func TestFollowUnloaded(t *testing.T) {
 	if _, err := n.api.Unload(context.Background(), datapath.UnloadRequest{Name: "pod-traffic", Detach: true}); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * checkAgain)
-	if err := end(); !errors.Is(err, fault.ErrNotFound) {
-		t.Errorf("it ended with %v", err)
+	select {
+	case err := <-n.ended:
+		if !errors.Is(err, fault.ErrNotFound) {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(within):
+		t.Error("it goes on without a program")
 	}
 }
 
