@@ -17,7 +17,7 @@ import (
 var (
 	shellBlock  = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 	untilCtrlC  = regexp.MustCompile(`(?m)^sudo (.*?)\s+# until Ctrl-C.*$`)
-	interrupted = "timeout --foreground --preserve-status --signal=INT 1.5s $1"
+	interrupted = "timeout --foreground --preserve-status --signal=INT 3s $1"
 )
 
 func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
