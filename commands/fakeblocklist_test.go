@@ -303,6 +303,17 @@ func (l fakeList) entry(e blocklist.Entry, hits bool) blocklist.Entry {
 	return e
 }
 
+func (f *fakeBlocklist) Hits(_ context.Context, visit func(blocklist.ListHits)) error {
+	for _, l := range f.lists {
+		for _, e := range slices.Concat(l.entries, l.domains) {
+			if hits := l.entry(e, true).Hits; hits != nil && hits.Packets > 0 {
+				visit(blocklist.ListHits{List: l.Name, Action: l.Action, Packets: hits.Packets, Bytes: hits.Bytes})
+			}
+		}
+	}
+	return nil
+}
+
 // Test lets the first entry that covers the address decide.
 func (f *fakeBlocklist) Test(_ context.Context, address netip.Addr) (blocklist.Verdict, error) {
 	v := blocklist.Verdict{Address: address, Action: "pass", Found: []blocklist.Found{}}

@@ -95,6 +95,8 @@ func (fakeEndpoints) PodRoots(context.Context) ([]string, error) {
 	return []string{"/sys/fs/cgroup/kubepods"}, nil
 }
 
+func (fakeEndpoints) GoneCgroups([]uint64) (map[uint64]bool, error) { return map[uint64]bool{}, nil }
+
 func (fakeEndpoints) CgroupOf(e endpoint.Endpoint, ref endpoint.Ref) (endpoint.Cgroup, map[uint64]bool, error) {
 	form, value, _ := strings.Cut(ref.String(), ":")
 	c := e.Cgroup

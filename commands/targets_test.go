@@ -48,6 +48,8 @@ func (p fakePods) Show(_ context.Context, ref endpoint.Ref) (endpoint.Listing, e
 	return endpoint.Listing{}, fault.New(fault.ErrNotFound, "find %s: no process is behind it", ref)
 }
 
+func (fakePods) GoneCgroups([]uint64) (map[uint64]bool, error) { return map[uint64]bool{}, nil }
+
 func (p fakePods) PodRoots(context.Context) ([]string, error) {
 	return []string{"/sys/fs/cgroup/kubepods", "/sys/fs/cgroup/node/kubepods"}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/dns"
 )
 
@@ -79,6 +80,18 @@ type Hits struct {
 	Packets, Bytes uint64
 	LastSeen       time.Time // zero: never
 }
+
+// ListHits are what the programs counted for one entry, or one address of a domain,
+// of a list. They go with the entry.
+type ListHits struct {
+	ID             HitsID
+	List           string
+	Action         Action
+	Packets, Bytes uint64
+}
+
+// HitsID tells the hits of one entry from those of others.
+type HitsID struct{ key bpf.HitKey }
 
 // List is a list without its entries.
 type List struct {
@@ -222,6 +235,8 @@ type API interface {
 	Overview(ctx context.Context) (Overview, error)
 	// Entries visits the entries of a list, or of all, sorted.
 	Entries(ctx context.Context, list string, hits bool, visit func(Entry) error) error
+	// Hits visits the hits of all entries that were hit.
+	Hits(ctx context.Context, visit func(ListHits)) error
 	Test(ctx context.Context, address netip.Addr) (Verdict, error)
 	// TestDomain returns the domains on lists that cover a name.
 	TestDomain(ctx context.Context, name string) (Verdict, error)

@@ -286,6 +286,13 @@ func TestHits(t *testing.T) {
 		if h := v.Found[0].Hits; h.Packets != 5 || h.Bytes != uint64(5*len(packet)) || h.LastSeen.IsZero() {
 			t.Errorf("%s: %+v", when, *h)
 		}
+		var all []ListHits
+		if err := p.Hits(ctx, func(h ListHits) { all = append(all, h) }); err != nil || len(all) != 1 {
+			t.Fatalf("%s: all hits are %+v, %v", when, all, err)
+		}
+		if h := all[0]; h.List != "drops" || h.Action != Drop || h.Packets != 5 || h.Bytes != uint64(5*len(packet)) {
+			t.Errorf("%s: %+v", when, h)
+		}
 	}
 	check("hit")
 	// A list that is replaced keeps what was counted for the entries that stay.

@@ -157,6 +157,28 @@ func (s *Store) Entries(ctx context.Context, list string, hits bool, visit func(
 	})
 }
 
+// Hits implements API.
+func (s *Store) Hits(ctx context.Context, visit func(ListHits)) error {
+	return s.read(ctx, func(st *state) error {
+		if st.Shared == nil {
+			return nil
+		}
+		numbers := map[uint32]uint32{} // by identity
+		for i := range st.lists {
+			if nameOf(st.lists[i]) != "" {
+				numbers[uint32(st.lists[i].Identity)] = uint32(i)
+			}
+		}
+		return st.eachHit(ctx, func(key bpf.HitKey, counters bpf.HitCounters) error {
+			if number, ok := numbers[uint32(key.List)]; ok {
+				name := strings.TrimSuffix(nameOf(st.lists[number]), addressesSuffix)
+				visit(ListHits{HitsID{key}, name, st.action(number), counters.Packets, counters.Bytes})
+			}
+			return nil
+		})
+	})
+}
+
 // reader makes Entries of entries.
 type reader struct {
 	*state

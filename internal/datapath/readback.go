@@ -23,7 +23,7 @@ import (
 )
 
 // Instances lists what is loaded, sorted by name; with a name only that one,
-// ErrNotFound if there is none.
+// ErrNotFound if there is none. With an error it lists those that can be read.
 func (e *Engine) Instances(ctx context.Context, name string) ([]Instance, error) {
 	if err := e.root.Check(); err != nil {
 		return nil, err
@@ -39,14 +39,16 @@ func (e *Engine) Instances(ctx context.Context, name string) ([]Instance, error)
 		} else if err := e.mustExist(name); err != nil {
 			return err
 		}
+		var unread []error
 		for _, n := range names {
 			i, err := e.instance(n)
 			if err != nil {
-				return fmt.Errorf("read %q: %w", n, err)
+				unread = append(unread, fmt.Errorf("read %q: %w", n, err))
+				continue
 			}
 			instances = append(instances, i)
 		}
-		return nil
+		return fault.Join(unread...)
 	})
 	return instances, err
 }

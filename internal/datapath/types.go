@@ -214,7 +214,8 @@ type API interface {
 	Unload(context.Context, UnloadRequest) (Unloaded, error)
 
 	// Instances lists what is loaded, sorted by name; with a name only that
-	// one, ErrNotFound if there is none.
+	// one, ErrNotFound if there is none. With an error it lists those that can be
+	// read.
 	Instances(ctx context.Context, name string) ([]Instance, error)
 
 	// Attachments lists where one instance hangs, without reading the rest of

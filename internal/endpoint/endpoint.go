@@ -29,6 +29,9 @@ type API interface {
 	// for each kubelet; that of a kubelet without Pods if there are none.
 	// ErrNotFound without either, ErrUnsupported if they aren't on cgroup2.
 	PodRoots(ctx context.Context) ([]string, error)
+	// GoneCgroups says which of the cgroups with these ids aren't there any more.
+	// ErrPermission if this user can't tell.
+	GoneCgroups(ids []uint64) (map[uint64]bool, error)
 }
 
 // Listing is what was found.

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
 )
 
@@ -27,8 +29,8 @@ func (o Owner) is(other Owner) bool {
 		(o.Container == nil) == (other.Container == nil) && (o.Container == nil || o.Container.ID == other.Container.ID)
 }
 
-// named says whether all is known of an owner that people call it by.
-func (o Owner) named() bool {
+// Named says whether all is known of an owner that people call it by.
+func (o Owner) Named() bool {
 	return (o.Pod == nil || o.Pod.Name != nil) && (o.Container == nil || o.Container.Name != nil)
 }
 
@@ -89,12 +91,12 @@ func (o *Owners) Find(ctx context.Context, wait time.Duration, interfaces []uint
 func (o *Owners) due(interfaces []uint32, cgroups []uint64) bool {
 	var missing []any
 	for _, i := range interfaces {
-		if owner, ok := o.interfaces[i]; !ok || !owner.named() {
+		if owner, ok := o.interfaces[i]; !ok || !owner.Named() {
 			missing = append(missing, i)
 		}
 	}
 	for _, id := range cgroups {
-		if owner, ok := o.cgroups[id]; !ok || !owner.named() {
+		if owner, ok := o.cgroups[id]; !ok || !owner.Named() {
 			missing = append(missing, id)
 		}
 	}
@@ -116,6 +118,12 @@ func (o *Owners) look(ctx context.Context, wait time.Duration, cgroups []uint64)
 		listing, err := o.api.List(ctx)
 		looking <- look{listing, cgroups, err}
 	}()
+}
+
+// Retain forgets who is behind other interfaces and cgroups than these.
+func (o *Owners) Retain(interfaces map[uint32]bool, cgroups map[uint64]bool) {
+	maps.DeleteFunc(o.interfaces, func(index uint32, _ Owner) bool { return !interfaces[index] })
+	maps.DeleteFunc(o.cgroups, func(id uint64, _ Owner) bool { return !cgroups[id] })
 }
 
 // Interface says who is behind a host-side interface, by its index.
@@ -166,7 +174,7 @@ func (o *Owners) learn(found look) (notes []string, err error) {
 
 // put keeps a name that no engine tells any more.
 func put[K comparable](owners map[K]Owner, place K, owner Owner) {
-	if had, ok := owners[place]; !ok || owner.named() || !had.named() || !had.is(owner) {
+	if had, ok := owners[place]; !ok || owner.Named() || !had.Named() || !had.is(owner) {
 		owners[place] = owner
 	}
 }
@@ -195,21 +203,56 @@ const kernfsHandle = 0xfe
 
 // cgroupDir is the directory of the cgroup2 that has an id. It is false where it is
 // gone, and without CAP_DAC_READ_SEARCH.
-func cgroupDir(id uint64) (string, bool) {
+func cgroupDir(id uint64) (dir string, ok bool) {
+	err := withCgroup2(func(top int) error {
+		fd, err := openCgroup(top, id)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		dir, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		return err
+	})
+	return dir, err == nil
+}
+
+// GoneCgroups implements API.
+func (k *Kernel) GoneCgroups(ids []uint64) (map[uint64]bool, error) {
+	gone := map[uint64]bool{}
+	err := withCgroup2(func(top int) error {
+		for _, id := range ids {
+			fd, err := openCgroup(top, id)
+			switch {
+			case err == nil:
+				unix.Close(fd)
+			case errors.Is(err, unix.ESTALE):
+				gone[id] = true
+			case errors.Is(err, unix.EPERM):
+				return fault.New(fault.ErrPermission, "open cgroup %d: %w", id, err).Hint("it takes CAP_DAC_READ_SEARCH")
+			default:
+				return fmt.Errorf("open cgroup %d: %w", id, err)
+			}
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// withCgroup2 opens the directory of cgroup2 for fn.
+func withCgroup2(fn func(top int) error) error {
 	mount, err := probe.Cgroup2Mount()
 	if err != nil {
-		return "", false
+		return err
 	}
 	top, err := unix.Open(mount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", false
+		return fmt.Errorf("open %s: %w", mount, err)
 	}
 	defer unix.Close(top)
-	fd, err := unix.OpenByHandleAt(top, unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id)), unix.O_PATH|unix.O_CLOEXEC)
-	if err != nil {
-		return "", false
-	}
-	defer unix.Close(fd)
-	dir, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	return dir, err == nil
+	return fn(top)
+}
+
+// openCgroup opens the cgroup that has an id: ESTALE where it is gone.
+func openCgroup(top int, id uint64) (int, error) {
+	return unix.OpenByHandleAt(top, unix.NewFileHandle(kernfsHandle, binary.NativeEndian.AppendUint64(nil, id)), unix.O_PATH|unix.O_CLOEXEC)
 }

@@ -3,10 +3,14 @@ package endpoint
 import (
 	"context"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
+	"bpfnet/internal/engine"
 	"bpfnet/internal/testkit"
 )
 
@@ -59,6 +63,33 @@ func TestOwners(t *testing.T) {
 	endInit()
 	endBeside()
 	check("when they have ended")
+
+	owners.Retain(map[uint32]bool{interfaces["vethpod"]: true}, map[uint64]bool{cgroups[pod]: true})
+	_, web4 := owners.Interface(interfaces["vethweb"])
+	_, init := owners.Cgroup(cgroups[web+"/init"])
+	if pod4 := ownerText(owners.Interface(interfaces["vethpod"])); pod4 != "pod "+uid || web4 || init {
+		t.Errorf("retained are %s, %v, %v", pod4, web4, init)
+	}
+}
+
+func TestGoneCgroups(t *testing.T) {
+	top := testkit.Cgroup(t)
+	var ids []uint64
+	for _, name := range []string{"stays", "goes"} {
+		dir := filepath.Join(top, name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) })
+		ids = append(ids, inode(t, dir))
+	}
+	if err := os.Remove(filepath.Join(top, "goes")); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := New("", engine.Sockets{}).GoneCgroups(ids)
+	if err != nil || !maps.Equal(gone, map[uint64]bool{ids[1]: true}) {
+		t.Errorf("%v are gone of %v, %v", gone, ids, err)
+	}
 }
 
 func ownerText(o Owner, known bool) string {
