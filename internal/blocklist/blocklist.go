@@ -91,7 +91,7 @@ type ListHits struct {
 }
 
 // HitsID tells the hits of one entry from those of others.
-type HitsID struct{ key bpf.HitKey }
+type HitsID bpf.HitKey
 
 // List is a list without its entries.
 type List struct {

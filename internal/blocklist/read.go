@@ -172,7 +172,7 @@ func (s *Store) Hits(ctx context.Context, visit func(ListHits)) error {
 		return st.eachHit(ctx, func(key bpf.HitKey, counters bpf.HitCounters) error {
 			if number, ok := numbers[uint32(key.List)]; ok {
 				name := strings.TrimSuffix(nameOf(st.lists[number]), addressesSuffix)
-				visit(ListHits{HitsID{key}, name, st.action(number), counters.Packets, counters.Bytes})
+				visit(ListHits{HitsID(key), name, st.action(number), counters.Packets, counters.Bytes})
 			}
 			return nil
 		})
