@@ -54,14 +54,17 @@ type Others struct {
 	Interfaces int `json:"interfaces"`
 }
 
-// class names one of Classes.
-type class struct {
-	etherType, protocol string
-	truncated           bool
+// Class names one of Classes.
+type Class struct {
+	EtherType string // "ipv4", "ipv6", "arp"; "": any other, or unknown
+	Protocol  string // "tcp", "udp", "icmp", "sctp", "other"; "": not IP
+	Truncated bool   // too short to tell the protocol
 }
 
-// classNames is in the order of Classes.
-var classNames = [...]class{
+// ClassNames returns the names in the order of Classes.
+func ClassNames() []Class { return classNames[:] }
+
+var classNames = [...]Class{
 	{"ipv4", "tcp", false}, {"ipv4", "udp", false}, {"ipv4", "icmp", false}, {"ipv4", "sctp", false}, {"ipv4", "other", false},
 	{"ipv6", "tcp", false}, {"ipv6", "udp", false}, {"ipv6", "icmp", false}, {"ipv6", "sctp", false}, {"ipv6", "other", false},
 	{"arp", "", false}, {"", "", false}, {"", "", true},
@@ -162,7 +165,7 @@ func protocols(counters Classes) []Protocol {
 	seen := []Protocol{}
 	for i, name := range classNames {
 		if counters[i].Packets > 0 {
-			seen = append(seen, Protocol{word(name.etherType), word(name.protocol), name.truncated, counters[i]})
+			seen = append(seen, Protocol{word(name.EtherType), word(name.Protocol), name.Truncated, counters[i]})
 		}
 	}
 	return seen

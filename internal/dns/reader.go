@@ -66,7 +66,7 @@ func Open(ctx context.Context, pinned Maps, instance string, lockTimeout time.Du
 	if r.records, err = maps.OpenRecords(ctx, events, instance+"/"+eventsMap, lockTimeout, steal); err != nil {
 		return nil, err
 	}
-	if r.rows, err = pinned.OpenMap(instance, "dns_rows", true); err == nil {
+	if r.rows, err = pinned.OpenMap(instance, rowsMap, true); err == nil {
 		r.begun, err = r.lost()
 	}
 	if err != nil {
@@ -75,7 +75,10 @@ func Open(ctx context.Context, pinned Maps, instance string, lockTimeout time.Du
 	return r, nil
 }
 
-const eventsMap = "dns_events"
+const (
+	eventsMap = "dns_events"
+	rowsMap   = "dns_rows"
+)
 
 // Lost is how many responses found no room since Open; it may be called while Read
 // runs.
@@ -84,9 +87,22 @@ func (r *Reader) Lost() (uint64, error) {
 	return now - r.begun, err
 }
 
-func (r *Reader) lost() (total uint64, err error) {
+func (r *Reader) lost() (uint64, error) { return lostOf(r.rows) }
+
+// Lost is how many responses found no room since an instance was loaded, also while
+// nobody read them.
+func Lost(pinned Maps, instance string) (uint64, error) {
+	rows, err := pinned.OpenMap(instance, rowsMap, true)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close()
+	return lostOf(rows)
+}
+
+func lostOf(rows *ebpf.Map) (total uint64, err error) {
 	var each []bpf.Counter
-	if err := r.rows.Lookup(uint32(bpf.DNSLost), &each); err != nil {
+	if err := rows.Lookup(uint32(bpf.DNSLost), &each); err != nil {
 		return 0, fmt.Errorf("read map dns_rows: %w", err)
 	}
 	for _, cpu := range each {
