@@ -43,7 +43,8 @@ var reserved = []struct {
 	{"google.golang.org/grpc", []string{"internal/engine"}, true},
 	{"k8s.io/cri-api", []string{"internal/engine"}, true},
 	{"github.com/containerd", []string{"internal/engine"}, true},
-	{"net/http", []string{"internal/engine"}, true},
+	{"net/http", []string{"internal/engine", "internal/metrics"}, true},
+	{"github.com/prometheus", []string{"internal/metrics"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},
 }
@@ -142,6 +143,8 @@ func TestRefuse(t *testing.T) {
 		{"internal/engine/cri.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
 		{"internal/endpoint/names.go", "k8s.io/cri-api/pkg/apis/runtime/v1", true},
 		{"test/containerd_test.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
+		{"internal/metrics/server.go", "github.com/prometheus/exporter-toolkit/web", false},
+		{"commands/export.go", "github.com/prometheus/client_golang/prometheus", true},
 	} {
 		if got := refuse(c.file, c.imported) != ""; got != c.refused {
 			t.Errorf("%s imports %s: refused is %v, want %v", c.file, c.imported, got, c.refused)

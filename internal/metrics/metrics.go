@@ -1,0 +1,98 @@
+// Package metrics makes metrics for Prometheus of what the loaded programs count, and
+// serves them. It keeps no counter that the kernel has; what it has to remember are
+// the last values of what goes away.
+package metrics
+
+// Metric is one of the metrics that there are.
+type Metric struct {
+	Name    string
+	Help    string
+	Counter bool // otherwise a gauge
+	Labels  []string
+}
+
+// podLabels are those of OpenTelemetry's semantic conventions, where it has one. They
+// never hold an address.
+var podLabels = []string{
+	"program", "observed_at", "k8s_namespace_name", "k8s_pod_name", "k8s_pod_uid", "container_name", "container_id",
+	"network_interface_name", "cgroup_id", "network_io_direction",
+}
+
+var (
+	podBytes = &Metric{"bpfnet_pod_network_io_bytes_total",
+		"Bytes that a Pod or container sent and received, by the interface or cgroup where they were seen.", true, podLabels}
+	podPackets = &Metric{"bpfnet_pod_network_io_packets_total",
+		"Packets that a Pod or container sent and received, by the interface or cgroup where they were seen.", true, podLabels}
+
+	unattributedLabels = []string{"program", "observed_at", "reason", "network_io_direction"}
+	unattributedBytes  = &Metric{"bpfnet_unattributed_bytes_total",
+		"Bytes that pod-traffic saw and that are no Pod's, by why.", true, unattributedLabels}
+	unattributedPackets = &Metric{"bpfnet_unattributed_packets_total",
+		"Packets that pod-traffic saw and that are no Pod's, by why.", true, unattributedLabels}
+
+	interfaceLabels = []string{"program", "network_interface_name", "network_type", "network_transport", "network_io_direction"}
+	interfaceBytes  = &Metric{"bpfnet_interface_network_io_bytes_total",
+		"Bytes that came in at an interface with xdp-counter, by protocol.", true, interfaceLabels}
+	interfacePackets = &Metric{"bpfnet_interface_network_io_packets_total",
+		"Packets that came in at an interface with xdp-counter, by protocol.", true, interfaceLabels}
+
+	filterLabels = []string{"program", "verdict", "rule"}
+	filterBytes  = &Metric{"bpfnet_port_filter_bytes_total",
+		"Bytes that port-filter decided on, by the rule, or the reason without one.", true, filterLabels}
+	filterPackets = &Metric{"bpfnet_port_filter_packets_total",
+		"Packets that port-filter decided on, by the rule, or the reason without one.", true, filterLabels}
+
+	packetDrops = &Metric{"bpfnet_packet_drops_total",
+		"Packets that programs dropped, by why.", true, []string{"program", "reason"}}
+
+	blocklistHits = &Metric{"bpfnet_blocklist_hits_total",
+		"Packets that met an entry of a list, since the exporter started.", true, []string{"list", "action"}}
+	blocklistHitBytes = &Metric{"bpfnet_blocklist_hit_bytes_total",
+		"Bytes of packets that met an entry of a list, since the exporter started.", true, []string{"list", "action"}}
+	blocklistPackets = &Metric{"bpfnet_blocklist_packets_total",
+		"Packets that met a list or couldn't be looked up, by what became of them.", true, []string{"outcome"}}
+	blocklistEntries = &Metric{"bpfnet_blocklist_entries",
+		"Entries of a list: addresses, prefixes and domains.", false, []string{"list", "action"}}
+
+	lostEvents = &Metric{"bpfnet_lost_events_total",
+		"Events that found no room, also while nobody read them.", true, []string{"program", "stage"}}
+
+	backendInfo = &Metric{"bpfnet_backend_info",
+		"By which mechanism and mode a program is attached; always 1.", false, []string{"program", "hook", "mechanism", "mode"}}
+	attachments = &Metric{"bpfnet_attachments",
+		"Where a program is attached; defunct: the interface or cgroup has gone.", false, []string{"program", "hook", "mechanism", "mode", "state"}}
+	mapEntries = &Metric{"bpfnet_map_entries",
+		"Entries in use of a map.", false, []string{"program", "map"}}
+	mapCapacity = &Metric{"bpfnet_map_capacity",
+		"Entries that a map has room for.", false, []string{"program", "map"}}
+	progRuns = &Metric{"bpfnet_prog_runs_total",
+		"Runs of a BPF program while the kernel counts them.", true, []string{"program", "function"}}
+	progSeconds = &Metric{"bpfnet_prog_run_seconds_total",
+		"Time that a BPF program ran while the kernel measured it.", true, []string{"program", "function"}}
+
+	buildInfo = &Metric{"bpfnet_build_info",
+		"Which bpfnet this is; always 1.", false, []string{"version", "revision", "goversion"}}
+	scrapeErrors = &Metric{"bpfnet_scrape_errors_total",
+		"Scrapes in which something couldn't be read.", true, []string{"source"}}
+	scrapeSuccess = &Metric{"bpfnet_scrape_success",
+		"Whether all was read in this scrape: 1 or 0.", false, []string{"source"}}
+	scrapeSeconds = &Metric{"bpfnet_scrape_duration_seconds",
+		"How long it took to read the kernel for this scrape.", false, nil}
+)
+
+// All returns the metrics that there are, but for those about the process and Go.
+func All() []Metric {
+	return []Metric{
+		*podBytes, *podPackets, *unattributedBytes, *unattributedPackets, *interfaceBytes, *interfacePackets,
+		*filterBytes, *filterPackets, *packetDrops, *blocklistHits, *blocklistHitBytes, *blocklistPackets, *blocklistEntries,
+		*lostEvents, *backendInfo, *attachments, *mapEntries, *mapCapacity, *progRuns, *progSeconds,
+		*buildInfo, *scrapeErrors, *scrapeSuccess, *scrapeSeconds,
+	}
+}
+
+// The values of labels.
+const (
+	transmit = "transmit"
+	receive  = "receive"
+	other    = "other"
+)
