@@ -105,6 +105,7 @@ func builders() []builder {
 		{"run", runCommand},
 		{"map", mapCommand},
 		{"watch", watchCommand},
+		{"export", exportCommand},
 		{"ports", portsCommand},
 		{"blocklist", blocklistCommand},
 		{"programs", programsCommand},

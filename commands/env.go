@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -52,6 +53,8 @@ type Env struct {
 	// ReaderGone says whether nobody reads Stdout any more, as far as that can
 	// be told without writing.
 	ReaderGone func() bool
+	// Listen listens for TCP connections.
+	Listen func(address string) (net.Listener, error)
 	// Interfaces lists interface names, for completion.
 	Interfaces func() ([]string, error)
 	// State reads what bpffs has below a root, for completion.
@@ -90,6 +93,8 @@ type Backend interface {
 	// Answers opens the answers that a loaded instance of dns sees, which one
 	// reader takes out.
 	Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error)
+	// LostAnswers is how many answers an instance of dns found no room for.
+	LostAnswers(instance string) (uint64, error)
 	Close() error
 }
 

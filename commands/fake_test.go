@@ -5,9 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -79,6 +82,12 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		},
 		Terminal:   func() (int, bool) { return 0, false },
 		ReaderGone: func() bool { return false },
+		Listen: func(address string) (net.Listener, error) {
+			if strings.HasSuffix(address, ":1") {
+				return nil, &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
+			}
+			return net.Listen("tcp", address)
+		},
 		Interfaces: func() ([]string, error) { return f.devices, nil },
 		State:      func(string) State { return fakeState{f} },
 	}
@@ -349,5 +358,7 @@ func (f *fake) Bypass(context.Context) bypass.Report       { return f.bypass }
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
 	return fakeAnswers{}, nil
 }
+
+func (f *fake) LostAnswers(string) (uint64, error) { return 2, nil }
 
 func (f *fake) Close() error { return nil }

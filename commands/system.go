@@ -65,6 +65,7 @@ func SystemEnv() *Env {
 		OpenFile:   openFile,
 		Terminal:   stdoutTerminal,
 		ReaderGone: stdoutReaderGone,
+		Listen:     func(address string) (net.Listener, error) { return net.Listen("tcp", address) },
 		Interfaces: interfaceNames,
 		State:      func(root string) State { return pinned.Root(root) },
 	}
@@ -202,6 +203,8 @@ func (s *system) PodTraffic(instance string) (traffic.Sampler, error) {
 func (s *system) Counters(instance string) (counter.Sampler, error) {
 	return counter.NewReader(s.Engine, instance), nil
 }
+
+func (s *system) LostAnswers(instance string) (uint64, error) { return dns.Lost(s.Engine, instance) }
 
 func (s *system) Ports(instance string) (ports.API, error) {
 	return ports.NewFilter(s.Engine, instance), nil
