@@ -25,6 +25,7 @@ func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
 func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
+func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
 
 func runBlocks(t *testing.T, document string) {
 	text, err := os.ReadFile(document)
