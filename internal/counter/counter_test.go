@@ -101,14 +101,14 @@ func TestClassesMatchProgram(t *testing.T) {
 		t.Errorf("a value has %d bytes, want %d", reflect.TypeFor[Classes]().Size(), fields.Size())
 	}
 	for i, name := range classNames {
-		want := name.protocol + families[name.etherType]
+		want := name.Protocol + families[name.EtherType]
 		switch {
-		case name.truncated:
+		case name.Truncated:
 			want = "truncated"
-		case name.etherType == "":
+		case name.EtherType == "":
 			want = "otherethertype"
-		case name.protocol == "":
-			want = name.etherType
+		case name.Protocol == "":
+			want = name.EtherType
 		}
 		if field := fields.Field(i + 1); strings.ToLower(field.Name) != want {
 			t.Errorf("class %d is %s, want %s", i, field.Name, want)
