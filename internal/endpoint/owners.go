@@ -166,9 +166,7 @@ func (o *Owners) learn(found look) (notes []string, err error) {
 			}
 		}
 	}
-	for _, id := range found.cgroups {
-		o.learnBelow(id, endpoints)
-	}
+	o.learnBelow(found.cgroups, endpoints)
 	return found.Notes, nil
 }
 
@@ -179,15 +177,24 @@ func put[K comparable](owners map[K]Owner, place K, owner Owner) {
 	}
 }
 
-// learnBelow finds the container around a cgroup that isn't a container's own.
-func (o *Owners) learnBelow(id uint64, found []Endpoint) {
-	if _, ok := o.cgroups[id]; ok {
+// learnBelow finds the containers around cgroups that aren't containers' own.
+func (o *Owners) learnBelow(ids []uint64, found []Endpoint) {
+	ids = slices.DeleteFunc(slices.Clone(ids), func(id uint64) bool { _, ok := o.cgroups[id]; return ok })
+	if len(ids) == 0 {
 		return
 	}
-	dir, ok := cgroupDir(id)
-	if !ok {
-		return
-	}
+	// Who can't open cgroups doesn't find them.
+	_ = withCgroup2(func(top int) error {
+		for _, id := range ids {
+			if dir, err := cgroupDir(top, id); err == nil {
+				o.learnIn(id, dir, found)
+			}
+		}
+		return nil
+	})
+}
+
+func (o *Owners) learnIn(id uint64, dir string, found []Endpoint) {
 	for _, e := range found {
 		for _, c := range e.Containers {
 			if c.Cgroup.Dir != nil && strings.HasPrefix(dir, *c.Cgroup.Dir+"/") {
@@ -201,19 +208,15 @@ func (o *Owners) learnBelow(id uint64, found []Endpoint) {
 // (FILEID_KERNFS).
 const kernfsHandle = 0xfe
 
-// cgroupDir is the directory of the cgroup2 that has an id. It is false where it is
-// gone, and without CAP_DAC_READ_SEARCH.
-func cgroupDir(id uint64) (dir string, ok bool) {
-	err := withCgroup2(func(top int) error {
-		fd, err := openCgroup(top, id)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		dir, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-		return err
-	})
-	return dir, err == nil
+// cgroupDir is the directory of the cgroup2 that has an id: an error where it is gone,
+// and without CAP_DAC_READ_SEARCH.
+func cgroupDir(top int, id uint64) (string, error) {
+	fd, err := openCgroup(top, id)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // GoneCgroups implements API.
