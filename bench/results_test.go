@@ -74,7 +74,7 @@ func recordNames() []string {
 	for _, c := range commandCases() {
 		names = append(names, c.records()...)
 	}
-	return append(names, binarySize)
+	return append(append(names, scrapeRecords()...), binarySize)
 }
 
 func keep(t *testing.T, records []record) {
@@ -99,7 +99,7 @@ func measureAll(t *testing.T) []record {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T, func(string) bool) []record
-	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"binary", measureBinary}} {
+	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"binary", measureBinary}} {
 		fmt.Fprintln(os.Stderr, "bench: measuring", part.name)
 		t.Run(part.name, func(t *testing.T) { all = append(all, part.measure(t, pattern.MatchString)...) })
 	}
@@ -195,6 +195,9 @@ distance from the median, of the ratio or, without one, of the value.
   are structs of 16 bytes with BTF, values of the tries a __u32. Lists of the
   blocklist have that shape, too, and replace others in which hardly an entry is
   the same.
+- scrape: the request of a client on the same machine until it has all of the
+  answer. Pods are cgroups without names, with one address each. CPU is the
+  exporter's for one scrape, as a part of 10 seconds of one CPU.
 
 %s
 Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without
