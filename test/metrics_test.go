@@ -330,6 +330,61 @@ func TestPrometheus(t *testing.T) {
 	t.Errorf("Prometheus has %q, watch pods %q", got, want)
 }
 
+// The rules of alerts are right, and the dashboard's expressions are understood.
+func TestDeployed(t *testing.T) {
+	commands, err := prometheus()
+	if err != nil {
+		t.Skipf("Debian's package of Prometheus can't be fetched: %v", err)
+	}
+	for _, args := range [][]string{{"check", "rules", "../deploy/prometheus/alerts.yml"}, {"test", "rules", "../deploy/prometheus/alerts.test.yml"}} {
+		if out, err := exec.Command(filepath.Join(commands, "promtool"), args...).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	text, err := os.ReadFile("../deploy/grafana/bpfnet.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(text, &dashboard); err != nil || len(dashboard.Panels) == 0 {
+		t.Fatalf("%v: %s", err, text)
+	}
+	variables := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$observed_at", "tc")
+	var rules strings.Builder
+	rules.WriteString("groups: [{name: dashboard, rules: [\n")
+	for i, panel := range dashboard.Panels {
+		for j, target := range panel.Targets {
+			fmt.Fprintf(&rules, "{record: panel%d:%d, expr: '%s'},\n", i, j, variables.Replace(target.Expr))
+		}
+	}
+	rules.WriteString("]}]\n")
+	file := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(file, []byte(rules.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(filepath.Join(commands, "promtool"), "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s of\n%s", err, out, rules.String())
+	}
+}
+
+// An instance that can't be read doesn't hide the others.
+func TestMetricsOfDamage(t *testing.T) {
+	n := newNode(t)
+	n.must(t, "load", "xdp-counter", "--name", "damaged")
+	n.must(t, "load", "pod-traffic")
+	n.must(t, "attach", "tc", "pod-traffic", "--dev", "veth-a", "--direction", "both")
+	n.sh(t, "rm $BPFNET_BPFFS/damaged/maps/packets; mkdir $BPFNET_BPFFS/damaged/maps/packets; nsenter --net=/run/netns/$POD_A ping -c1 -q 10.77.0.5 >/dev/null")
+	text := n.export(t).text()
+	if pod := passed(text, podPackets); pod.transmit == 0 || !strings.Contains(text, `bpfnet_scrape_success{source="instances"} 0`) {
+		t.Error(text)
+	}
+}
+
 // freeAddress is an address that nobody listens at.
 func freeAddress(t *testing.T) string {
 	t.Helper()

@@ -375,3 +375,26 @@ func TestGuide(t *testing.T) {
 		t.Errorf("docs/metrics.md has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// Alerts and the dashboard are about metrics that there are.
+func TestDeployed(t *testing.T) {
+	known := map[string]bool{}
+	for _, m := range All() {
+		known[m.Name] = true
+	}
+	for _, file := range []string{"prometheus/alerts.yml", "prometheus/alerts.test.yml", "grafana/bpfnet.json"} {
+		text, err := os.ReadFile("../../deploy/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(`\bbpfnet_[a-z_]+`).FindAllString(string(text), -1)
+		if len(names) < 5 {
+			t.Errorf("%s: %q", file, names)
+		}
+		for _, name := range names {
+			if !known[name] {
+				t.Errorf("%s: there is no %s", file, name)
+			}
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"testing"
@@ -77,8 +78,10 @@ func TestKernel(t *testing.T) {
 		}
 	}
 	scrapes.Wait()
-	if len(w.notes) != 0 {
-		t.Errorf("notes %q", w.notes)
+	for _, note := range w.notes {
+		if !strings.Contains(note, context.DeadlineExceeded.Error()) { // of emulated machines
+			t.Error(note)
+		}
 	}
 	for _, program := range []string{"pod-traffic", "xdp-counter", "port-filter", "dns"} {
 		if _, err := k.Load(t.Context(), datapath.LoadRequest{Source: program}); err != nil {
