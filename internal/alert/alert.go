@@ -12,11 +12,14 @@ import (
 // Schema names the document.
 const Schema = "bpfnet.alert/v1"
 
-// RuleBlocklist notices packets that meet an entry of a list that alerts.
-const RuleBlocklist = "blocklist"
+// The rules.
+const (
+	RuleBlocklist = "blocklist" // packets that meet an entry of a list that alerts
+	RuleBurst     = "burst"     // endpoints that move much in little time
+)
 
 // Rules lists the rules.
-func Rules() []string { return []string{RuleBlocklist} }
+func Rules() []string { return []string{RuleBlocklist, RuleBurst} }
 
 // Severity is how bad it is.
 type Severity string
@@ -46,9 +49,10 @@ type K8s struct {
 	Pod       *string `json:"pod"`
 }
 
-// Loss is what no alert tells of.
+// Loss is what no alert tells of, since the watch began.
 type Loss struct {
-	Events uint64 `json:"events"` // since the watch began
+	Events  uint64  `json:"events"`   // of packets that programs tell of
+	MapFull *uint64 `json:"map_full"` // packets that no endpoint's counters have; null: the rule doesn't look at any
 }
 
 // fingerprint is a hash of what makes two alerts the same: 16 hexadecimal digits,

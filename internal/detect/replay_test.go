@@ -1,0 +1,145 @@
+package detect
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
+)
+
+// recorded writes samples as watch pods does.
+func (f *feed) recorded(t testing.TB) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, doc := range f.docs {
+		if err := json.NewEncoder(&b).Encode(doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+// replayed is feed.found of a recording.
+func replayed(text string, d *Detector) (string, error) {
+	var lines []string
+	err := Replay(strings.NewReader(text), "in", func(doc traffic.Document) error {
+		for _, found := range d.Step(doc) {
+			lines = append(lines, tell(doc, found))
+		}
+		return nil
+	})
+	return strings.Join(lines, "\n"), err
+}
+
+// TestReplay checks that a recording gives what the samples did.
+func TestReplay(t *testing.T) {
+	f := newFeed("ab")
+	f.uids['a'] = "u"
+	f.send(1234*time.Millisecond, "ab", 10_000).steadily(30, "b", 5).send(time.Second, "b", 20_000)
+	want := f.found(t, "10kB/10s")
+	text := f.recorded(t)
+	for _, input := range []string{text, "\n" + strings.ReplaceAll(text, "\n", "\r\n\n"), strings.TrimSuffix(text, "\n")} {
+		if got, err := replayed(input, newDetector(t, "10kB/10s")); got != want || err != nil || want == "" {
+			t.Errorf("got\n%s\nwant\n%s, %v", got, want, err)
+		}
+	}
+}
+
+// TestReplayMissing checks that traffic of lines that are missing doesn't count as
+// that of one interval.
+func TestReplayMissing(t *testing.T) {
+	lines := strings.SplitAfter(newFeed("a").steadily(300, "a", 900).recorded(t), "\n")
+	thinned := ""
+	for i := 0; i < len(lines); i += 7 {
+		thinned += lines[i]
+	}
+	if got, err := replayed(thinned, newDetector(t, "10kB/10s")); got != "" || err != nil {
+		t.Errorf("%s, %v", got, err)
+	}
+	two := newFeed("a").steadily(3, "a", 1).recorded(t)
+	if got, err := replayed(two+two, newDetector(t, "10kB/10s")); err == nil || !strings.Contains(err.Error(), "in:5:1: it begins a recording, at a time before that of line 4") {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
+func TestReplayWrong(t *testing.T) {
+	good := strings.TrimSuffix(newFeed("a").recorded(t), "\n")
+	for _, test := range []struct{ old, new, want string }{
+		{good, "POD CONTAINER", "in:1:1: invalid character 'P'"},
+		{good, good[:50], "in:1:50: unexpected end of JSON input"},
+		{good, good + "{}", fmt.Sprintf("in:1:%d: invalid character '{' after top-level value", len(good)+1)},
+		{good, good + "\n\n[]", "in:3:1: .*array"},
+		{traffic.Schema, "bpfnet.pods/v2", `in:1:1: the schema is "bpfnet.pods/v2"`},
+		{`"time":"2026-01-02T03:04:05Z",`, "", "in:1:1: time is missing"},
+		{`2026-01-02T`, "2026-13-02T", "in:1:1: .*month"},
+		{`"observed_at":"tc"`, `"observed_at":"xdp"`, "in:1:1: observed_at is .xdp., neither"},
+		{`"interval_seconds":null`, `"interval_seconds":-1`, "in:1:1: interval_seconds is -1"},
+		{`"interval_seconds":null`, `"interval_seconds":"1"`, "in:1:[0-9]+: interval_seconds can't be a JSON string"},
+		{`"transmit_bytes":1000000000000`, `"transmit_bytes":-1`, "in:1:[0-9]+: pods.*transmit_bytes can't be a JSON number -1"},
+		{`"transmit_bytes"`, `"transmitted"`, `in:1:1: pods\[0\]: a counter is missing`},
+		{`"ifindex":97`, `"ifindex":null`, `in:1:1: pods\[0\]: ifindex is missing`},
+		{`"observed_at":"tc"`, `"observed_at":"cgroup"`, `in:1:1: pods\[0\]: cgroup_id "" isn't one`},
+		{"10.77.0.97", "web", `in:1:1: pods\[0\]: address "web" isn't one`},
+		{`"loss":{"map_full":0}`, `"loss":{}`, "in:1:1: loss.map_full is missing"},
+		{`,"others":{`, `,"x":{`, "in:1:1: others.pods is missing"},
+		{`"pods":[`, `"x":[`, "in:1:1: pods is missing"},
+	} {
+		text := strings.Replace(good, test.old, test.new, 1)
+		_, err := replayed(text, newDetector(t, "1B/1s"))
+		if !errors.Is(err, fault.ErrUsage) || !regexp.MustCompile("^"+test.want).MatchString(err.Error()) {
+			t.Errorf("%v, want %s", err, test.want)
+		}
+	}
+	if err := Replay(iotest.ErrReader(io.ErrUnexpectedEOF), "in", nil); !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, fault.ErrUsage) {
+		t.Error(err)
+	}
+	long := io.MultiReader(strings.NewReader(good+"\n"), io.LimitReader(spaces{}, longestLine+1))
+	if err := Replay(long, "in", func(traffic.Document) error { return nil }); err == nil || !strings.HasPrefix(err.Error(), "in:2:67108864: a line is longer") {
+		t.Error(err)
+	}
+}
+
+type spaces struct{}
+
+func (spaces) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = ' '
+	}
+	return len(b), nil
+}
+
+// FuzzReplay: whatever a recording has, it is refused by line and column or gives
+// the same each time, and what is found is what the rules say.
+func FuzzReplay(f *testing.F) {
+	feed := newFeed("ab").steadily(3, "a", 3000)
+	feed.uids['b'] = "u"
+	text := feed.send(30*time.Second, "ab", 90_000).steadily(5, "b", 1).recorded(f)
+	for _, seed := range []string{
+		text, text[:900], strings.ReplaceAll(text, `"interval_seconds":1,`, `"interval_seconds":0,`), strings.ReplaceAll(text, "2026", "9999"),
+		strings.ReplaceAll(text, "1000000000000", "18446744073709551615"), strings.ReplaceAll(text, `"interval_seconds":1,`, `"interval_seconds":1e9,`),
+		strings.ReplaceAll(text, `"tc"`, `"cgroup"`), "{}", "\n\n[", strings.ReplaceAll(text, "T03:04:1", "T02:04:1"),
+	} {
+		f.Add(seed)
+	}
+	place := regexp.MustCompile(`^in:[0-9]+:[0-9]+: `)
+	f.Fuzz(func(t *testing.T, text string) {
+		rules := []string{"2kB/1s", "10kB/10s,transmit,for=20s", "1B/24h,mad=0.1", "3packets/1s,receive,mad=3"}
+		first, err := replayed(text, newDetector(t, rules...))
+		second, again := replayed(text, newDetector(t, rules...))
+		if first != second || (err == nil) != (again == nil) {
+			t.Errorf("%s, %v\nand\n%s, %v", first, err, second, again)
+		}
+		if err != nil && (!errors.Is(err, fault.ErrUsage) || !place.MatchString(err.Error())) {
+			t.Error(err)
+		}
+	})
+}
