@@ -13,14 +13,14 @@ import (
 const full = 16384
 
 // crowd makes documents of many Pods that send all the time.
-func crowd() func() traffic.Document {
-	doc, interval := newFeed("").docs[0], 1.0
+func crowd() func(interval float64) traffic.Document {
+	doc := newFeed("").docs[0]
 	for i := range uint32(full) {
 		pod := row(0, fmt.Sprintf("%08x-9f3a-4f0a-9d2e-5a7b8c9d0e1f", i), traffic.Counters{})
 		pod.Address, pod.IfIndex = netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), &i
 		doc.Pods = append(doc.Pods, pod)
 	}
-	return func() traffic.Document {
+	return func(interval float64) traffic.Document {
 		for i := range doc.Pods {
 			doc.Pods[i].Add(traffic.Counters{TransmitBytes: 1000 + uint64(i), TransmitPackets: 3, ReceiveBytes: 500, ReceivePackets: 2})
 		}
@@ -37,13 +37,13 @@ func BenchmarkStep(b *testing.B) {
 			next := crowd()
 			before := heap()
 			d := newDetector(b, rules...)
-			for range 1300 { // until histories are full
-				d.Step(next())
+			for range historyWindows + 2 { // until histories are full
+				d.Step(next(10))
 			}
 			size := heap() - before
 			b.ResetTimer()
 			for range b.N {
-				d.Step(next())
+				d.Step(next(1))
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/full, "ns/endpoint")
 			b.ReportMetric(float64(size)/full, "bytes/endpoint")
