@@ -142,7 +142,7 @@ func printEntries(c *cli.Context, p *output.Printer, api blocklist.API, line fun
 	return rows.Close()
 }
 
-// errEnough ends a list that has as many entries as were asked for.
+// errEnough ends what is read when there are as many entries or alerts as were asked for.
 var errEnough = errors.New("enough")
 
 // entryFields are what entries can be sorted by. What never ends ends last.

@@ -193,33 +193,64 @@ func (s stream) run(ctx context.Context, t ticks, ratesOnly bool) error {
 
 // podStream shows the Pods of a loaded instance.
 func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance string, view traffic.View) (stream, error) {
-	sampler, err := b.PodTraffic(instance)
+	samples, err := e.podSamples(c, b, instance, view)
 	if err != nil {
 		return stream{}, err
 	}
-	owners := newPodOwners(b.Endpoints())
-	view.Owner = owners.of
-	var before, now *traffic.Sample
 	return stream{
 		sample: func(ctx context.Context) error {
-			next, err := sampler.Sample(ctx)
-			if err != nil {
-				return notLoaded(err, podTraffic)
-			}
-			e.notes(c, owners.find(ctx, next))
-			if now == nil {
-				view.Bypassed = e.noteBypass(c, b, instance, view, next)
-				e.notePoint(c, instance, view, next)
-			}
-			before, now = now, &next
-			return nil
+			notes, err := samples.take(ctx)
+			e.notes(c, notes)
+			return err
 		},
 		show: func() error {
-			doc := view.Document(before, *now)
+			doc := samples.document()
 			return p.Event(doc, func() output.Table { return podTable(doc) })
 		},
 	}, nil
 }
+
+// podSamples makes documents of the Pods of a loaded instance.
+type podSamples struct {
+	env         *Env
+	c           *cli.Context
+	backend     Backend
+	instance    string
+	view        traffic.View
+	sampler     traffic.Sampler
+	owners      podOwners
+	before, now *traffic.Sample
+}
+
+func (e *Env) podSamples(c *cli.Context, b Backend, instance string, view traffic.View) (*podSamples, error) {
+	sampler, err := b.PodTraffic(instance)
+	if err != nil {
+		return nil, err
+	}
+	owners := newPodOwners(b.Endpoints())
+	view.Owner = owners.of
+	return &podSamples{env: e, c: c, backend: b, instance: instance, view: view, sampler: sampler, owners: owners}, nil
+}
+
+// take takes a sample for the next document, and returns what people should know. The
+// first time it also tells them what the samples leave out.
+func (s *podSamples) take(ctx context.Context) ([]string, error) {
+	next, err := s.sampler.Sample(ctx)
+	if err != nil {
+		return nil, notLoaded(err, podTraffic)
+	}
+	notes := s.owners.find(ctx, next)
+	if s.now == nil {
+		s.env.notes(s.c, notes)
+		notes = nil
+		s.view.Bypassed = s.env.noteBypass(s.c, s.backend, s.instance, s.view, next)
+		s.env.notePoint(s.c, s.instance, s.view, next)
+	}
+	s.before, s.now = s.now, &next
+	return notes, nil
+}
+
+func (s *podSamples) document() traffic.Document { return s.view.Document(s.before, *s.now) }
 
 // notePoint says what the choice of the observation point leaves out.
 func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s traffic.Sample) {

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -22,26 +24,35 @@ import (
 func watchAlertsCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "alerts",
-		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert",
+		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert, bursts of traffic",
 		Description: "The rule blocklist tells of the first hit of an entry and a far end, and again when there was none for ten seconds. " +
 			"Alerts are taken out of the ring buffer block_events, so one process reads them at a time; what comes while none does waits there. " +
-			"While it runs, domains on lists are asked for when it is time, and their addresses in answers that the program dns sees are blocked as they come.",
-		Flags: append(eventFlags("alerts"),
-			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: blocklist"},
+			"While it runs, domains on lists are asked for when it is time, and their addresses in answers that the program dns sees are blocked as they come.\n\n" +
+			"The rule burst, which --burst turns on, tells of Pods, containers and addresses that move at least so much in a window of so long, counted by pod-traffic: " +
+			"once when it begins, and once when there has been a fifth less for a window. for=TIME waits until it has lasted so long; " +
+			"mad=FACTOR wants it to be, besides, so many median absolute deviations above the mean of the last 120 windows of the same endpoint, of which it has to know 30. " +
+			"Without --rule, --burst leaves blocklist on where a program is loaded that reads lists.",
+		Flags: append(append(eventFlags("alerts"),
+			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: " + strings.Join(alert.Rules(), ", ")},
 			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
-			&cli.BoolFlag{Name: "once", Usage: "only what is there already; exit 10 if that is anything"},
-			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost"},
-		),
+			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of bursts those in the time until each rule may have fired: a window, and what for= and mad= take; exit 10 if that is anything"},
+			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, or packets found no room in pod-traffic"},
+		), burstFlags()...),
 		Action: func(c *cli.Context) error {
-			if err := checkAlertFlags(c); err != nil {
-				return err
-			}
-			p, b, err := env.open(c)
+			rules, err := readAlertRules(c)
 			if err != nil {
 				return err
 			}
-			defer b.Close()
-			if err := env.watchAlerts(c, p, b); c.Context.Err() == nil || !errors.Is(err, context.Canceled) {
+			run := func() error { return env.replayAlerts(c, rules) }
+			if !c.IsSet("replay") {
+				p, b, err := env.open(c)
+				if err != nil {
+					return err
+				}
+				defer b.Close()
+				run = func() error { return env.watchAlerts(c, p, b, rules) }
+			}
+			if err := run(); c.Context.Err() == nil || !errors.Is(err, context.Canceled) {
 				return err
 			}
 			return nil // interrupted before there was something to show
@@ -49,60 +60,68 @@ func watchAlertsCommand(env *Env) *cli.Command {
 	}
 }
 
-func checkAlertFlags(c *cli.Context) error {
-	if err := args(c); err != nil {
-		return err
+// watchAlerts shows alerts until there were enough, the time is over, the command
+// is interrupted or nobody reads its output any more.
+func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, rules alertRules) error {
+	w := &alertWatch{
+		stream: p.Stream(), list: c.String("list"), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
+		note: func(text string) { e.note(c, "note: %s", text) },
 	}
-	for _, rule := range c.StringSlice("rule") {
-		if _, err := oneOf("rule", rule, alert.Rules()...); err != nil {
+	if len(rules.bursts) > 0 {
+		var err error
+		if w.bursts, err = e.watchBursts(c, b, rules.bursts); err != nil {
 			return err
 		}
 	}
-	if c.Bool("once") && c.IsSet("for") {
-		return usage(c, "--once and --for exclude each other")
-	}
-	return checkEventFlags(c)
-}
-
-// watchAlerts shows alerts until there were enough, the time is over, the command
-// is interrupted or nobody reads its output any more.
-func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend) error {
-	devices, err := e.alertPlaces(c, b)
+	hits, err := rules.wantsHits(c.Context, b)
 	if err != nil {
 		return err
+	}
+	if hits {
+		end, err := e.watchHits(c, b, w)
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
+	ctx, stop := e.whileRead(c.Context, c.Duration("for"))
+	defer stop()
+	if err := w.run(ctx); err != nil {
+		return err
+	}
+	return w.conclude()
+}
+
+// watchHits opens what the rule blocklist needs; end closes it.
+func (e *Env) watchHits(c *cli.Context, b Backend, w *alertWatch) (end func(), err error) {
+	if w.devices, err = e.alertPlaces(c, b); err != nil {
+		return nil, err
 	}
 	source, err := b.Blocklist().Events(c.Context, blocklist.EventsRequest{Steal: c.Bool("steal"), LockTimeout: c.Duration("lock-timeout")})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer source.Close()
+	end = func() { source.Close() }
 	before, err := source.Loss()
 	if err != nil {
-		return err
+		end()
+		return nil, err
 	}
 	e.notes(c, source.Notes())
 	if before.Before > 0 {
 		e.note(c, "note: the buffer of events was full when the watch began; events lost since the lists were made: %d", before.Before)
 	}
-	keeper := &domainKeeper{}
-	if !c.Bool("once") {
-		if keeper, err = e.keepDomains(c, b); err != nil {
-			return err
+	if !w.once {
+		keeper, err := e.keepDomains(c, b)
+		if err != nil {
+			end()
+			return nil, err
 		}
-		defer keeper.end()
+		w.said = keeper.said
+		end = func() { keeper.end(); source.Close() }
 	}
-	w := &alertWatch{
-		said:   keeper.said,
-		source: source, stream: p.Stream(), devices: devices, pods: newAlertPods(c.Context, b.Endpoints(), devices),
-		list: c.String("list"), most: c.Uint64("count"),
-		note: func(text string) { e.note(c, "note: %s", text) },
-	}
-	ctx, stop := e.whileRead(c.Context, c.Duration("for"))
-	defer stop()
-	if err := w.run(ctx, c.Bool("once")); err != nil {
-		return err
-	}
-	return w.conclude(c.Bool("once"), c.Bool("strict"))
+	w.source, w.pods = source, newAlertPods(c.Context, b.Endpoints(), w.devices)
+	return end, nil
 }
 
 // alertPlaces returns the devices that alerts may be of, and says what there won't
@@ -146,7 +165,8 @@ func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List) error {
 
 // alertWatch shows alerts.
 type alertWatch struct {
-	source  blocklist.EventSource
+	source  blocklist.EventSource // nil: the rule blocklist is off
+	bursts  *burstWatch           // nil: the rule burst is off
 	stream  *output.Stream
 	devices *deviceNames
 	pods    alertPods
@@ -154,39 +174,66 @@ type alertWatch struct {
 	said    <-chan string // notes of what goes on beside; nil: nothing does
 	list    string        // "": all
 	most    uint64        // how many to show; 0: all
-	shown   uint64
+	once    bool
+	strict  bool
+	shown   atomic.Uint64
 	lost    uint64 // how many lost events a note has told of
 }
 
 // lossInterval is the time between two looks whether events were lost.
 const lossInterval = time.Second
 
-// run shows alerts until there were enough or ctx ends. One goroutine reads the
-// ring buffer and waits while what it has read is shown here; what else may happen
-// during a watch has its case here, too.
-func (w *alertWatch) run(ctx context.Context, pending bool) error {
-	batches, shown, ended := make(chan []blocklist.Event), make(chan error), make(chan error, 1)
-	go func() {
-		ended <- w.source.Read(ctx, blocklist.EventsReading{
-			Emit:    func(events []blocklist.Event) error { batches <- events; return <-shown },
-			Most:    w.left,
-			Pending: pending,
-		})
-	}()
+// run shows alerts until there were enough or ctx ends. A goroutine each reads the
+// ring buffer, which waits while what it has read is shown here, and takes samples;
+// what else may happen during a watch has its case here, too.
+func (w *alertWatch) run(ctx context.Context) (failed error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	batches, shown, samples, ended := make(chan []blocklist.Event), make(chan error), make(chan podSample), make(chan error, 2)
+	running := w.start(ctx, batches, shown, samples, ended)
 	loss := time.NewTicker(lossInterval)
 	defer loss.Stop()
-	for {
+	for running > 0 {
 		select {
-		case events := <-batches:
+		case events := <-batches: // also of a batch that was read when there were enough
 			shown <- w.show(ctx, events)
+		case s := <-samples:
+			if over, err := w.showBursts(s); over || err != nil {
+				failed = cmp.Or(failed, err)
+				stop()
+			}
 		case <-loss.C:
 			w.noteLoss()
 		case text := <-w.said:
 			w.note(text)
 		case err := <-ended:
-			return err
+			failed = cmp.Or(failed, err)
+			running--
+			if err != nil || !w.once || w.enough() {
+				stop()
+			}
 		}
 	}
+	return failed
+}
+
+// start starts what is read, and says how many there are that will have ended.
+func (w *alertWatch) start(ctx context.Context, batches chan<- []blocklist.Event, shown <-chan error, samples chan<- podSample, ended chan<- error) (running int) {
+	if w.source != nil {
+		running++
+		go func() {
+			ended <- w.source.Read(ctx, blocklist.EventsReading{
+				Emit:    func(events []blocklist.Event) error { batches <- events; return <-shown },
+				Most:    w.left,
+				Pending: w.once,
+			})
+		}()
+	}
+	if w.bursts != nil {
+		running++
+		go func() { ended <- w.bursts.read(ctx, samples) }()
+	}
+	return running
 }
 
 // batchAlerts is the most that is read before it is shown.
@@ -197,8 +244,10 @@ func (w *alertWatch) left() int {
 	if w.most == 0 {
 		return batchAlerts
 	}
-	return int(min(w.most-w.shown, batchAlerts))
+	return int(min(w.most-min(w.most, w.shown.Load()), batchAlerts))
 }
+
+func (w *alertWatch) enough() bool { return w.left() == 0 }
 
 // show writes the alerts of events, all at once.
 func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
@@ -220,13 +269,16 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 		if err := w.stream.Add(document, func() string { return alertLine(event, device) }); err != nil {
 			return err
 		}
-		w.shown++
+		w.shown.Add(1)
 	}
 	return w.stream.Flush()
 }
 
 // noteLoss says when more events were lost than it said before.
 func (w *alertWatch) noteLoss() {
+	if w.source == nil {
+		return
+	}
 	loss, err := w.source.Loss()
 	if err != nil || loss.Events == w.lost { // an error is told in the end
 		return
@@ -237,22 +289,41 @@ func (w *alertWatch) noteLoss() {
 
 // conclude says what no alert told of, and makes errors of what was asked for as
 // such.
-func (w *alertWatch) conclude(once, strict bool) error {
-	loss, err := w.source.Loss()
+func (w *alertWatch) conclude() error {
+	lost, err := w.lostEvents()
 	if err != nil {
 		return err
+	}
+	unplaced := uint64(0)
+	if w.bursts != nil {
+		unplaced = w.bursts.conclude(w.note)
+	}
+	switch shown := w.shown.Load(); {
+	case w.strict && lost > 0:
+		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", lost)
+	case w.strict && unplaced > 0:
+		return fault.New(fault.ErrLossy, "watch alerts: packets of no endpoint's counters: %d", unplaced).Hint("%s", moreRoom)
+	case w.once && shown > 0:
+		return fault.New(fault.ErrDiffers, "watch alerts: alerts: %d", shown)
+	}
+	return nil
+}
+
+// lostEvents says what the rule blocklist didn't tell, and returns how much of it was
+// lost.
+func (w *alertWatch) lostEvents() (uint64, error) {
+	if w.source == nil {
+		return 0, nil
+	}
+	loss, err := w.source.Loss()
+	if err != nil {
+		return 0, err
 	}
 	w.noteLoss()
 	if loss.Suppressed > 0 {
 		w.note(fmt.Sprintf("hits without an alert, within %s of one of the same entry and far end: %d", blocklist.Episode, loss.Suppressed))
 	}
-	switch {
-	case strict && loss.Events+loss.Before > 0:
-		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", loss.Events+loss.Before)
-	case once && w.shown > 0:
-		return fault.New(fault.ErrDiffers, "watch alerts: alerts: %d", w.shown)
-	}
-	return nil
+	return loss.Events + loss.Before, nil
 }
 
 // deviceNames are the names of the interfaces that the blocklist is attached to.
