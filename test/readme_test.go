@@ -24,6 +24,7 @@ func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
 func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
 func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
+func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
 func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
 
