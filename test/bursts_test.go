@@ -149,3 +149,29 @@ func TestBursts(t *testing.T) {
 	}
 	n.must(t, "unload", "--all", "--detach")
 }
+
+// TestBurstGone takes the interface of a Pod away while its burst is on: its counters
+// go with it, and the alert ends.
+func TestBurstGone(t *testing.T) {
+	n := newNode(t)
+	container(t, n.podA, "kubepods/burstable/pod0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f/"+containerID(t), "sleep", "600")
+	n.sh(t, "ip -n $POD_A neigh add 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0")
+	n.must(t, "load", "pod-traffic")
+	dir := t.TempDir()
+	follower := n.bpfnet("attach", "tc", "pod-traffic", "--all-pods", "--follow", "-o", "ndjson")
+	followed := begin(t, follower, dir+"/events", dir+"/notes", `"event"`)
+	watched := begin(t, n.bpfnet("watch", "alerts", "--burst", "1MB/2s", "--interval", "200ms", "--count", "2", "-o", "ndjson"), dir+"/alerts", dir+"/said", "no list alerts yet")
+	n.sh(t, burst)
+	n.sh(t, "sleep 0.5; ip -n $HOST link del veth-a")
+	alerts := burstAlerts(t, watched())
+	if end := alerts[1]; end.EndedAt == nil || end.Evidence.EndedBy == nil || *end.Evidence.EndedBy != "gone" || end.Observed.Amount != 0 || end.Fingerprint != alerts[0].Fingerprint {
+		t.Errorf("%+v", alerts)
+	}
+	if err := follower.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if events := followed(); !strings.Contains(events, `"event":"gone"`) {
+		t.Errorf("the interface wasn't gone: %s", events)
+	}
+	n.must(t, "unload", "--all", "--detach")
+}
