@@ -126,7 +126,6 @@ func checkAlertRules(c *cli.Context, named []string, r alertRules) error {
 
 // burstWatch looks for bursts.
 type burstWatch struct {
-	rules    []detect.Burst
 	detector *detect.Detector
 	samples  *podSamples // nil: of a recording
 	interval time.Duration
@@ -147,7 +146,7 @@ func (e *Env) watchBursts(c *cli.Context, b Backend, rules []detect.Burst) (*bur
 	if _, err := samples.take(c.Context); err != nil {
 		return nil, err
 	}
-	w := &burstWatch{rules: rules, detector: detect.New(rules), samples: samples, interval: c.Duration("interval")}
+	w := &burstWatch{detector: detect.New(rules), samples: samples, interval: c.Duration("interval")}
 	w.detector.Step(samples.document())
 	for _, r := range rules {
 		if r.Factor > 0 {
@@ -208,12 +207,8 @@ func (w *burstWatch) conclude(note func(string)) uint64 {
 	if n := d.Learning(); n > 0 {
 		note(fmt.Sprintf("what is usual isn't known yet for endpoints, once for each rule that wants it: %d", n))
 	}
-	shortest := w.rules[0].Window
-	for _, r := range w.rules {
-		shortest = min(shortest, r.Window)
-	}
-	if apart := d.Longest(); apart > shortest {
-		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: bursts in between may not be seen", apart, shortest))
+	if apart, window, tell := d.TooFar(); tell {
+		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: bursts in between may not be seen", apart, window))
 	}
 	if n := d.MapFull(); n > 0 {
 		note(fmt.Sprintf("packets that no endpoint's counters have, because the map was full: %d", n))
@@ -236,7 +231,7 @@ func (e *Env) replayAlerts(c *cli.Context, rules alertRules) error {
 	w := &alertWatch{
 		stream: p.Stream(), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 		note:   func(text string) { e.note(c, "note: %s", text) },
-		bursts: &burstWatch{rules: rules.bursts, detector: detect.New(rules.bursts)},
+		bursts: &burstWatch{detector: detect.New(rules.bursts)},
 	}
 	err = detect.Replay(input, source, func(doc traffic.Document) error {
 		over, err := w.showBursts(podSample{Document: doc})

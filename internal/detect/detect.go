@@ -330,14 +330,14 @@ func (d *Detector) apply(rule int, e *endpoint) (f Finding, found bool) {
 }
 
 // raise begins an episode when the threshold is reached, and was for as long as the
-// rule wants. Between samples that are further apart than a window nobody knows.
+// rule wants.
 func (d *Detector) raise(r Burst, s *state, e *endpoint, amount uint64) (f Finding, found bool) {
 	threshold, usual, ok := r.threshold(s, amount)
 	if !ok || amount < threshold {
 		s.reached = nil
 		return f, false
 	}
-	if s.reached == nil || d.now-d.before > milliseconds(r.Window) {
+	if s.reached == nil || tooFar(d.now-d.before, milliseconds(r.Window)) {
 		s.reached = &moment{d.now, d.last.Time}
 	}
 	if d.now-s.reached.at < milliseconds(r.Lasting) {
@@ -418,8 +418,15 @@ func (d *Detector) Ready() bool { return d.now-d.began >= d.needs }
 // MapFull is how many packets found no room for their address, since the first sample.
 func (d *Detector) MapFull() uint64 { return d.mapFull }
 
-// Longest is the longest time between two samples.
-func (d *Detector) Longest() time.Duration { return time.Duration(d.longest) * time.Millisecond }
+// TooFar returns the longest time between two samples, and the shortest window, if it
+// isn't always known what that had in between.
+func (d *Detector) TooFar() (apart, window time.Duration, tell bool) {
+	window = longestWindow
+	for _, r := range d.rules {
+		window = min(window, r.Window)
+	}
+	return time.Duration(d.longest) * time.Millisecond, window, tooFar(d.longest, milliseconds(window))
+}
 
 // Firing is how many episodes are on.
 func (d *Detector) Firing() int {

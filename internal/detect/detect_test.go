@@ -181,6 +181,8 @@ func TestBurst(t *testing.T) {
 		{"a spike isn't sustained", "10kB/10s,for=20s", newFeed("a").send(time.Second, "a", 1_000_000_000).steadily(40, "a", 0), ""},
 		{"sustained", "10kB/10s,for=20s", newFeed("a").steadily(40, "a", 2000).steadily(30, "a", 0),
 			"25 a 20000 since 5\n57 a 0 from 5 to 47, below, peak 20000"},
+		{"sustained, ticks as long as the window", "10kB/10s,for=20s", newFeed("a").send(10040*time.Millisecond, "a", 20_000).send(10040*time.Millisecond, "a", 20_000).send(10040*time.Millisecond, "a", 20_000),
+			"30 a 19920 since 10"},
 		{"sustained, with a break", "10kB/10s,for=20s", newFeed("a").steadily(19, "a", 2000).steadily(8, "a", 0).steadily(20, "a", 2000), ""},
 		{"once for all of an episode", "10kB/10s", newFeed("a").steadily(500, "a", 2000), "5 a 10000 since 5"},
 		{"between end and threshold it goes on", "10kB/10s", newFeed("a").steadily(10, "a", 1000).steadily(60, "a", 800).steadily(40, "a", 1000).steadily(40, "a", 799),
@@ -243,10 +245,17 @@ func TestUsual(t *testing.T) {
 		{"nothing is usual", "1kB/10s,mad=8", newFeed("a").steadily(330, "a", 0).send(time.Second, "a", 999).steadily(20, "a", 0).send(time.Second, "a", 1000), "352 a 1000 since 352"},
 		{"what isn't usual isn't learned", "1kB/10s,mad=2", newFeed("a").steadily(330, "a", 100).steadily(2000, "a", 1000).steadily(20, "a", 100),
 			"331 a 1900 since 331\n2350 a 1000 from 331 to 2340, below, peak 10000"},
+		{"ticks as long as the window", "1kB/10s,mad=8", func() *feed {
+			f := newFeed("a")
+			for range 33 {
+				f.send(10040*time.Millisecond, "a", 1004)
+			}
+			return f.send(10*time.Second, "a", 1e6)
+		}(), "341 a 988491 since 341"},
 		{"windows of gaps aren't learned", "1kB/10s,mad=8", func() *feed {
 			f := newFeed("a")
 			for range 40 {
-				f.send(11*time.Second, "a", 1000)
+				f.send(16*time.Second, "a", 1000)
 			}
 			return f.send(10*time.Second, "a", 1e6)
 		}(), ""},
@@ -340,7 +349,7 @@ func TestSpike(t *testing.T) {
 			if i == 20 {
 				bytes = 1e15
 			}
-			f.send(time.Duration(1+random.IntN(9999))*time.Millisecond, "a", bytes)
+			f.send(time.Duration(1+random.IntN(19_999))*time.Millisecond, "a", bytes)
 		}
 		if got := f.found(t, "10kB/10s,for=20s"); got != "" {
 			t.Fatalf("seed %d: %s", seed, got)

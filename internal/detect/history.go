@@ -49,16 +49,17 @@ func (h *history) add(from, before, now clock, n uint64, width clock) {
 }
 
 // roll ends the window that the sample before was in if this one is in another. What
-// isn't usual isn't learned, nor are windows that weren't seen as a whole.
+// isn't usual isn't learned, nor are windows that weren't seen as a whole, or of which
+// two end at once.
 func (h *history) roll(before, now, width clock, known, usual bool) {
 	last, number := before/width, now/width
-	if !known || now-before > width {
+	if !known || tooFar(now-before, width) {
 		h.whole = number + 1
 	}
 	if last == number {
 		return
 	}
-	if usual && last >= h.whole {
+	if usual && last >= h.whole && last+1 == number {
 		h.learn(h.sum)
 	}
 	h.sum, h.after = h.after, 0

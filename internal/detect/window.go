@@ -9,6 +9,10 @@ type clock int64
 // buckets is how many a window has.
 const buckets = 20
 
+// tooFar says whether two samples are so far apart that what a window had in between
+// isn't known. Ticks that are as long as the window may be a little late.
+func tooFar(apart, window clock) bool { return apart > window*3/2 }
+
 // window is how much came in the last buckets, and in the one before them, which a
 // window that doesn't end with a bucket has in part.
 type window struct {
