@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/detect"
+	"bpfnet/internal/traffic"
 )
 
 func hit() blocklist.Event {
@@ -57,5 +59,56 @@ func TestTransport(t *testing.T) {
 	e.Protocol, e.Source = 0, netip.AddrPortFrom(e.Source.Addr(), 0)
 	if n := NetworkOf(e); n.Transport != nil || n.Source.Port != nil || n.Destination.Port == nil {
 		t.Errorf("%+v", n)
+	}
+}
+
+func burst() detect.Finding {
+	rule, err := detect.ParseBurst("10MiB/10s")
+	if err != nil {
+		panic(err)
+	}
+	uid, index := "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", uint32(4)
+	return detect.Finding{
+		Rule: rule, Kind: detect.Pod, Point: traffic.TC, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		Source: traffic.Pod{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, IfIndex: &index},
+	}
+}
+
+// TestBurstFingerprint checks which bursts are told as the same thing.
+func TestBurstFingerprint(t *testing.T) {
+	other, index, id := "1b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", uint32(5), "77"
+	address := func(change func(*traffic.Pod)) func(*detect.Finding) {
+		return func(f *detect.Finding) { f.Kind = detect.Address; change(&f.Source) }
+	}
+	for name, test := range map[string]struct {
+		first, second func(*detect.Finding)
+		same          bool
+	}{
+		"its end": {func(*detect.Finding) {}, func(f *detect.Finding) { f.Ended, f.EndedBy = f.Started, detect.Gone }, true},
+		"another address of a Pod": {func(*detect.Finding) {}, func(f *detect.Finding) {
+			f.Source.Address, f.Source.IfIndex = netip.MustParseAddr("fd77::4"), &index
+		}, true},
+		"another Pod": {func(*detect.Finding) {}, func(f *detect.Finding) { f.Source.PodUID = &other }, false},
+		"a container": {func(*detect.Finding) {}, func(f *detect.Finding) {
+			f.Kind, f.Source.PodUID, f.Source.ContainerID = detect.Container, nil, f.Source.PodUID
+		}, false},
+		"another threshold":  {func(*detect.Finding) {}, func(f *detect.Finding) { f.Rule.Amount++ }, false},
+		"another direction":  {func(*detect.Finding) {}, func(f *detect.Finding) { f.Rule.Direction = detect.Receive }, false},
+		"an address":         {address(func(*traffic.Pod) {}), address(func(*traffic.Pod) {}), true},
+		"another interface":  {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.IfIndex = &index }), false},
+		"a cgroup":           {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.CgroupID = &id }), false},
+		"another address":    {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.Address = netip.MustParseAddr("10.77.0.5") }), false},
+		"the name comes":     {func(*detect.Finding) {}, func(f *detect.Finding) { f.Source.Pod = &id }, true},
+		"another time, more": {func(*detect.Finding) {}, func(f *detect.Finding) { f.Started, f.Amount = f.Started.Add(time.Hour), 7 }, true},
+	} {
+		a, b := burst(), burst()
+		test.first(&a)
+		test.second(&b)
+		if got := OfBurst(a).Fingerprint == OfBurst(b).Fingerprint; got != test.same {
+			t.Errorf("%s: the same is %v", name, got)
+		}
+	}
+	if a := OfBurst(burst()); a.EndedAt != nil {
+		t.Errorf("it ended at %v", a.EndedAt)
 	}
 }
