@@ -218,7 +218,7 @@ type podSamples struct {
 	instance    string
 	view        traffic.View
 	sampler     traffic.Sampler
-	owners      podOwners
+	owners      *podOwners
 	before, now *traffic.Sample
 }
 
