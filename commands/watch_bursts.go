@@ -21,7 +21,7 @@ const burstInterval = time.Second
 
 func burstFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringSliceFlag{Name: "burst", Usage: "tell of who moves at least `AMOUNT/TIME[,transmit|receive|both][,for=TIME][,mad=FACTOR]`, as in 10MiB/10s,transmit or 5000packets/1s; may be given several times"},
+		&cli.StringSliceFlag{Name: "burst", Usage: "tell of endpoints that move as much as a `BURST`, AMOUNT/TIME[,transmit|receive|both][,for=TIME][,mad=FACTOR], as in 10MiB/10s,transmit or 5000packets/1s"},
 		&cli.StringFlag{Name: "replay", Usage: "look for bursts in `FILE|-`, which watch pods -o ndjson has printed, instead of the kernel"},
 		&cli.DurationFlag{Name: "interval", Value: burstInterval, Usage: "`TIME` between two samples for --burst"},
 		&cli.StringFlag{Name: "instance", Value: podTraffic, Usage: "loaded instance `NAME` that counts for --burst"},
