@@ -183,7 +183,7 @@ func (co *completer) value(flag string) []string {
 		return co.mapSizes()
 	case "bpffs", "cgroup":
 		return []string{completeDirs}
-	case "netns", "btf", "replay", "cri-socket", "docker-socket":
+	case "netns", "btf", "replay", "cri-socket", "docker-socket", "web-config":
 		return []string{completeFiles}
 	}
 	return nil

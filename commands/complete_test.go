@@ -63,6 +63,8 @@ func TestComplete(t *testing.T) {
 		{[]string{"map", "import", "mine/packets", ""}, []string{":files"}},
 		{[]string{"map", "pin", "mine/packets", ""}, []string{":files"}},
 		{[]string{"map", "unpin", ""}, []string{":files"}},
+		{[]string{"export", "prometheus", "--web-config", ""}, []string{":files"}},
+		{[]string{"export", ""}, []string{"prometheus"}},
 		{[]string{"map", "peek", "m"}, []string{"mine/packets"}},
 		{[]string{"map", "watch", "mine/packets", "--sort", ""}, []string{"change", "key"}},
 		{[]string{"blocklist", "list", "--sort", ""}, []string{"bytes", "expires", "hits", "last_seen", "list", "prefix"}},

@@ -35,8 +35,8 @@ func exportPrometheusCommand(env *Env) *cli.Command {
 		Name:  "prometheus",
 		Usage: "serve metrics of all that is loaded, also meanwhile, to Prometheus",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "listen", Value: defaultListen, Usage: "`ADDRESS:PORT` to serve http://ADDRESS:PORT/metrics at; :PORT is all addresses, port 0 any free one"},
-			&cli.StringFlag{Name: "web-config", Usage: "`FILE` with TLS and basic authentication, as Prometheus' exporters take it", DefaultText: "neither"},
+			&cli.StringFlag{Name: "listen", Value: defaultListen, Usage: "listen at `ADDRESS:PORT`; :PORT is all addresses, port 0 any that is free"},
+			&cli.StringFlag{Name: "web-config", Usage: "`FILE` with TLS and passwords, in the format of Prometheus' exporters", DefaultText: "neither"},
 			&cli.IntFlag{Name: "max-series", Value: defaultPodSeries, Usage: "`N` interfaces and cgroups of Pods have series of their own, the rest counts as other"},
 			&cli.BoolFlag{Name: "run-stats", Usage: "have the kernel count runs and run time of BPF programs meanwhile, of all of them, which makes each run cost more"},
 		},

@@ -29,10 +29,18 @@ type exporter struct {
 	ended   chan struct{} // its stderr has ended
 }
 
+// exporting are the words of a command that serves metrics.
+var exporting = []string{"export", "prometheus", "--listen", "127.0.0.1:0"}
+
 // export serves metrics until the end of the test.
 func (n node) export(t *testing.T, args ...string) exporter {
 	t.Helper()
-	e := exporter{T: t, cmd: n.bpfnet(append([]string{"export", "prometheus", "--listen", "127.0.0.1:0"}, args...)...), notes: &strings.Builder{}, ended: make(chan struct{})}
+	return newExporter(t, n.bpfnet(append(exporting, args...)...))
+}
+
+func newExporter(t *testing.T, cmd *exec.Cmd) exporter {
+	t.Helper()
+	e := exporter{T: t, cmd: cmd, notes: &strings.Builder{}, ended: make(chan struct{})}
 	stderr, err := e.cmd.StderrPipe()
 	if err == nil {
 		err = e.cmd.Start()
@@ -328,6 +336,60 @@ func TestPrometheus(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Errorf("Prometheus has %q, watch pods %q", got, want)
+}
+
+// Pods of a real containerd have their names; one made anew under the name of one that
+// went has series of its own, of which none ever falls.
+func TestMetricsOfPods(t *testing.T) {
+	n := newContainerd(t)
+	run := func(name string) (pod, talker) {
+		p := n.runPod(n.podConfig(name, newUID(t), "besteffort"), name)
+		return p, n.newTalker(p)
+	}
+	n.must("load", "pod-traffic")
+	attach := func() { n.must("attach", "tc", "pod-traffic", "--all-pods", "--direction", "both") }
+	_, client := run("client")
+	old, web := run("web")
+	attach()
+	n.must("attach", "cgroup", "pod-traffic", "--container", web.container)
+	n.send(client, web, web.addresses[0])
+
+	e := newExporter(t, n.bpfnet(exporting...))
+	of := func(p talker) []string {
+		return []string{`k8s_namespace_name="` + *p.Pod.Namespace + `"`, `k8s_pod_name="` + *p.Pod.Name + `"`, `k8s_pod_uid="` + p.Pod.UID + `"`}
+	}
+	at := func(p talker, point string) []string { return append(of(p), `observed_at="`+point+`"`) }
+	text := e.text()
+	first := passed(text, podBytes, append(at(web, "tc"), `network_interface_name="`+web.dev+`"`)...)
+	var rows podCounters
+	for _, address := range web.addresses {
+		rows = rows.plus(n.watchPods("pod-traffic", "--observe", "tc").of(address, ""))
+	}
+	if first.receive < sent || first.receive > rows.ReceiveBytes {
+		t.Errorf("metrics %+v, watch pods %+v", first, rows)
+	}
+	inner := passed(text, podBytes, append(at(web, "cgroup"), `container_id="`+web.container+`"`, `container_name="web"`, `cgroup_id="`+web.cgroupID+`"`)...)
+	if inner.receive < sent || inner.receive >= first.receive {
+		t.Errorf("at the cgroup %+v, at tc %+v", inner, first)
+	}
+
+	n.remove(old)
+	_, again := run("web")
+	attach()
+	n.send(client, again, again.addresses[0])
+	text = e.text()
+	if last := passed(text, podBytes, at(web, "tc")...); last.receive < first.receive {
+		t.Errorf("at last %+v, before %+v", last, first)
+	}
+	if anew := passed(text, podBytes, at(again, "tc")...); anew.receive < sent || again.Pod.UID == web.Pod.UID {
+		t.Errorf("made anew: %+v", anew)
+	}
+	if text = e.text(); strings.Contains(text, web.Pod.UID) {
+		t.Error("a Pod that has gone is in a second scrape")
+	}
+	if passed(text, podBytes, at(client, "tc")...).transmit < 2*sent {
+		t.Error("the client isn't counted")
+	}
 }
 
 // The rules of alerts are right, and the dashboard's expressions are understood.

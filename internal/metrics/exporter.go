@@ -186,7 +186,7 @@ func (e *Exporter) readPods(ctx context.Context, s *snapshot, instances []string
 		writeUnattributed(s, name, sample)
 		maps.Copy(now, placesOf(name, sample, gone))
 	}
-	notes, err := e.names.find(ctx, e.Now(), now)
+	notes, err := e.names.find(ctx, e.Now(), now, failed == nil)
 	for _, text := range notes {
 		e.note("%s", text)
 	}

@@ -63,7 +63,12 @@ func TestKernel(t *testing.T) {
 	for range 3 {
 		scrapes.Go(func() {
 			for range 20 {
-				w.text()
+				s, err := w.scrape(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				s.gather()
 			}
 		})
 	}

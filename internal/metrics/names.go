@@ -29,8 +29,8 @@ type names struct {
 func newNames(api endpoint.API) *names { return &names{owners: endpoint.NewOwners(api)} }
 
 // find looks for the owners of places, unless they are known, and forgets those of
-// others. It returns the notes of the look.
-func (n *names) find(ctx context.Context, now time.Time, places map[place]reading) ([]string, error) {
+// others if these are all. It returns the notes of the look.
+func (n *names) find(ctx context.Context, now time.Time, places map[place]reading, all bool) ([]string, error) {
 	interfaces, cgroups := map[uint32]bool{}, map[uint64]bool{}
 	for p, r := range places {
 		switch {
@@ -41,7 +41,9 @@ func (n *names) find(ctx context.Context, now time.Time, places map[place]readin
 			cgroups[p.cgroup] = true
 		}
 	}
-	n.owners.Retain(interfaces, cgroups)
+	if all {
+		n.owners.Retain(interfaces, cgroups)
+	}
 	indexes, ids, fresh := n.nameless(interfaces, cgroups)
 	if !fresh && (len(indexes)+len(ids) == 0 || now.Before(n.next)) {
 		return nil, nil
