@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The runnable blocks of a document are those fenced as "sh". They are run in
@@ -83,6 +84,7 @@ func runBlock(t *testing.T, n node, dir, block string) {
 	script := untilCtrlC.ReplaceAllString(block, interrupted)
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.host, "--", "bash", "-euxo", "pipefail", "-c", script)
 	cmd.Dir = dir
+	cmd.WaitDelay = time.Second // what a block that fails has left in the background
 	path := strings.Join([]string{filepath.Join(dir, "bin"), filepath.Dir(binary), os.Getenv("PATH")}, ":")
 	cmd.Env = append(append(os.Environ(), n.env()...), "PATH="+path)
 	out, err := cmd.CombinedOutput()
