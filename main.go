@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"bpfnet/commands"
+	_ "bpfnet/internal/fewfiles"
 )
 
 func main() { os.Exit(commands.Main()) }

@@ -150,11 +150,17 @@ func (c *crowd) work(length time.Duration) {
 
 // do runs a command, which has to end in one of the exit codes and in time.
 func (c *crowd) do(exits []int, args ...string) (stdout string, exit int) {
+	return c.within(nil, exits, args...)
+}
+
+// within runs a command by another one, as timeout(1).
+func (c *crowd) within(by []string, exits []int, args ...string) (stdout string, exit int) {
 	// What a command may wait for the lock, and what a slow machine takes for 20.
 	const lockTimeout, margin = time.Minute, 2 * time.Minute
 	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout+margin)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.binary, append([]string{"--netns", c.host, "--lock-timeout", lockTimeout.String()}, args...)...)
+	line := slices.Concat(by, []string{c.binary, "--netns", c.host, "--lock-timeout", lockTimeout.String()}, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(append(os.Environ(), c.env()...), fmt.Sprintf("GORACE=exitcode=%d", raceExit))
 	var out, messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &messages
@@ -367,6 +373,8 @@ func (c *crowd) managesInstance(k, i int) {
 func (c *crowd) attachesToDevice(int) {
 	c.do(works, "attach", "tc", "pt", "--dev", "veth-a", "--direction", "both")
 	c.do(works, "watch", "pods", "--instance", "pt", "--once")
+	// Before it listens for signals SIGINT ends it.
+	c.within([]string{"timeout", "--preserve-status", "--signal=INT", "1"}, []int{0, 130}, "export", "prometheus", "--listen", "127.0.0.1:0", "-q")
 	c.do(works, "detach", "tc", "pt", "--dev", "veth-a")
 }
 
