@@ -74,6 +74,10 @@ type identity struct {
 	place
 }
 
+func placeOf(pod *traffic.Pod) place {
+	return place{pod.Address, sample.Value(pod.IfIndex), sample.Value(pod.CgroupID)}
+}
+
 func identify(at place, pod *traffic.Pod) identity {
 	switch {
 	case pod.PodUID != nil:
@@ -200,7 +204,7 @@ func grown(before, now uint64) uint64 {
 // count adds what counters grew by to the windows of their endpoint.
 func (d *Detector) count(pod *traffic.Pod) {
 	known := d.known
-	at := place{pod.Address, sample.Value(pod.IfIndex), sample.Value(pod.CgroupID)}
+	at := placeOf(pod)
 	e := d.entries[at]
 	if e == nil {
 		e = &entry{seen: d.before}
@@ -210,6 +214,9 @@ func (d *Detector) count(pod *traffic.Pod) {
 		return // the document has them twice
 	}
 	d.own(e, identify(at, pod), pod)
+	if placeOf(&e.owner.source) == at {
+		e.owner.source = *pod // its names may be new
+	}
 	if known {
 		d.add(e, pod)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"bpfnet/internal/sample"
 	"bpfnet/internal/traffic"
 )
 
@@ -216,6 +217,24 @@ func TestBurst(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, test.want)
 			}
 		})
+	}
+}
+
+// TestNamedInSilence checks that an alert of an endpoint that sends nothing any more has
+// the names that became known since.
+func TestNamedInSilence(t *testing.T) {
+	f := newFeed("a").steadily(20, "a", 2000)
+	f.uids['a'] = "u"
+	f.steadily(5, "a", 0)
+	d := newDetector(t, "10kB/10s,for=20s")
+	var got []string
+	for _, doc := range f.docs {
+		for _, found := range d.Step(doc) {
+			got = append(got, fmt.Sprintf("%s %s %q", tell(doc, found), found.Kind, sample.Value(found.Source.PodUID)))
+		}
+	}
+	if want := []string{`25 a 10000 since 5 pod "u"`}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
