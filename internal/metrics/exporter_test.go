@@ -128,6 +128,28 @@ func TestOther(t *testing.T) {
 	w.want("anew", w.sentBytes(), map[string]float64{"c": 10000, "other": 8400})
 }
 
+// What was counted before a program was off an interface, or before it was on it again,
+// isn't growth of those that share a series.
+func TestOtherComesBack(t *testing.T) {
+	f := newFake("pod-traffic")
+	f.sample.Attached = []traffic.Point{traffic.TC}
+	f.sample.Devices = map[uint32]string{4: "a"}
+	f.atTC("10.77.0.4", 4, sent(10))
+	f.atTC("10.77.0.5", 5, sent(500)) // of before
+	w := watch(t, f, 0)
+	w.want("first", w.sentBytes(), map[string]float64{"other": 0})
+	f.atTC("10.77.0.4", 4, sent(12))
+	w.want("grown", w.sentBytes(), map[string]float64{"other": 200})
+	f.sample.Devices = map[uint32]string{}
+	f.atTC("10.77.0.4", 4, sent(13))
+	w.want("off", w.sentBytes(), map[string]float64{"other": 300})
+	w.want("still off", w.sentBytes(), map[string]float64{"other": 300})
+	f.sample.Devices = map[uint32]string{4: "a", 5: "b"}
+	f.atTC("10.77.0.4", 4, sent(14))
+	f.atTC("10.77.0.5", 5, sent(501))
+	w.want("on again", w.sentBytes(), map[string]float64{"other": 500})
+}
+
 func (f *fake) key(index uint32) traffic.Key {
 	for key := range f.sample.Pods {
 		if key.IfIndex == index {

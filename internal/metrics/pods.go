@@ -61,6 +61,7 @@ type podSeries struct {
 	last   traffic.Counters
 	grown  traffic.Counters // since the reading before
 	own    bool
+	gone   bool // it has been written once more; if it comes back it grows from last
 }
 
 func newPods(most int) *pods {
@@ -91,16 +92,14 @@ func (p *pods) update(programs []string, now map[place]reading) {
 	}
 	for at, r := range now {
 		one := p.places[at]
-		if one == nil && !r.live {
-			continue
-		}
 		if one == nil {
-			one = &podSeries{}
-			if !p.read[at.program] { // counted before, and not growth
+			one = &podSeries{gone: !r.live}
+			if !r.live || !p.read[at.program] { // counted before, and not growth
 				one.last = r.Counters
 			}
 			p.places[at] = one
 		}
+		one.gone = one.gone && !r.live
 		one.grown, one.last = growth(one.last, r.Counters), r.Counters
 	}
 	for _, program := range programs {
@@ -129,7 +128,7 @@ func (p *pods) choose(now map[place]reading) {
 		p.places[at].own = true
 	}
 	for at, one := range p.places {
-		if _, ok := now[at]; !ok || one.own {
+		if _, ok := now[at]; !ok || one.own || one.gone {
 			continue
 		}
 		rest := place{program: at.program, point: at.point}
@@ -159,19 +158,19 @@ func growth(before, now traffic.Counters) traffic.Counters {
 func (p *pods) write(s *snapshot, now map[place]reading, owner func(place) (endpoint.Owner, bool)) {
 	for at, r := range now {
 		one := p.places[at]
-		if one == nil {
+		if one.gone {
 			continue
 		}
-		add := s.add
+		add := s.addLast
 		if r.live {
 			who, _ := owner(at)
-			one.labels = podLabelsOf(at, r, who)
-		} else {
-			add = s.addLast
-			delete(p.places, at)
+			add, one.labels = s.add, podLabelsOf(at, r, who)
 		}
 		if one.own {
 			writePod(add, one.labels, r.Counters)
+		}
+		if !r.live {
+			one.own, one.gone, one.labels = false, true, nil
 		}
 	}
 	for at, counters := range p.others {
