@@ -97,11 +97,12 @@ func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
 		e.retain(loaded)
 	}
 	writeInstances(s, loaded)
-	e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, ofProgram(loaded, "pod-traffic")) })
 	e.part(ctx, s, "interfaces", func() error { return e.readInterfaces(ctx, s, ofProgram(loaded, "xdp-counter")) })
 	e.part(ctx, s, "ports", func() error { return e.readPorts(ctx, s, ofProgram(loaded, "port-filter")) })
 	e.part(ctx, s, "blocklist", func() error { return e.readBlocklist(ctx, s) })
 	e.part(ctx, s, "dns", func() error { return e.readDNS(s, ofProgram(loaded, "dns")) })
+	// Last, as it may wait for engines.
+	e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, ofProgram(loaded, "pod-traffic")) })
 	s.add(buildInfo, 1, e.Build.Version, e.Build.Revision, e.Build.Go)
 	s.add(scrapeSeconds, e.Now().Sub(start).Seconds())
 	return s, nil

@@ -201,6 +201,38 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// An engine that hangs takes no scrape the time to read all else, and what it says
+// after the scrape is known to a later one.
+func TestSlowLook(t *testing.T) {
+	f := newFake("pod-traffic")
+	f.sample.Devices, f.sample.Attached = map[uint32]string{4: "a"}, []traffic.Point{traffic.TC}
+	f.atTC("10.77.0.4", 4, sent(1))
+	f.found.endpoints = []endpoint.Endpoint{pod("shop", "web", "u1", 4, 1)}
+	f.found.hang = make(chan struct{})
+	w := watch(t, f, 10)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	s, err := w.scrape(ctx)
+	cancel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for source, one := range s.families[scrapeSuccess].live {
+		if one.value != 1 {
+			t.Errorf("%s: success %v", source, one.value)
+		}
+	}
+	close(f.found.hang)
+	want, got := map[string]float64{"shop web u1 a": 100}, map[string]float64(nil)
+	for end := time.Now().Add(10 * time.Second); !maps.Equal(got, want) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		w.now = w.now.Add(mostWait)
+		got = w.sentBytes()
+	}
+	w.want("found since", got, want)
+	if f.found.looks != 1 {
+		t.Errorf("looked %d times", f.found.looks)
+	}
+}
+
 // Hits of entries that go stay counted, those of before the exporter don't count.
 func TestBlocklistHits(t *testing.T) {
 	f := newFake()

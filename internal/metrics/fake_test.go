@@ -94,10 +94,18 @@ type fakeEndpoints struct {
 	gone      map[uint64]bool
 	err       error
 	looks     int
+	hang      chan struct{} // a look waits for its end; nil: it doesn't
 }
 
-func (f *fakeEndpoints) List(context.Context) (endpoint.Listing, error) {
+func (f *fakeEndpoints) List(ctx context.Context) (endpoint.Listing, error) {
 	f.looks++
+	if f.hang != nil {
+		select {
+		case <-f.hang:
+		case <-ctx.Done():
+			return endpoint.Listing{}, ctx.Err()
+		}
+	}
 	return endpoint.Listing{Endpoints: f.endpoints}, f.err
 }
 

@@ -15,8 +15,18 @@ const (
 	mostWait  = 5 * time.Minute
 )
 
-// lookTime is how long a scrape waits for a look, in which engines have a second.
+// lookTime is how long a scrape waits for a look, in which engines have a second, if
+// its client has time for that.
 const lookTime = 2 * time.Second
+
+// timeFor is how long a scrape can wait for a look and have time left to answer.
+func timeFor(ctx context.Context) time.Duration {
+	until, ok := ctx.Deadline()
+	if !ok {
+		return lookTime
+	}
+	return min(lookTime, time.Until(until)/2)
+}
 
 // names says whose places are.
 type names struct {
@@ -59,7 +69,7 @@ func (n *names) find(ctx context.Context, now time.Time, places map[place]readin
 	for _, id := range ids {
 		n.asked[id] = true
 	}
-	return n.owners.Find(ctx, lookTime, indexes, ids)
+	return n.owners.Find(context.WithoutCancel(ctx), timeFor(ctx), indexes, ids) // a look may outlast its scrape
 }
 
 // nameless returns the places without an owner that has a name, and whether any of
