@@ -249,12 +249,16 @@ func (d *Detector) own(e *entry, id identity, pod *traffic.Pod) {
 	e.owner.places++
 }
 
-// add is count with counters of before. If one is less than it was they have begun
-// anew.
+// anew says whether counters have begun anew: one is less than it was.
+func anew(before, now traffic.Counters) bool {
+	return now.TransmitBytes < before.TransmitBytes || now.TransmitPackets < before.TransmitPackets ||
+		now.ReceiveBytes < before.ReceiveBytes || now.ReceivePackets < before.ReceivePackets
+}
+
+// add is count with counters of before.
 func (d *Detector) add(e *entry, pod *traffic.Pod) {
 	now, before := pod.Counters, e.Counters
-	if now.TransmitBytes < before.TransmitBytes || now.TransmitPackets < before.TransmitPackets ||
-		now.ReceiveBytes < before.ReceiveBytes || now.ReceivePackets < before.ReceivePackets {
+	if anew(before, now) {
 		before = traffic.Counters{}
 	}
 	growth := traffic.Counters{

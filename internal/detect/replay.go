@@ -3,6 +3,7 @@ package detect
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type recorded struct {
 	Others *struct {
 		Pods *int `json:"pods"`
 	} `json:"others"`
+	Total traffic.Counters `json:"total"` // zero if it isn't there
 }
 
 type recordedPod struct {
@@ -56,10 +58,11 @@ const (
 
 // recording reads documents, one a line.
 type recording struct {
-	name string
-	line int
-	last time.Time // of the document before
-	at   int       // its line; 0: there was none
+	name  string
+	line  int
+	last  time.Time // of the document before
+	total traffic.Counters
+	at    int // its line; 0: there was none
 }
 
 // Replay reads what `watch pods -o ndjson` printed, for step. Lines that are
@@ -109,7 +112,7 @@ func (r *recording) read(line []byte) (traffic.Document, error) {
 	if err != nil {
 		return traffic.Document{}, r.wrong(1, "%v", err)
 	}
-	if err := r.place(&doc); err != nil {
+	if err := r.place(&doc, rec.Total); err != nil {
 		return traffic.Document{}, r.wrong(1, "%v", err)
 	}
 	return doc, nil
@@ -130,8 +133,8 @@ func offset(err error) int64 {
 
 func reason(err error) string {
 	var kind *json.UnmarshalTypeError
-	if errors.As(err, &kind) && kind.Field != "" {
-		return fmt.Sprintf("%s can't be a JSON %s", kind.Field, kind.Value)
+	if errors.As(err, &kind) {
+		return fmt.Sprintf("%s can't be a JSON %s", cmp.Or(kind.Field, "a document"), kind.Value)
 	}
 	return err.Error()
 }
@@ -196,17 +199,20 @@ func (p recordedPod) row(point traffic.Point) (traffic.Pod, error) {
 }
 
 // place compares the time of a document with that of the one before. Times are whole
-// seconds, intervals are exact.
-func (r *recording) place(doc *traffic.Document) error {
+// seconds, intervals are exact. A clock may have been set back, and counters may begin
+// anew; both at once are lines out of order.
+func (r *recording) place(doc *traffic.Document, total traffic.Counters) error {
 	apart := doc.Time.Sub(r.last)
 	switch {
 	case r.at == 0:
 	case doc.IntervalSeconds == nil && apart < 0:
 		return fmt.Errorf("it begins a recording, at a time before that of line %d", r.at)
+	case apart < 0 && anew(r.total, total):
+		return fmt.Errorf("it is of before line %d, by its time and its total", r.at)
 	case doc.IntervalSeconds != nil && apart.Seconds() > *doc.IntervalSeconds+1:
 		longer := apart.Seconds()
 		doc.IntervalSeconds = &longer
 	}
-	r.last, r.at = doc.Time, r.line
+	r.last, r.total, r.at = doc.Time, total, r.line
 	return nil
 }
