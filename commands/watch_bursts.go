@@ -243,7 +243,7 @@ func (e *Env) replayAlerts(c *cli.Context, rules alertRules) error {
 		}
 		return c.Context.Err()
 	})
-	if err != nil && !errors.Is(err, errEnough) {
+	if err != nil && !errors.Is(err, errEnough) && c.Context.Err() == nil {
 		return err
 	}
 	return w.conclude()
