@@ -148,6 +148,11 @@ func TestOtherComesBack(t *testing.T) {
 	f.atTC("10.77.0.4", 4, sent(14))
 	f.atTC("10.77.0.5", 5, sent(501))
 	w.want("on again", w.sentBytes(), map[string]float64{"other": 500})
+	f.atTC("10.77.0.6", 6, sent(7)) // since attachments were read
+	w.want("early", w.sentBytes(), map[string]float64{"other": 500})
+	f.sample.Devices[6] = "c"
+	f.atTC("10.77.0.6", 6, sent(8))
+	w.want("on", w.sentBytes(), map[string]float64{"other": 1300})
 }
 
 func (f *fake) key(index uint32) traffic.Key {

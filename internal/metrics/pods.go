@@ -94,13 +94,15 @@ func (p *pods) update(programs []string, now map[place]reading) {
 		one := p.places[at]
 		if one == nil {
 			one = &podSeries{gone: !r.live}
-			if !r.live || !p.read[at.program] { // counted before, and not growth
+			if !p.read[at.program] { // counted before, and not growth
 				one.last = r.Counters
 			}
 			p.places[at] = one
 		}
 		one.gone = one.gone && !r.live
-		one.grown, one.last = growth(one.last, r.Counters), r.Counters
+		if !one.gone {
+			one.grown, one.last = growth(one.last, r.Counters), r.Counters
+		}
 	}
 	for _, program := range programs {
 		p.read[program] = true
