@@ -43,7 +43,7 @@ var reserved = []struct {
 	{"google.golang.org/grpc", []string{"internal/engine"}, true},
 	{"k8s.io/cri-api", []string{"internal/engine"}, true},
 	{"github.com/containerd", []string{"internal/engine"}, true},
-	{"net/http", []string{"internal/engine", "internal/metrics"}, true},
+	{"net/http", []string{"internal/engine", "internal/metrics", "internal/sink"}, true},
 	{"github.com/prometheus", []string{"internal/metrics"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},

@@ -15,6 +15,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/sink"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 	"bpfnet/pinned"
@@ -173,6 +174,8 @@ func (co *completer) value(flag string) []string {
 		return co.maps()
 	case "rule":
 		return alert.Rules()
+	case "sink":
+		return sink.Kinds()
 	case "name", "instance", "before", "after":
 		return co.loaded()
 	case "prog":

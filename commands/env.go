@@ -53,6 +53,8 @@ type Env struct {
 	// ReaderGone says whether nobody reads Stdout any more, as far as that can
 	// be told without writing.
 	ReaderGone func() bool
+	// Hostname is the name of this machine.
+	Hostname func() (string, error)
 	// Listen listens for TCP connections.
 	Listen func(address string) (net.Listener, error)
 	// Interfaces lists interface names, for completion.

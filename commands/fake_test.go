@@ -82,6 +82,7 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		},
 		Terminal:   func() (int, bool) { return 0, false },
 		ReaderGone: func() bool { return false },
+		Hostname:   func() (string, error) { return "node-1", nil },
 		Listen: func(address string) (net.Listener, error) {
 			if strings.HasSuffix(address, ":1") {
 				return nil, &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}

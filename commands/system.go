@@ -65,6 +65,7 @@ func SystemEnv() *Env {
 		OpenFile:   openFile,
 		Terminal:   stdoutTerminal,
 		ReaderGone: stdoutReaderGone,
+		Hostname:   os.Hostname,
 		Listen:     func(address string) (net.Listener, error) { return net.Listen("tcp", address) },
 		Interfaces: interfaceNames,
 		State:      func(root string) State { return pinned.Root(root) },

@@ -36,21 +36,27 @@ func watchAlertsCommand(env *Env) *cli.Command {
 			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: " + strings.Join(alert.Rules(), ", ")},
 			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
 			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of bursts those in the time until each rule may have fired: a window, and what for= and mad= take; exit 10 if that is anything"},
-			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, or packets found no room in pod-traffic"},
+			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, packets found no room in pod-traffic, or a sink didn't get all alerts"},
+			sinkFlag(),
 		), burstFlags()...),
 		Action: func(c *cli.Context) error {
 			rules, err := readAlertRules(c)
 			if err != nil {
 				return err
 			}
-			run := func() error { return env.replayAlerts(c, rules) }
+			sinks, err := env.openSinks(c)
+			if err != nil {
+				return err
+			}
+			defer sinks.set.Close()
+			run := func() error { return env.replayAlerts(c, sinks, rules) }
 			if !c.IsSet("replay") {
 				p, b, err := env.open(c)
 				if err != nil {
 					return err
 				}
 				defer b.Close()
-				run = func() error { return env.watchAlerts(c, p, b, rules) }
+				run = func() error { return env.watchAlerts(c, p, b, sinks, rules) }
 			}
 			if err := run(); c.Context.Err() == nil || !errors.Is(err, context.Canceled) {
 				return err
@@ -62,10 +68,9 @@ func watchAlertsCommand(env *Env) *cli.Command {
 
 // watchAlerts shows alerts until there were enough, the time is over, the command
 // is interrupted or nobody reads its output any more.
-func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, rules alertRules) error {
+func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks alertSinks, rules alertRules) error {
 	w := &alertWatch{
-		stream: p.Stream(), list: c.String("list"), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-		note: func(text string) { e.note(c, "note: %s", text) },
+		stream: p.Stream(), sinks: sinks, note: sinks.note, list: c.String("list"), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 	}
 	if len(rules.bursts) > 0 {
 		var err error
@@ -84,12 +89,9 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, rules al
 		}
 		defer end()
 	}
-	ctx, stop := e.whileRead(c.Context, c.Duration("for"))
+	ctx, stop := e.whileWanted(c.Context, sinks, c.Duration("for"))
 	defer stop()
-	if err := w.run(ctx); err != nil {
-		return err
-	}
-	return w.conclude()
+	return w.conclude(w.run(ctx))
 }
 
 // watchHits opens what the rule blocklist needs; end closes it.
@@ -168,6 +170,7 @@ type alertWatch struct {
 	source  blocklist.EventSource // nil: the rule blocklist is off
 	bursts  *burstWatch           // nil: the rule burst is off
 	stream  *output.Stream
+	sinks   alertSinks
 	devices *deviceNames
 	pods    alertPods
 	note    func(string)
@@ -262,14 +265,9 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 		device := w.devices.of(ctx, event)
 		found := alert.OfBlocklist(event, device, loss.Events)
 		found.K8s = w.pods.of(ctx, event)
-		document, err := output.Marshal(found)
-		if err != nil {
+		if err := w.tell(found, func() string { return alertLine(event, device) }); err != nil {
 			return err
 		}
-		if err := w.stream.Add(document, func() string { return alertLine(event, device) }); err != nil {
-			return err
-		}
-		w.shown.Add(1)
 	}
 	return w.stream.Flush()
 }
@@ -287,9 +285,13 @@ func (w *alertWatch) noteLoss() {
 	w.note(fmt.Sprintf("events lost so far, because they weren't read fast enough: %d", loss.Events))
 }
 
-// conclude says what no alert told of, and makes errors of what was asked for as
-// such.
-func (w *alertWatch) conclude() error {
+// conclude ends a watch. It says what no alert told of and no sink got, and makes
+// errors of what was asked for as such.
+func (w *alertWatch) conclude(failed error) error {
+	undelivered := w.closeSinks()
+	if failed != nil {
+		return failed
+	}
 	lost, err := w.lostEvents()
 	if err != nil {
 		return err
@@ -303,6 +305,8 @@ func (w *alertWatch) conclude() error {
 		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", lost)
 	case w.strict && unplaced > 0:
 		return fault.New(fault.ErrLossy, "watch alerts: packets of no endpoint's counters: %d", unplaced).Hint("%s", moreRoom)
+	case w.strict && undelivered > 0:
+		return fault.New(fault.ErrLossy, "watch alerts: alerts that sinks didn't get: %d", undelivered)
 	case w.once && shown > 0:
 		return fault.New(fault.ErrDiffers, "watch alerts: alerts: %d", shown)
 	}

@@ -181,14 +181,9 @@ func (w *alertWatch) showBursts(s podSample) (over bool, err error) {
 		if w.enough() {
 			break
 		}
-		document, err := output.Marshal(alert.OfBurst(f))
-		if err != nil {
+		if err := w.tell(alert.OfBurst(f), func() string { return burstLine(f) }); err != nil {
 			return true, err
 		}
-		if err := w.stream.Add(document, func() string { return burstLine(f) }); err != nil {
-			return true, err
-		}
-		w.shown.Add(1)
 	}
 	live := w.bursts.samples != nil
 	return w.enough() || live && w.once && w.bursts.detector.Ready(), w.stream.Flush()
@@ -217,7 +212,7 @@ func (w *burstWatch) conclude(note func(string)) uint64 {
 }
 
 // replayAlerts shows the bursts of a recording.
-func (e *Env) replayAlerts(c *cli.Context, rules alertRules) error {
+func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) error {
 	p, err := e.printer(c)
 	if err != nil {
 		return err
@@ -229,8 +224,7 @@ func (e *Env) replayAlerts(c *cli.Context, rules alertRules) error {
 	}
 	defer input.Close()
 	w := &alertWatch{
-		stream: p.Stream(), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-		note:   func(text string) { e.note(c, "note: %s", text) },
+		stream: p.Stream(), sinks: sinks, note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 		bursts: &burstWatch{detector: detect.New(rules.bursts)},
 	}
 	err = detect.Replay(input, source, func(doc traffic.Document) error {
@@ -243,10 +237,10 @@ func (e *Env) replayAlerts(c *cli.Context, rules alertRules) error {
 		}
 		return c.Context.Err()
 	})
-	if err != nil && !errors.Is(err, errEnough) && c.Context.Err() == nil {
-		return err
+	if errors.Is(err, errEnough) || c.Context.Err() != nil {
+		err = nil
 	}
-	return w.conclude()
+	return w.conclude(err)
 }
 
 // burstLine is a burst for people.

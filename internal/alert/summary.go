@@ -1,0 +1,76 @@
+package alert
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Lasts says whether a second alert comes when it is over.
+func (a Alert) Lasts() bool { return a.Rule != RuleBlocklist }
+
+// Summary is the alert in one line for people. It has what others have sent, like names,
+// as it is.
+func (a Alert) Summary() string {
+	switch evidence := a.Evidence.(type) {
+	case BlocklistEvidence:
+		return a.ofPacket(evidence)
+	case BurstEvidence:
+		return a.ofBurst(evidence)
+	}
+	if a.K8s.Pod == nil {
+		return a.Rule
+	}
+	return a.Rule + ": " + a.pod()
+}
+
+func (a Alert) pod() string { return optional(a.K8s.Namespace) + "/" + optional(a.K8s.Pod) }
+
+func (a Alert) ofPacket(e BlocklistEvidence) string {
+	fate, list := "went on", "a list that is gone"
+	if e.Dropped {
+		fate = "dropped"
+	}
+	if e.List != nil {
+		list = "list " + *e.List
+	}
+	line := fmt.Sprintf("packet %s -> %s met %s of %s, %s", e.Network.Source, e.Network.Destination, e.Prefix, list, fate)
+	if e.Reason != nil {
+		line += ": " + *e.Reason
+	}
+	return line
+}
+
+func (a Alert) ofBurst(e BurstEvidence) string {
+	who := e.Address
+	switch {
+	case a.K8s.Pod != nil:
+		who = a.pod()
+	case e.PodUID != nil:
+		who = "Pod " + *e.PodUID
+	case e.Container != nil:
+		who = "container " + *e.Container
+	case e.ContainerID != nil:
+		who = "container " + *e.ContainerID
+	}
+	seen, _ := a.Observed.(BurstObserved)
+	wanted, _ := a.Expected.(BurstExpected)
+	if a.EndedAt != nil {
+		return fmt.Sprintf("burst %s of %s is over: at most %d %s in %ds", wanted.Burst, who, seen.Peak, seen.Metric, a.WindowSeconds)
+	}
+	return fmt.Sprintf("burst %s of %s: %d %s in %ds, threshold %d", wanted.Burst, who, seen.Amount, seen.Metric, a.WindowSeconds, wanted.Threshold)
+}
+
+// String is the address, and the port if there is one.
+func (e End) String() string {
+	if e.Port == nil {
+		return e.Address.String()
+	}
+	return netip.AddrPortFrom(e.Address, *e.Port).String()
+}
+
+func optional(text *string) string {
+	if text == nil {
+		return ""
+	}
+	return *text
+}
