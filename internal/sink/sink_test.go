@@ -61,7 +61,7 @@ func hit(t *testing.T, reason string) Event {
 	device := "veth-a"
 	return event(t, alert.OfBlocklist(blocklist.Event{
 		Time:   now.Add(-time.Second),
-		Source: netip.MustParseAddrPort("10.77.0.4:40001"), Destination: netip.MustParseAddrPort("[2001:db8::7]:443"),
+		Source: netip.MustParseAddrPort("[2001:db8::4]:40001"), Destination: netip.MustParseAddrPort("[2001:db8::7]:443"),
 		Protocol: 6, Matched: blocklist.Destination, Direction: "egress", Hook: "tc", IfIndex: 4, Length: 60, Dropped: true,
 		Entry: blocklist.Entry{List: "feed", Prefix: netip.MustParsePrefix("2001:db8::/32"), Action: blocklist.AlertAndDrop, Reason: reason},
 	}, &device, 0))
