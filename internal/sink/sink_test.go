@@ -290,7 +290,7 @@ func TestComesBack(t *testing.T) {
 // TestUnreachable checks the end of a watch while a sink can't be reached.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	for _, spec := range []string{"webhook=http://127.0.0.1:1", "alertmanager=http://127.0.0.1:1", "syslog=" + t.TempDir() + "/none"} {
+	for _, spec := range []string{"webhook=http://127.0.0.1:1", "alertmanager=http://127.0.0.1:1", "elasticsearch=http://127.0.0.1:1/a", "syslog=" + t.TempDir() + "/none"} {
 		t.Run(spec, func(t *testing.T) {
 			t.Parallel()
 			s, said := open(t, spec)

@@ -33,6 +33,7 @@ var kinds = []kind{
 	{name: "syslog", target: "PATH", byItself: true, open: openSyslog},
 	{name: "webhook", target: "URL", options: append([]string{"secret-file", "secret-env", "token-file", "token-env"}, remoteOptions...), open: openWebhook},
 	{name: "alertmanager", target: "URL", options: append([]string{"token-file", "token-env"}, remoteOptions...), open: openAlertmanager},
+	{name: "elasticsearch", target: "URL", options: append([]string{"api-key-file", "api-key-env"}, remoteOptions...), open: openElasticsearch},
 	{name: "exec", target: "COMMAND", options: []string{"arg", "timeout"}, open: openExec},
 }
 
@@ -123,6 +124,8 @@ func (s *Spec) parseURL() error {
 		return s.wrong("the URL has no host")
 	case u.User != nil:
 		return s.wrong("everybody can read a user and a password in a URL").Hint("user=NAME,password-file=PATH   takes the password from a file, password-env=NAME from the environment")
+	case s.kind.name == "elasticsearch" && strings.Trim(u.Path, "/") == "":
+		return s.wrong("the URL has no index").Hint("elasticsearch=https://HOST:9200/INDEX   names an index or a data stream")
 	case u.Fragment != "":
 		return s.wrong("the URL has a fragment, #%s", u.Fragment)
 	}
@@ -176,7 +179,7 @@ func (s *Spec) checkOptions() error {
 	case has("password") != (s.value("user") != ""):
 		return s.wrong("a user and a password belong together").Hint("user=NAME,password-file=PATH")
 	case has("password") && (has("token") || has("api-key")):
-		return s.wrong("a password and a token exclude each other")
+		return s.wrong("a password and a key exclude each other")
 	case s.value("ca-file") != "" && s.url.Scheme != "https":
 		return s.wrong("ca-file is for https://")
 	}

@@ -54,12 +54,15 @@ func TestParseErrors(t *testing.T) {
 		"webhook=http://h,user=a,user=b":   "user= is given twice",
 		"webhook=http://h,user=a":          "a user and a password belong together",
 		"webhook=http://h,password-env=A":  "a user and a password belong together",
-		"webhook=http://h,token-env=A,token-file=/a":         "token-file and token-env exclude each other",
-		"webhook=http://h,user=a,password-env=A,token-env=B": "a password and a token exclude each other",
-		"webhook=http://h,ca-file=/a":                        "ca-file is for https://",
-		"alertmanager=http://h,secret-env=A":                 "no such option",
-		"exec=/bin/true,timeout=0s":                          "timeout",
-		"exec=/bin/true,timeout=soon":                        `timeout "soon" isn't a time above 0`,
+		"webhook=http://h,token-env=A,token-file=/a":                    "token-file and token-env exclude each other",
+		"webhook=http://h,user=a,password-env=A,token-env=B":            "a password and a key exclude each other",
+		"webhook=http://h,ca-file=/a":                                   "ca-file is for https://",
+		"elasticsearch=https://h:9200/":                                 "the URL has no index",
+		"elasticsearch=https://h:9200/a,token-env=A":                    `no such option "token-env"`,
+		"elasticsearch=https://h/a,api-key-env=A,user=a,password-env=B": "a password and a key exclude",
+		"alertmanager=http://h,secret-env=A":                            "no such option",
+		"exec=/bin/true,timeout=0s":                                     "timeout",
+		"exec=/bin/true,timeout=soon":                                   `timeout "soon" isn't a time above 0`,
 	} {
 		_, err := Parse(text)
 		if !errors.Is(err, fault.ErrUsage) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error()+strings.Join(fault.Hints(err), ""), "hidden") {
