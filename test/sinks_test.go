@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -143,4 +144,58 @@ func TestAlertmanager(t *testing.T) {
 		}
 	}
 	n.must(t, "unload", "--all", "--detach")
+}
+
+// TestSinksAtTheEnd interrupts a watch: what still can be delivered is, and what can't
+// is told.
+func TestSinksAtTheEnd(t *testing.T) {
+	samples, err := os.ReadFile("testdata/samples.ndjson")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var posted []string
+	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		time.Sleep(time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		posted = append(posted, string(body)+"\n")
+	}))
+	defer web.Close()
+	for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		posted = nil
+		dir := t.TempDir()
+		watch := exec.Command(binary, "watch", "alerts", "--replay", "-", "--burst", "10kB/10s", "--sink", "file="+dir+"/alerts", "--sink", "webhook="+web.URL, "--sink", "alertmanager=http://127.0.0.1:1")
+		in, err := watch.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		watch.Stderr = &said
+		if err := watch.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Write(samples); err != nil {
+			t.Fatal(err)
+		}
+		written := func() string { text, _ := os.ReadFile(dir + "/alerts"); return string(text) }
+		for deadline := time.Now().Add(20 * time.Second); strings.Count(written(), "\n") < 2 && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		start := time.Now()
+		_ = watch.Process.Signal(signal)
+		err = watch.Wait()
+		if took := time.Since(start); err != nil || took > 8*time.Second {
+			t.Errorf("%v: %v after %v: %s", signal, err, took, said.String())
+		}
+		if strings.Join(posted, "") != written() || len(posted) != 2 {
+			t.Errorf("%v: posted %q, written %q", signal, posted, written())
+		}
+		want := "note: sink alertmanager=http://127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused\n" +
+			"note: sink alertmanager=http://127.0.0.1:1: alerts that were not delivered: 2 (no room in the queue: 0, refused: 0, left in the end: 2)\n"
+		if !strings.HasPrefix(said.String(), want) {
+			t.Errorf("%v: %s", signal, said.String())
+		}
+	}
 }

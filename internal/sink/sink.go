@@ -5,6 +5,7 @@ package sink
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +56,9 @@ func Open(specs []Spec, o Options) (*Set, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Set{cancel: cancel}
 	drivers := make([]driver, 0, len(specs))
-	for _, spec := range specs {
-		d, err := spec.kind.open(spec, o)
+	specs = slices.Clone(specs)
+	for i := range specs {
+		d, err := specs[i].open(o)
 		if err != nil {
 			for _, d := range drivers {
 				d.close()

@@ -25,7 +25,7 @@ type kind struct {
 }
 
 // remoteOptions are those of all kinds that speak HTTP.
-var remoteOptions = []string{"ca-file", "user", "password-file", "password-env"}
+var remoteOptions = []string{"url-file", "url-env", "ca-file", "user", "password-file", "password-env"}
 
 var kinds = []kind{
 	{name: Stdout},
@@ -94,18 +94,49 @@ func Parse(text string) (Spec, error) {
 	switch {
 	case s.kind.target == "" && given:
 		return s, s.wrong("nothing stands behind it")
-	case given && target == "", !given && s.kind.target != "" && !s.kind.byItself:
-		return s, s.wrong("%s is missing", s.kind.target).Hint("%s=%s", name, s.kind.target)
-	}
-	if s.kind.target == "URL" {
-		if err := s.parseURL(); err != nil {
-			return s, err
-		}
+	case given && target == "":
+		return s, s.wrong("%s is missing", s.kind.target)
 	}
 	if err := s.parseOptions(rest, strings.Contains(text, ",")); err != nil {
 		return s, err
 	}
+	switch elsewhere := s.has("url"); {
+	case elsewhere && given:
+		return s, s.wrong("the URL is given twice")
+	case !elsewhere && !given && s.kind.target != "" && !s.kind.byItself:
+		return s, s.wrong("%s is missing", s.kind.target).Hint("%s=%s", name, s.kind.target)
+	case given && s.kind.target == "URL":
+		if err := s.parseURL(target); err != nil {
+			return s, err
+		}
+	}
 	return s, s.checkOptions()
+}
+
+// has says whether a secret is given.
+func (s *Spec) has(secret string) bool {
+	return s.value(secret+"-file")+s.value(secret+"-env") != ""
+}
+
+// open opens the sink, whose URL is known then.
+func (s *Spec) open(o Options) (driver, error) {
+	if err := s.resolve(o); err != nil {
+		return nil, err
+	}
+	return s.kind.open(*s, o)
+}
+
+// resolve reads the URL that isn't on the command line.
+func (s *Spec) resolve(o Options) error {
+	read, err := newSecret(*s, o, "url")
+	if err != nil || read == nil {
+		return err
+	}
+	text, err := read()
+	if err != nil {
+		return err
+	}
+	return s.parseURL(text)
 }
 
 // wrong is an error of what is written; it doesn't repeat what may be secret.
@@ -113,11 +144,12 @@ func (s Spec) wrong(format string, args ...any) *fault.Error {
 	return fault.New(fault.ErrUsage, "read sink "+s.kind.name+": "+format, args...)
 }
 
-func (s *Spec) parseURL() error {
-	u, err := url.Parse(s.target)
+// parseURL reads a URL. Errors don't repeat it, it may have a secret.
+func (s *Spec) parseURL(text string) error {
+	u, err := url.Parse(text)
 	switch {
-	case err != nil: // its text has the URL
-		return s.wrong("what stands behind it isn't a URL")
+	case err != nil:
+		return s.wrong("the URL isn't one")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return s.wrong("the URL doesn't begin with http:// or https://")
 	case u.Hostname() == "":
@@ -127,7 +159,9 @@ func (s *Spec) parseURL() error {
 	case s.kind.name == "elasticsearch" && strings.Trim(u.Path, "/") == "":
 		return s.wrong("the URL has no index").Hint("elasticsearch=https://HOST:9200/INDEX   names an index or a data stream")
 	case u.Fragment != "":
-		return s.wrong("the URL has a fragment, #%s", u.Fragment)
+		return s.wrong("the URL has a fragment")
+	case s.value("ca-file") != "" && u.Scheme != "https":
+		return s.wrong("ca-file is for https://")
 	}
 	s.url = u
 	return nil
@@ -174,14 +208,11 @@ func (s *Spec) checkOptions() error {
 			return s.wrong("%s and %s-env exclude each other", name, base)
 		}
 	}
-	has := func(secret string) bool { return s.value(secret+"-file")+s.value(secret+"-env") != "" }
 	switch {
-	case has("password") != (s.value("user") != ""):
+	case s.has("password") != (s.value("user") != ""):
 		return s.wrong("a user and a password belong together").Hint("user=NAME,password-file=PATH")
-	case has("password") && (has("token") || has("api-key")):
+	case s.has("password") && (s.has("token") || s.has("api-key")):
 		return s.wrong("a password and a key exclude each other")
-	case s.value("ca-file") != "" && s.url.Scheme != "https":
-		return s.wrong("ca-file is for https://")
 	}
 	_, err := s.timeout()
 	return err

@@ -2,7 +2,6 @@ package sink
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -14,9 +13,10 @@ func TestParse(t *testing.T) {
 	for text, want := range map[string]string{
 		"stdout": "stdout", "syslog": "syslog", "syslog=/run/log": "syslog=/run/log", "file=/var/log/a=b": "file=/var/log/a=b",
 		"exec=./page.sh,arg=a=b,arg=": "exec=./page.sh", "exec=/bin/true,timeout=1m": "exec=/bin/true",
-		"webhook=https://h.example/services/secret?token=x":               "webhook=https://h.example",
-		"webhook=http://[::1]:8080,secret-file=/a,user=b,password-env=C":  "webhook=http://[::1]:8080",
-		"alertmanager=https://h.example:9093/am,ca-file=/a,token-env=T":   "alertmanager=https://h.example:9093",
+		"webhook=https://h.example/services/secret?token=x":              "webhook=https://h.example",
+		"webhook=http://[::1]:8080,secret-file=/a,user=b,password-env=C": "webhook=http://[::1]:8080",
+		"alertmanager=https://h.example:9093/am,ca-file=/a,token-env=T":  "alertmanager=https://h.example:9093",
+		"webhook,url-file=/a,ca-file=/b":                                 "webhook", "alertmanager,url-env=A": "alertmanager",
 		"webhook=https://h.example/a%2Cb,secret-env=A,ca-file=/with=sign": "webhook=https://h.example",
 	} {
 		s, err := Parse(text)
@@ -39,9 +39,13 @@ func TestParseErrors(t *testing.T) {
 		"exec":                             "COMMAND is missing",
 		"webhook":                          "URL is missing",
 		"webhook=h.example":                "the URL doesn't begin with http:// or https://",
+		"webhook=http://h,url-env=A":       "the URL is given twice",
+		"webhook,url-env=A,url-file=/a":    "url-file and url-env exclude each other",
+		"webhook,secret-env=A":             "URL is missing",
+		"file,url-env=A":                   "it takes no options",
 		"webhook=ftp://hidden":             "doesn't begin with http://",
 		"webhook=http://":                  "the URL has no host",
-		"webhook=http://h:hidden/":         "isn't a URL",
+		"webhook=http://h:hidden/":         "the URL isn't one",
 		"webhook=http://me:hidden@h/":      "everybody can read a user and a password in a URL",
 		"webhook=http://hidden@h/":         "everybody can read a user and a password in a URL",
 		"webhook=http://h/#part":           "fragment",
@@ -76,18 +80,22 @@ func TestOpenErrors(t *testing.T) {
 	dir := t.TempDir()
 	notRunnable, empty, long := write(t, "a", "x"), write(t, "b", "\n"), write(t, "c", "one\ntwo\n")
 	for text, want := range map[string]error{
-		"file=" + dir:                                     fault.ErrUsage,
-		"file=" + dir + "/none/log":                       fault.ErrNotFound,
-		"exec=" + dir + "/none":                           fault.ErrNotFound,
-		"exec=no-such-command-of-bpfnet":                  fault.ErrNotFound,
-		"exec=" + notRunnable:                             fault.ErrPermission,
-		"webhook=https://h,ca-file=" + dir + "/none":      fault.ErrNotFound,
-		"webhook=https://h,ca-file=" + notRunnable:        fault.ErrUsage,
-		"webhook=https://h,secret-file=" + dir + "/none":  fault.ErrNotFound,
-		"webhook=https://h,secret-file=" + empty:          fault.ErrUsage,
-		"webhook=https://h,token-file=" + long:            fault.ErrUsage,
-		"webhook=https://h,secret-env=NO_SUCH_VARIABLE_X": fault.ErrUsage,
-		"webhook=https://h,user=a,password-file=" + dir:   fault.ErrUsage,
+		"file=" + dir:                                                fault.ErrUsage,
+		"file=" + dir + "/none/log":                                  fault.ErrNotFound,
+		"exec=" + dir + "/none":                                      fault.ErrNotFound,
+		"exec=no-such-command-of-bpfnet":                             fault.ErrNotFound,
+		"exec=" + notRunnable:                                        fault.ErrPermission,
+		"webhook=https://h,ca-file=" + dir + "/none":                 fault.ErrNotFound,
+		"webhook=https://h,ca-file=" + notRunnable:                   fault.ErrUsage,
+		"webhook=https://h,secret-file=" + dir + "/none":             fault.ErrNotFound,
+		"webhook=https://h,secret-file=" + empty:                     fault.ErrUsage,
+		"webhook=https://h,token-file=" + long:                       fault.ErrUsage,
+		"webhook=https://h,secret-env=NO_SUCH_VARIABLE_X":            fault.ErrUsage,
+		"webhook,url-file=" + dir + "/none":                          fault.ErrNotFound,
+		"webhook,url-file=" + write(t, "url", "http://me:hidden@h"):  fault.ErrUsage,
+		"elasticsearch,url-file=" + write(t, "url", "http://h"):      fault.ErrUsage,
+		"webhook,ca-file=/a,url-file=" + write(t, "url", "http://h"): fault.ErrUsage,
+		"webhook=https://h,user=a,password-file=" + dir:              fault.ErrUsage,
 	} {
 		s, err := Parse(text)
 		if err != nil {
@@ -97,7 +105,7 @@ func TestOpenErrors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open([]Spec{before, s}, Options{Getenv: os.Getenv, ReadFile: os.ReadFile}); !errors.Is(err, want) || errors.Is(err, fs.ErrInvalid) {
+		if _, err := Open([]Spec{before, s}, Options{Getenv: os.Getenv, ReadFile: os.ReadFile}); !errors.Is(err, want) || strings.Contains(err.Error(), "hidden") {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
