@@ -163,8 +163,12 @@ tar -cf "$0/image.tar" manifest.json config.json layer.tar`
 func (e engine) clear() {
 	script := `
 awk -v dir="$0/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l
+# Who is ending may be in them for a moment.
 awk -F ' - ' '$2 ~ /^cgroup2? / { split($1, f, " "); print f[5] }' /proc/self/mountinfo | while read -r mount; do
-	[ ! -d "$mount$1" ] || find "$mount$1" -depth -type d -exec rmdir {} +
+	for i in {1..100}; do
+		[ -d "$mount$1" ] && ! find "$mount$1" -depth -type d -exec rmdir {} + 2>/dev/null || break
+		sleep 0.1
+	done
 done`
 	if out, err := exec.Command("bash", "-c", script, e.dir, e.cgroup).CombinedOutput(); err != nil {
 		e.Errorf("clean up: %v\n%s", err, out)
