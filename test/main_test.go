@@ -137,6 +137,23 @@ func (n node) sh(t testing.TB, script string) string {
 	return string(out)
 }
 
+// serve runs a server until the test ends.
+func serve(t testing.TB, server *exec.Cmd) {
+	t.Helper()
+	log := &strings.Builder{}
+	server.Stderr = log
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Log(log)
+		}
+	})
+}
+
 // TestScripts runs the acceptance scripts, each on a node of its own.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{

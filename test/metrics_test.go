@@ -323,18 +323,7 @@ func TestPrometheus(t *testing.T) {
 	}
 	server := exec.Command(filepath.Join(commands, "prometheus"), "--config.file", filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path", filepath.Join(dir, "data"), "--web.listen-address", at, "--log.level", "error")
-	log := &strings.Builder{}
-	server.Stderr = log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-		if t.Failed() {
-			t.Log(log)
-		}
-	})
+	serve(t, server)
 	var got, want string
 	for range 100 { // a Pod sends now and then by itself
 		rows := n.pods(t).rows()

@@ -52,18 +52,7 @@ receivers: [{name: here, webhook_configs: [{url: '%s'}]}]`, receiver.URL)
 	const within = `mount -t tmpfs none /usr/share && mkdir /usr/share/prometheus && ln -s "$0"/../share/prometheus/alertmanager /usr/share/prometheus && exec "$0"/prometheus-alertmanager "$@"`
 	server := exec.Command("unshare", "--mount", "sh", "-c", within, commands, "--config.file", filepath.Join(dir, "config.yml"),
 		"--storage.path", filepath.Join(dir, "data"), "--web.listen-address", at, "--cluster.listen-address=", "--log.level", "warn")
-	log := &strings.Builder{}
-	server.Stderr = log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-		if t.Failed() {
-			t.Log(log)
-		}
-	})
+	serve(t, server)
 	return "http://" + at
 }
 
