@@ -69,7 +69,7 @@ func podName(namespace, name, uid *string) string {
 }
 
 // podContainer is the name of a container, or the beginning of its id.
-func podContainer(p traffic.Pod) string {
+func podContainer(p traffic.Who) string {
 	if p.Container == nil && p.ContainerID != nil {
 		return shortened(*p.ContainerID)
 	}

@@ -309,7 +309,7 @@ func podTable(d traffic.Document) output.Table {
 		Footer: append([]string{"total", "", ""}, trafficCells(string(d.ObservedAt), d.Total)...),
 	}
 	for _, pod := range d.Pods {
-		t.Rows = append(t.Rows, append([]string{podName(pod.Namespace, pod.Pod, pod.PodUID), podContainer(pod), pod.Address.String()}, trafficCells(podPlace(pod), pod.Traffic)...))
+		t.Rows = append(t.Rows, append([]string{podName(pod.Namespace, pod.Pod, pod.PodUID), podContainer(pod.Who), pod.Address.String()}, trafficCells(podPlace(pod.Who), pod.Traffic)...))
 	}
 	hidden := d.Others.Pods > 0
 	for _, row := range d.Others.Rows {
@@ -324,7 +324,7 @@ func podTable(d traffic.Document) output.Table {
 }
 
 // podPlace is where a Pod was seen: the device's name or index, or the cgroup.
-func podPlace(pod traffic.Pod) string {
+func podPlace(pod traffic.Who) string {
 	switch {
 	case pod.CgroupID != nil:
 		return *pod.CgroupID

@@ -70,14 +70,14 @@ func burst() detect.Finding {
 	uid, index := "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", uint32(4)
 	return detect.Finding{
 		Rule: rule, Kind: detect.Pod, Point: traffic.TC, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		Source: traffic.Pod{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, IfIndex: &index},
+		Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, IfIndex: &index},
 	}
 }
 
 // TestBurstFingerprint checks which bursts are told as the same thing.
 func TestBurstFingerprint(t *testing.T) {
 	other, index, id := "1b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", uint32(5), "77"
-	address := func(change func(*traffic.Pod)) func(*detect.Finding) {
+	address := func(change func(*traffic.Who)) func(*detect.Finding) {
 		return func(f *detect.Finding) { f.Kind = detect.Address; change(&f.Source) }
 	}
 	for name, test := range map[string]struct {
@@ -94,10 +94,10 @@ func TestBurstFingerprint(t *testing.T) {
 		}, false},
 		"another threshold":  {func(*detect.Finding) {}, func(f *detect.Finding) { f.Rule.Amount++ }, false},
 		"another direction":  {func(*detect.Finding) {}, func(f *detect.Finding) { f.Rule.Direction = detect.Receive }, false},
-		"an address":         {address(func(*traffic.Pod) {}), address(func(*traffic.Pod) {}), true},
-		"another interface":  {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.IfIndex = &index }), false},
-		"a cgroup":           {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.CgroupID = &id }), false},
-		"another address":    {address(func(*traffic.Pod) {}), address(func(p *traffic.Pod) { p.Address = netip.MustParseAddr("10.77.0.5") }), false},
+		"an address":         {address(func(*traffic.Who) {}), address(func(*traffic.Who) {}), true},
+		"another interface":  {address(func(*traffic.Who) {}), address(func(p *traffic.Who) { p.IfIndex = &index }), false},
+		"a cgroup":           {address(func(*traffic.Who) {}), address(func(p *traffic.Who) { p.CgroupID = &id }), false},
+		"another address":    {address(func(*traffic.Who) {}), address(func(p *traffic.Who) { p.Address = netip.MustParseAddr("10.77.0.5") }), false},
 		"the name comes":     {func(*detect.Finding) {}, func(f *detect.Finding) { f.Source.Pod = &id }, true},
 		"another time, more": {func(*detect.Finding) {}, func(f *detect.Finding) { f.Started, f.Amount = f.Started.Add(time.Hour), 7 }, true},
 	} {

@@ -37,7 +37,7 @@ const (
 type Finding struct {
 	Rule      Burst
 	Kind      Kind
-	Source    traffic.Pod   // of what is the endpoint's, that which grew most when it last did
+	Source    traffic.Who   // of what is the endpoint's, that which grew most when it last did
 	Sources   int           // how many there are, by address and interface or cgroup
 	Point     traffic.Point // where it was counted
 	Started   time.Time     // the sample that reached the threshold first
@@ -74,16 +74,16 @@ type identity struct {
 	place
 }
 
-func placeOf(pod *traffic.Pod) place {
-	return place{pod.Address, sample.Value(pod.IfIndex), sample.Value(pod.CgroupID)}
+func placeOf(who *traffic.Who) place {
+	return place{who.Address, sample.Value(who.IfIndex), sample.Value(who.CgroupID)}
 }
 
-func identify(at place, pod *traffic.Pod) identity {
+func identify(at place, who *traffic.Who) identity {
 	switch {
-	case pod.PodUID != nil:
-		return identity{kind: Pod, id: *pod.PodUID}
-	case pod.ContainerID != nil:
-		return identity{kind: Container, id: *pod.ContainerID}
+	case who.PodUID != nil:
+		return identity{kind: Pod, id: *who.PodUID}
+	case who.ContainerID != nil:
+		return identity{kind: Container, id: *who.ContainerID}
 	}
 	return identity{kind: Address, place: at}
 }
@@ -103,7 +103,7 @@ type entry struct {
 // endpoint is whose counters are, and what the rules know of it.
 type endpoint struct {
 	identity
-	source traffic.Pod
+	source traffic.Who
 	most   uint64 // by so many bytes source grew
 	grew   clock  // when
 	places int    // how many entries are its own
@@ -204,7 +204,7 @@ func grown(before, now uint64) uint64 {
 // count adds what counters grew by to the windows of their endpoint.
 func (d *Detector) count(pod *traffic.Pod) {
 	known := d.known
-	at := placeOf(pod)
+	at := placeOf(&pod.Who)
 	e := d.entries[at]
 	if e == nil {
 		e = &entry{seen: d.before}
@@ -213,9 +213,9 @@ func (d *Detector) count(pod *traffic.Pod) {
 	} else if known && e.seen == d.now {
 		return // the document has them twice
 	}
-	d.own(e, identify(at, pod), pod)
+	d.own(e, identify(at, &pod.Who), &pod.Who)
 	if placeOf(&e.owner.source) == at {
-		e.owner.source = *pod // its names may be new
+		e.owner.source = pod.Who // its names may be new
 	}
 	if known {
 		d.add(e, pod)
@@ -224,7 +224,7 @@ func (d *Detector) count(pod *traffic.Pod) {
 }
 
 // own says whose counters are, which may be known only later.
-func (d *Detector) own(e *entry, id identity, pod *traffic.Pod) {
+func (d *Detector) own(e *entry, id identity, who *traffic.Who) {
 	switch {
 	case e.owner == nil:
 	case e.owner.identity == id:
@@ -238,7 +238,7 @@ func (d *Detector) own(e *entry, id identity, pod *traffic.Pod) {
 	}
 	e.owner = d.endpoints[id]
 	if e.owner == nil {
-		e.owner = &endpoint{identity: id, source: *pod, states: make([]state, len(d.rules))}
+		e.owner = &endpoint{identity: id, source: *who, states: make([]state, len(d.rules))}
 		for i, r := range d.rules {
 			if r.Factor > 0 {
 				e.owner.states[i].usual = &history{whole: d.before/milliseconds(r.Window) + 1}
@@ -270,7 +270,7 @@ func (d *Detector) add(e *entry, pod *traffic.Pod) {
 	}
 	owner := e.owner
 	if bytes := plus(growth.TransmitBytes, growth.ReceiveBytes); owner.grew < d.now || bytes > owner.most {
-		owner.source, owner.most, owner.grew = *pod, bytes, d.now
+		owner.source, owner.most, owner.grew = pod.Who, bytes, d.now
 	}
 	for i, r := range d.rules {
 		n, s := r.of(growth), &owner.states[i]

@@ -70,7 +70,7 @@ func (f *feed) sample() {
 
 func row(pod byte, uid string, c traffic.Counters) traffic.Pod {
 	index := uint32(pod)
-	r := traffic.Pod{Address: netip.AddrFrom4([4]byte{10, 77, 0, pod}), IfIndex: &index, Traffic: traffic.Traffic{Counters: c}}
+	r := traffic.Pod{Who: traffic.Who{Address: netip.AddrFrom4([4]byte{10, 77, 0, pod}), IfIndex: &index}, Traffic: traffic.Traffic{Counters: c}}
 	if uid != "" {
 		r.PodUID = &uid
 	}

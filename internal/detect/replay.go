@@ -190,8 +190,10 @@ func (p recordedPod) row(point traffic.Point) (traffic.Pod, error) {
 		return traffic.Pod{}, errors.New("a counter is missing")
 	}
 	return traffic.Pod{
-		Address: address, Namespace: p.Namespace, Pod: p.Pod, PodUID: p.PodUID, Container: p.Container, ContainerID: p.ContainerID,
-		DevName: p.DevName, IfIndex: p.IfIndex, CgroupID: p.CgroupID,
+		Who: traffic.Who{
+			Address: address, Namespace: p.Namespace, Pod: p.Pod, PodUID: p.PodUID, Container: p.Container, ContainerID: p.ContainerID,
+			DevName: p.DevName, IfIndex: p.IfIndex, CgroupID: p.CgroupID,
+		},
 		Traffic: traffic.Traffic{Counters: traffic.Counters{
 			TransmitBytes: *p.TransmitBytes, TransmitPackets: *p.TransmitPackets, ReceiveBytes: *p.ReceiveBytes, ReceivePackets: *p.ReceivePackets,
 		}},

@@ -44,6 +44,12 @@ type Traffic struct {
 
 // Pod is the traffic of one address at one device or in one cgroup.
 type Pod struct {
+	Who
+	Traffic
+}
+
+// Who is an address at one device or in one cgroup, and whose it is.
+type Who struct {
 	Address     netip.Addr `json:"address"`
 	Namespace   *string    `json:"namespace"`
 	Pod         *string    `json:"pod"`
@@ -53,7 +59,6 @@ type Pod struct {
 	DevName     *string    `json:"devname"`
 	IfIndex     *uint32    `json:"ifindex"`   // null at cgroup
 	CgroupID    *string    `json:"cgroup_id"` // null at tc
-	Traffic
 }
 
 // Others is the traffic of everything that Pods doesn't show.
@@ -184,7 +189,7 @@ func (v View) pods(point Point, rates rates, now Sample) []candidate {
 		if key.Point != point {
 			continue
 		}
-		pod := Pod{Address: key.Address, Traffic: rates.traffic(rates.pod(key))}
+		pod := Pod{Who: Who{Address: key.Address}, Traffic: rates.traffic(rates.pod(key))}
 		if point == TC {
 			pod.IfIndex = &key.IfIndex
 		} else {
@@ -195,15 +200,15 @@ func (v View) pods(point Point, rates rates, now Sample) []candidate {
 			pod.DevName = &name
 		}
 		if v.Owner != nil {
-			pod.name(v.Owner(key))
+			pod.Name(v.Owner(key))
 		}
 		all = append(all, candidate{Pod: pod, key: key})
 	}
 	return all
 }
 
-// name takes over who the Pod is.
-func (p *Pod) name(owner endpoint.Owner, known bool) {
+// Name takes over whose it is; known: whether that is.
+func (p *Who) Name(owner endpoint.Owner, known bool) {
 	if !known {
 		return
 	}
