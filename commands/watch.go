@@ -252,6 +252,12 @@ func (s *podSamples) take(ctx context.Context) ([]string, error) {
 
 func (s *podSamples) document() traffic.Document { return s.view.Document(s.before, *s.now) }
 
+// put implements sampleSource.
+func (s *podSamples) put(all *samples) {
+	doc := s.document()
+	all.pods = &doc
+}
+
 // notePoint says what the choice of the observation point leaves out.
 func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s traffic.Sample) {
 	point, several := s.Default(view.Bypassed)

@@ -72,9 +72,9 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks al
 	w := &alertWatch{
 		stream: p.Stream(), sinks: sinks, note: sinks.note, list: c.String("list"), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 	}
-	if len(rules.bursts) > 0 {
+	if rules.sampled() {
 		var err error
-		if w.bursts, err = e.watchBursts(c, b, rules.bursts); err != nil {
+		if w.samples, err = e.watchSamples(c, b, rules); err != nil {
 			return err
 		}
 	}
@@ -168,7 +168,7 @@ func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List) error {
 // alertWatch shows alerts.
 type alertWatch struct {
 	source  blocklist.EventSource // nil: the rule blocklist is off
-	bursts  *burstWatch           // nil: the rule burst is off
+	samples *sampleWatch          // nil: no rule looks at samples
 	stream  *output.Stream
 	sinks   alertSinks
 	devices *deviceNames
@@ -192,16 +192,16 @@ const lossInterval = time.Second
 func (w *alertWatch) run(ctx context.Context) (failed error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	batches, shown, samples, ended := make(chan []blocklist.Event), make(chan error), make(chan podSample), make(chan error, 2)
-	running := w.start(ctx, batches, shown, samples, ended)
+	batches, shown, taken, ended := make(chan []blocklist.Event), make(chan error), make(chan samples), make(chan error, 2)
+	running := w.start(ctx, batches, shown, taken, ended)
 	loss := time.NewTicker(lossInterval)
 	defer loss.Stop()
 	for running > 0 {
 		select {
 		case events := <-batches: // also of a batch that was read when there were enough
 			shown <- w.show(ctx, events)
-		case s := <-samples:
-			if over, err := w.showBursts(s); over || err != nil {
+		case s := <-taken:
+			if over, err := w.showSamples(s); over || err != nil {
 				failed = cmp.Or(failed, err)
 				stop()
 			}
@@ -221,7 +221,7 @@ func (w *alertWatch) run(ctx context.Context) (failed error) {
 }
 
 // start starts what is read, and says how many there are that will have ended.
-func (w *alertWatch) start(ctx context.Context, batches chan<- []blocklist.Event, shown <-chan error, samples chan<- podSample, ended chan<- error) (running int) {
+func (w *alertWatch) start(ctx context.Context, batches chan<- []blocklist.Event, shown <-chan error, taken chan<- samples, ended chan<- error) (running int) {
 	if w.source != nil {
 		running++
 		go func() {
@@ -232,9 +232,9 @@ func (w *alertWatch) start(ctx context.Context, batches chan<- []blocklist.Event
 			})
 		}()
 	}
-	if w.bursts != nil {
+	if w.samples != nil {
 		running++
-		go func() { ended <- w.bursts.read(ctx, samples) }()
+		go func() { ended <- w.samples.read(ctx, taken) }()
 	}
 	return running
 }
@@ -296,15 +296,15 @@ func (w *alertWatch) conclude(failed error) error {
 	if err != nil {
 		return err
 	}
-	unplaced := uint64(0)
-	if w.bursts != nil {
-		unplaced = w.bursts.conclude(w.note)
+	var unseen error
+	if w.samples != nil {
+		unseen = w.samples.conclude(w.note)
 	}
 	switch shown := w.shown.Load(); {
 	case w.strict && lost > 0:
 		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", lost)
-	case w.strict && unplaced > 0:
-		return fault.New(fault.ErrLossy, "watch alerts: packets of no endpoint's counters: %d", unplaced).Hint("%s", moreRoom)
+	case w.strict && unseen != nil:
+		return unseen
 	case w.strict && undelivered > 0:
 		return fault.New(fault.ErrLossy, "watch alerts: alerts that sinks didn't get: %d", undelivered)
 	case w.once && shown > 0:

@@ -2,7 +2,6 @@ package commands
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"bpfnet/internal/alert"
 	"bpfnet/internal/detect"
+	"bpfnet/internal/fault"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 )
@@ -35,6 +35,9 @@ type alertRules struct {
 	hits   bool // the rule blocklist was asked for
 	only   bool // it wasn't, but others were
 }
+
+// sampled says whether a rule looks at samples.
+func (r alertRules) sampled() bool { return len(r.bursts) > 0 }
 
 // wantsHits says whether the rule blocklist is on: if others are and nothing is said,
 // where it may notice something.
@@ -91,23 +94,31 @@ func readBursts(c *cli.Context) (bursts []detect.Burst, err error) {
 	return bursts, traffic.View{Point: traffic.Point(c.String("observe"))}.Check()
 }
 
+// sampledRules are the rules that look at samples, and the flags that turn them on.
+var sampledRules = []struct{ rule, flag, example string }{
+	{alert.RuleBurst, "burst", "10MiB/10s"},
+}
+
 // checkAlertRules refuses flags of rules that are off.
 func checkAlertRules(c *cli.Context, named []string, r alertRules) error {
-	burst, hits := slices.Contains(named, alert.RuleBurst), slices.Contains(named, alert.RuleBlocklist)
-	switch {
-	case len(r.bursts) > 0 && hits && !burst:
-		return usage(c, "--rule %s turns off what --burst asks for: --rule %s as well, or neither", alert.RuleBlocklist, alert.RuleBurst)
-	case burst && !hits && c.IsSet("list"):
+	hits := slices.Contains(named, alert.RuleBlocklist)
+	for _, sampled := range sampledRules {
+		on, asked := c.IsSet(sampled.flag), slices.Contains(named, sampled.rule)
+		switch {
+		case on && len(named) > 0 && !asked:
+			return usage(c, "--rule %s turns off what --%s asks for: --rule %s as well, or neither", named[0], sampled.flag, sampled.rule)
+		case asked && !on:
+			return usage(c, "nothing says what a %s is", sampled.rule).Hint("--%s %s", sampled.flag, sampled.example)
+		}
+	}
+	if len(named) > 0 && !hits && c.IsSet("list") {
 		return usage(c, "--list is for the rule %s", alert.RuleBlocklist)
 	}
-	if len(r.bursts) == 0 {
+	if !r.sampled() {
 		for _, flag := range []string{"replay", "interval", "instance", "observe"} {
 			if c.IsSet(flag) {
-				burst = true
+				return usage(c, "--%s: no rule looks at samples", flag).Hint("--%s %s", sampledRules[0].flag, sampledRules[0].example)
 			}
-		}
-		if burst {
-			return usage(c, "nothing says what a burst is").Hint("--burst 10MiB/10s")
 		}
 	}
 	if !c.IsSet("replay") {
@@ -124,123 +135,50 @@ func checkAlertRules(c *cli.Context, named []string, r alertRules) error {
 	return nil
 }
 
-// burstWatch looks for bursts.
-type burstWatch struct {
-	detector *detect.Detector
-	samples  *podSamples // nil: of a recording
-	interval time.Duration
+// burstRule looks for bursts.
+type burstRule struct{ *detect.Detector }
+
+func (r burstRule) step(s samples) (found []found) {
+	if s.pods == nil {
+		return nil
+	}
+	for _, f := range r.Step(*s.pods) {
+		found = append(found, foundAs(alert.OfBurst(f), func() string { return burstLine(f) }))
+	}
+	return found
 }
 
-// podSample is a sample, and what people should know of it.
-type podSample struct {
-	traffic.Document
-	notes []string
-}
+func (r burstRule) ready() bool { return r.Ready() }
 
-// watchBursts takes the first sample: bursts are what comes after it.
-func (e *Env) watchBursts(c *cli.Context, b Backend, rules []detect.Burst) (*burstWatch, error) {
-	samples, err := e.podSamples(c, b, c.String("instance"), traffic.View{Point: traffic.Point(c.String("observe"))})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := samples.take(c.Context); err != nil {
-		return nil, err
-	}
-	w := &burstWatch{detector: detect.New(rules), samples: samples, interval: c.Duration("interval")}
-	w.detector.Step(samples.document())
+// noteLearning says of which rules there won't be alerts at once.
+func (e *Env) noteLearning(c *cli.Context, rules []detect.Burst) {
 	for _, r := range rules {
 		if r.Factor > 0 {
 			e.note(c, "note: --burst %s is learning: it tells nothing of an endpoint that was watched for less than %s", r, r.Learning())
 		}
 	}
-	return w, nil
-}
-
-// read takes samples until ctx ends.
-func (w *burstWatch) read(ctx context.Context, to chan<- podSample) error {
-	return ticks{interval: w.interval}.run(ctx, func() error {
-		notes, err := w.samples.take(ctx)
-		if err != nil {
-			return err
-		}
-		select {
-		case to <- podSample{w.samples.document(), notes}:
-		case <-ctx.Done():
-		}
-		return nil
-	})
-}
-
-// showBursts shows the alerts of a sample, and says whether there were enough or
-// all of one look.
-func (w *alertWatch) showBursts(s podSample) (over bool, err error) {
-	for _, note := range s.notes {
-		w.note(note)
-	}
-	for _, f := range w.bursts.detector.Step(s.Document) {
-		if w.enough() {
-			break
-		}
-		if err := w.tell(alert.OfBurst(f), func() string { return burstLine(f) }); err != nil {
-			return true, err
-		}
-	}
-	live := w.bursts.samples != nil
-	return w.enough() || live && w.once && w.bursts.detector.Ready(), w.stream.Flush()
 }
 
 // moreRoom is how packets that found no room come to have one.
 const moreRoom = "bpfnet load pod-traffic --max-entries pods=N   makes room for more addresses"
 
-// conclude says what there is to know of bursts in the end, and returns how many
-// packets no endpoint's counters have.
-func (w *burstWatch) conclude(note func(string)) uint64 {
-	d := w.detector
-	if n := d.Firing(); n > 0 {
+// conclude says what there is to know of bursts in the end.
+func (r burstRule) conclude(note func(string)) error {
+	if n := r.Firing(); n > 0 {
 		note(fmt.Sprintf("bursts that aren't over: %d", n))
 	}
-	if n := d.Learning(); n > 0 {
+	if n := r.Learning(); n > 0 {
 		note(fmt.Sprintf("what is usual isn't known yet for endpoints, once for each rule that wants it: %d", n))
 	}
-	if apart, window, tell := d.TooFar(); tell {
+	if apart, window, tell := r.TooFar(); tell {
 		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: bursts in between may not be seen", apart, window))
 	}
-	if n := d.MapFull(); n > 0 {
-		note(fmt.Sprintf("packets that no endpoint's counters have, because the map was full: %d", n))
+	n := r.MapFull()
+	if n == 0 {
+		return nil
 	}
-	return d.MapFull()
-}
-
-// replayAlerts shows the bursts of a recording.
-func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) error {
-	p, err := e.printer(c)
-	if err != nil {
-		return err
-	}
-	c.Context = e.Interrupts(c.Context)
-	source, input, err := e.input(c.Context, c.String("replay"))
-	if err != nil {
-		return err
-	}
-	defer input.Close()
-	w := &alertWatch{
-		stream: p.Stream(), sinks: sinks, note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-		bursts: &burstWatch{detector: detect.New(rules.bursts)},
-	}
-	err = detect.Replay(input, source, func(doc traffic.Document) error {
-		over, err := w.showBursts(podSample{Document: doc})
-		switch {
-		case err != nil:
-			return err
-		case over:
-			return errEnough
-		}
-		return c.Context.Err()
-	})
-	if errors.Is(err, errEnough) || c.Context.Err() != nil {
-		err = nil
-	}
-	return w.conclude(err)
+	note(fmt.Sprintf("packets that no endpoint's counters have, because the map was full: %d", n))
+	return fault.New(fault.ErrLossy, "watch alerts: packets of no endpoint's counters: %d", n).Hint("%s", moreRoom)
 }
 
 // burstLine is a burst for people.

@@ -1,0 +1,183 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"bpfnet/internal/alert"
+	"bpfnet/internal/detect"
+	"bpfnet/internal/traffic"
+)
+
+// samples are what rules look at, taken one after the other.
+type samples struct {
+	pods  *traffic.Document // nil: no rule looks at these
+	notes []string          // what people should know of them
+}
+
+// sampleRule notices things in samples.
+type sampleRule interface {
+	// step looks at the next samples.
+	step(samples) []found
+	// ready says whether everything that one look is to find may have been found.
+	ready() bool
+	// conclude says what there is to know in the end, and returns an error of kind
+	// fault.ErrLossy if something couldn't be seen.
+	conclude(note func(string)) error
+}
+
+// found is what a rule has noticed.
+type found struct {
+	alert alert.Alert
+	line  func() string // for people
+}
+
+func foundAs(a alert.Alert, line func() string) found { return found{a, line} }
+
+// sampleSource takes samples of one kind.
+type sampleSource interface {
+	// take takes the next sample, and returns what people should know of it.
+	take(ctx context.Context) ([]string, error)
+	// put puts the document of the last sample among the others.
+	put(*samples)
+}
+
+// sampleWatch applies rules to samples.
+type sampleWatch struct {
+	rules    []sampleRule
+	sources  []sampleSource // none: of a recording
+	interval time.Duration
+}
+
+// sampleRules makes the rules that look at samples.
+func (r alertRules) sampleRules() (rules []sampleRule) {
+	if len(r.bursts) > 0 {
+		rules = append(rules, burstRule{detect.New(r.bursts)})
+	}
+	return rules
+}
+
+// watchSamples takes the first samples: what rules notice comes after these.
+func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatch, error) {
+	w := &sampleWatch{rules: r.sampleRules(), interval: c.Duration("interval")}
+	if len(r.bursts) > 0 {
+		pods, err := e.podSamples(c, b, c.String("instance"), traffic.View{Point: traffic.Point(c.String("observe"))})
+		if err != nil {
+			return nil, err
+		}
+		w.sources = append(w.sources, pods)
+	}
+	first, err := w.take(c.Context)
+	if err != nil {
+		return nil, err
+	}
+	e.notes(c, first.notes)
+	for _, rule := range w.rules {
+		rule.step(first)
+	}
+	e.noteLearning(c, r.bursts)
+	return w, nil
+}
+
+func (w *sampleWatch) take(ctx context.Context) (s samples, err error) {
+	for _, source := range w.sources {
+		notes, err := source.take(ctx)
+		if err != nil {
+			return s, err
+		}
+		s.notes = append(s.notes, notes...)
+		source.put(&s)
+	}
+	return s, nil
+}
+
+// read takes samples until ctx ends.
+func (w *sampleWatch) read(ctx context.Context, to chan<- samples) error {
+	return ticks{interval: w.interval}.run(ctx, func() error {
+		s, err := w.take(ctx)
+		if err != nil {
+			return err
+		}
+		select {
+		case to <- s:
+		case <-ctx.Done():
+		}
+		return nil
+	})
+}
+
+// ready says whether one look is over.
+func (w *sampleWatch) ready() bool {
+	for _, rule := range w.rules {
+		if !rule.ready() {
+			return false
+		}
+	}
+	return true
+}
+
+// conclude says what there is to know in the end, and returns the first error of
+// what couldn't be seen.
+func (w *sampleWatch) conclude(note func(string)) (lossy error) {
+	for _, rule := range w.rules {
+		if err := rule.conclude(note); lossy == nil {
+			lossy = err
+		}
+	}
+	return lossy
+}
+
+// showSamples shows the alerts of samples, and says whether there were enough or all
+// of one look.
+func (w *alertWatch) showSamples(s samples) (over bool, err error) {
+	for _, note := range s.notes {
+		w.note(note)
+	}
+	for _, rule := range w.samples.rules {
+		for _, f := range rule.step(s) {
+			if w.enough() {
+				break
+			}
+			if err := w.tell(f.alert, f.line); err != nil {
+				return true, err
+			}
+		}
+	}
+	live := len(w.samples.sources) > 0
+	return w.enough() || live && w.once && w.samples.ready(), w.stream.Flush()
+}
+
+// replayAlerts shows what rules notice in a recording.
+func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) error {
+	p, err := e.printer(c)
+	if err != nil {
+		return err
+	}
+	c.Context = e.Interrupts(c.Context)
+	source, input, err := e.input(c.Context, c.String("replay"))
+	if err != nil {
+		return err
+	}
+	defer input.Close()
+	w := &alertWatch{
+		stream: p.Stream(), sinks: sinks, note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
+		samples: &sampleWatch{rules: rules.sampleRules()},
+	}
+	err = detect.Replay(input, source, func(doc traffic.Document) error {
+		over, err := w.showSamples(samples{pods: &doc})
+		switch {
+		case err != nil:
+			return err
+		case over:
+			return errEnough
+		}
+		return c.Context.Err()
+	})
+	if errors.Is(err, errEnough) || c.Context.Err() != nil {
+		err = nil
+	}
+	return w.conclude(err)
+}
