@@ -44,7 +44,7 @@ var reserved = []struct {
 	{"k8s.io/cri-api", []string{"internal/engine"}, true},
 	{"github.com/containerd", []string{"internal/engine"}, true},
 	{"net/http", []string{"internal/engine", "internal/metrics", "internal/sink"}, true},
-	{"github.com/prometheus", []string{"internal/metrics"}, true},
+	{"github.com/prometheus", []string{"internal/metrics", "internal/match"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},
 }
@@ -145,6 +145,7 @@ func TestRefuse(t *testing.T) {
 		{"test/containerd_test.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
 		{"internal/metrics/server.go", "github.com/prometheus/exporter-toolkit/web", false},
 		{"commands/export.go", "github.com/prometheus/client_golang/prometheus", true},
+		{"internal/alert/labels.go", "github.com/prometheus/alertmanager/pkg/labels", true},
 	} {
 		if got := refuse(c.file, c.imported) != ""; got != c.refused {
 			t.Errorf("%s imports %s: refused is %v, want %v", c.file, c.imported, got, c.refused)
