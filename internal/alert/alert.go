@@ -24,13 +24,21 @@ func Rules() []string { return []string{RuleBlocklist, RuleBurst} }
 // Severity is how bad it is.
 type Severity string
 
-// Warning is the severity of what somebody should look at.
-const Warning Severity = "warning"
+// The severities.
+const (
+	Info     Severity = "info"     // good to know
+	Warning  Severity = "warning"  // somebody should look at it; what a rule has unless it says otherwise
+	Critical Severity = "critical" // at once
+)
+
+// Severities lists them.
+func Severities() []string { return []string{string(Info), string(Warning), string(Critical)} }
 
 // Alert is one thing that a rule has noticed.
 type Alert struct {
 	Schema        string     `json:"schema"`
 	Rule          string     `json:"rule"`
+	RuleName      *string    `json:"rule_name"` // that somebody gave it
 	Severity      Severity   `json:"severity"`
 	Fingerprint   string     `json:"fingerprint"` // the same for the same thing
 	StartedAt     time.Time  `json:"started_at"`

@@ -1,7 +1,9 @@
 package alert
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -110,5 +112,30 @@ func TestBurstFingerprint(t *testing.T) {
 	}
 	if a := OfBurst(burst()); a.EndedAt != nil {
 		t.Errorf("it ended at %v", a.EndedAt)
+	}
+}
+
+// TestLabels checks that every label comes from somewhere, and that there are no others.
+func TestLabels(t *testing.T) {
+	text := func(s string) *string { return &s }
+	b := burst()
+	b.Source.Namespace, b.Source.Pod, b.Source.Container, b.Source.DevName = text("shop"), text("web-1"), text("app"), text("veth-a")
+	a := OfBurst(b)
+	a.RuleName = text("big")
+	seen := a.Labels()
+	for name, value := range OfBlocklist(hit(), text("eth0"), 0).Labels() {
+		if _, too := seen[name]; !too {
+			seen[name] = value
+		}
+	}
+	want := map[string]string{
+		"rule": "burst", "rule_name": "big", "severity": "warning", "fingerprint": a.Fingerprint, "namespace": "shop", "pod": "web-1",
+		"container": "app", "endpoint": "pod", "devname": "veth-a", "list": "feed",
+	}
+	if !maps.Equal(seen, want) || !slices.Equal(slices.Sorted(maps.Keys(want)), slices.Sorted(slices.Values(LabelNames()))) {
+		t.Errorf("%v, of %v", seen, LabelNames())
+	}
+	if nothing := (Alert{Evidence: 7}).Labels(); len(nothing) != 3 {
+		t.Errorf("%v", nothing)
 	}
 }

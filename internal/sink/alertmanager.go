@@ -79,17 +79,13 @@ func (d *alertmanager) postable(e Event) postable {
 
 // labelsOf is what tells alerts apart, and what they are routed by.
 func labelsOf(e Event, host string) map[string]string {
-	var named struct {
-		Evidence struct{ Container, List string }
-	}
-	_ = json.Unmarshal(e.Document, &named) // not every rule has them
-	labels := map[string]string{
-		"alertname": alertName(e.Alert.Rule), "rule": e.Alert.Rule, "severity": string(e.Alert.Severity),
-		"fingerprint": e.Alert.Fingerprint, "instance": host,
-		"container": named.Evidence.Container, "list": named.Evidence.List,
-	}
-	if e.Alert.K8s.Namespace != nil && e.Alert.K8s.Pod != nil {
-		labels["namespace"], labels["pod"] = *e.Alert.K8s.Namespace, *e.Alert.K8s.Pod
+	labels := e.Alert.Labels()
+	labels["alertname"], labels["instance"] = alertName(e.Alert.Rule), host
+	delete(labels, "devname") // it may change, and so may the next one
+	delete(labels, "endpoint")
+	if labels["namespace"] == "" || labels["pod"] == "" {
+		delete(labels, "namespace")
+		delete(labels, "pod")
 	}
 	maps.DeleteFunc(labels, func(_, value string) bool { return value == "" })
 	return labels

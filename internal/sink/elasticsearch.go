@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"bpfnet/internal/alert"
 )
 
 // ecsVersion is the version of the Elastic Common Schema whose names are used.
@@ -135,7 +137,8 @@ func (d *elasticsearch) document(e Event, id string) object {
 	}
 	doc.set("@timestamp", at)
 	for field, value := range map[string]any{
-		"ecs.version": ecsVersion, "message": a.Summary(), "host.name": d.host, "rule.name": a.Rule, "log.level": a.Severity,
+		"ecs.version": ecsVersion, "message": a.Summary(), "host.name": d.host, "rule.name": ruleName(a), "rule.category": a.Rule,
+		"log.level": a.Severity, "event.severity": eventSeverity(a.Severity),
 		"event.id": id, "event.kind": "alert", "event.category": []string{"network"}, "event.type": []string{eventType(e)},
 		"event.module": "bpfnet", "event.dataset": "bpfnet.alert", "bpfnet": json.RawMessage(e.Document),
 	} {
@@ -153,6 +156,25 @@ func (d *elasticsearch) document(e Event, id string) object {
 		doc.set("orchestrator.resource.type", "pod")
 	}
 	return doc
+}
+
+// ruleName is what somebody called the rule, or else what it is.
+func ruleName(a alert.Alert) string {
+	if a.RuleName != nil {
+		return *a.RuleName
+	}
+	return a.Rule
+}
+
+// eventSeverity numbers severities as Elastic's own rules do: low, medium, critical.
+func eventSeverity(s alert.Severity) int {
+	switch s {
+	case alert.Critical:
+		return 99
+	case alert.Info:
+		return 21
+	}
+	return 47
 }
 
 // eventType is one of ECS's words for what happened.

@@ -96,7 +96,7 @@ func fieldsOf(a alert.Alert) []string {
 		state, end = "ended", a.EndedAt.Format(time.RFC3339Nano)
 	}
 	fields := []string{
-		"RULE=" + a.Rule, "SEVERITY=" + string(a.Severity), "FINGERPRINT=" + a.Fingerprint, "STATE=" + state,
+		"RULE=" + a.Rule, "RULE_NAME=" + text(a.RuleName), "SEVERITY=" + string(a.Severity), "FINGERPRINT=" + a.Fingerprint, "STATE=" + state,
 		"STARTED_AT=" + a.StartedAt.Format(time.RFC3339Nano), "ENDED_AT=" + end,
 		"NAMESPACE=" + text(a.K8s.Namespace), "POD=" + text(a.K8s.Pod), "SUMMARY=" + a.Summary(),
 	}

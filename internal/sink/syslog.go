@@ -6,13 +6,24 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"bpfnet/internal/alert"
 )
 
 // logSocket is where syslog daemons and journald listen.
 const logSocket = "/dev/log"
 
-// logPriority is facility daemon, severity warning, as RFC 5424 numbers them.
-const logPriority = 3*8 + 4
+// logPriority is facility daemon and the severity, as RFC 5424 numbers them.
+func logPriority(s alert.Severity) int {
+	const daemon, critical, warning, info = 3 * 8, 2, 4, 6
+	switch s {
+	case alert.Critical:
+		return daemon + critical
+	case alert.Info:
+		return daemon + info
+	}
+	return daemon + warning
+}
 
 // syslog sends documents to a syslog daemon of this machine, in its traditional form
 // (RFC 3164, as syslog(3) writes it, without the name of the host).
@@ -59,7 +70,7 @@ func (d *syslog) deliver(ctx context.Context, events []Event) result {
 			return result{rest: events, err: err}
 		}
 	}
-	message := fmt.Appendf(nil, "<%d>%s bpfnet[%d]: %s", logPriority, d.now().Local().Format(time.Stamp), os.Getpid(), events[0].Document)
+	message := fmt.Appendf(nil, "<%d>%s bpfnet[%d]: %s", logPriority(events[0].Alert.Severity), d.now().Local().Format(time.Stamp), os.Getpid(), events[0].Document)
 	if d.stream {
 		message = append(message, '\n')
 	}
