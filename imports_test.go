@@ -37,7 +37,7 @@ var reserved = []struct {
 }{
 	{"github.com/urfave/cli", []string{"commands"}, false},
 	{"github.com/olekukonko/tablewriter", []string{"output"}, false},
-	{"gopkg.in/yaml.v3", []string{"output", "internal/feed"}, true}, // the writer, and the reader of YAML input
+	{"gopkg.in/yaml.v3", []string{"output", "internal/feed", "internal/alertconfig"}, true}, // the writer, and the readers of lists and of rules
 	{"github.com/miekg/dns", []string{"internal/dns"}, true},
 	{"google.golang.org/protobuf", []string{"internal/engine"}, false},
 	{"google.golang.org/grpc", []string{"internal/engine"}, true},
