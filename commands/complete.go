@@ -176,6 +176,8 @@ func (co *completer) value(flag string) []string {
 		return alert.Rules()
 	case "sink":
 		return sink.Kinds()
+	case "silence":
+		return co.labels()
 	case "name", "instance", "before", "after":
 		return co.loaded()
 	case "prog":
@@ -186,10 +188,18 @@ func (co *completer) value(flag string) []string {
 		return co.mapSizes()
 	case "bpffs", "cgroup":
 		return []string{completeDirs}
-	case "netns", "btf", "replay", "cri-socket", "docker-socket", "web-config":
+	case "netns", "btf", "replay", "config", "cri-socket", "docker-socket", "web-config":
 		return []string{completeFiles}
 	}
 	return nil
+}
+
+// labels are what matchers begin with.
+func (co *completer) labels() (words []string) {
+	for _, name := range alert.LabelNames() {
+		words = append(words, name+"=")
+	}
+	return words
 }
 
 // sortFields are the columns that the command can sort by.

@@ -75,6 +75,8 @@ func TestComplete(t *testing.T) {
 		{[]string{"completion", "z"}, []string{"zsh"}},
 		{[]string{"watch", "pods", "--observe", ""}, []string{"tc", "cgroup"}},
 		{[]string{"watch", "pods", "--instance", "m"}, []string{"mine"}},
+		{[]string{"watch", "alerts", "--config", ""}, []string{":files"}},
+		{[]string{"watch", "alerts", "--silence", "rule"}, []string{"rule=", "rule_name="}},
 		{[]string{"ports", "default", ""}, []string{"pass", "drop"}},
 		{[]string{"__"}, nil},
 	} {

@@ -61,6 +61,9 @@ func (e *Env) eventsRequest(c *cli.Context) (maps.EventsRequest, error) {
 	if err := checkEventFlags(c); err != nil {
 		return request, err
 	}
+	if c.Bool("dry-run") {
+		return request, usage(c, "--dry-run: reading records takes them out of the map")
+	}
 	request.Map = w.ref
 	if c.IsSet("btf") {
 		request.From = c.String("btf")
@@ -85,8 +88,6 @@ func checkEventFlags(c *cli.Context) error {
 		return usage(c, "--count 0: the least is 1")
 	case c.IsSet("for") && c.Duration("for") <= 0:
 		return usage(c, "--for %s: it must be longer than 0", c.Duration("for"))
-	case c.Bool("dry-run"):
-		return usage(c, "--dry-run: reading records takes them out of the map")
 	}
 	return nil
 }

@@ -31,20 +31,24 @@ func watchAlertsCommand(env *Env) *cli.Command {
 			"The rule burst, which --burst turns on, tells of Pods, containers and addresses that move at least so much in a window of so long, counted by pod-traffic: " +
 			"once when it begins, and once when there has been a fifth less for a window. for=TIME waits until it has lasted so long; " +
 			"mad=FACTOR wants it to be, besides, so many median absolute deviations above the mean of the last 120 windows of the same endpoint, of which it has to know 30. " +
-			"Without --rule, --burst leaves blocklist on where a program is loaded that reads lists.",
+			"Without --rule, --burst leaves blocklist on where a program is loaded that reads lists.\n\n" +
+			"--config reads all that from a file, which says besides what rules are called, how severe they are and to whom they apply; rules that it doesn't have are off, unless flags turn them on.",
 		Flags: append(append(eventFlags("alerts"),
 			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: " + strings.Join(alert.Rules(), ", ")},
 			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
 			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of bursts those in the time until each rule may have fired: a window, and what for= and mad= take; exit 10 if that is anything"},
 			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, packets found no room in pod-traffic, or a sink didn't get all alerts"},
 			sinkFlag(),
-		), burstFlags()...),
+		), append(configFlags(), burstFlags()...)...),
 		Action: func(c *cli.Context) error {
-			rules, err := readAlertRules(c)
+			rules, err := env.readAlertRules(c)
 			if err != nil {
 				return err
 			}
-			sinks, err := env.openSinks(c)
+			if c.Bool("dry-run") {
+				return env.showAlertRules(c, rules)
+			}
+			sinks, err := env.openSinks(c, rules.sinks)
 			if err != nil {
 				return err
 			}
@@ -70,7 +74,7 @@ func watchAlertsCommand(env *Env) *cli.Command {
 // is interrupted or nobody reads its output any more.
 func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks alertSinks, rules alertRules) error {
 	w := &alertWatch{
-		stream: p.Stream(), sinks: sinks, note: sinks.note, list: c.String("list"), most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
+		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, list: rules.list, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 	}
 	if rules.sampled() {
 		var err error
@@ -96,7 +100,7 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks al
 
 // watchHits opens what the rule blocklist needs; end closes it.
 func (e *Env) watchHits(c *cli.Context, b Backend, w *alertWatch) (end func(), err error) {
-	if w.devices, err = e.alertPlaces(c, b); err != nil {
+	if w.devices, err = e.alertPlaces(c, b, w.list); err != nil {
 		return nil, err
 	}
 	source, err := b.Blocklist().Events(c.Context, blocklist.EventsRequest{Steal: c.Bool("steal"), LockTimeout: c.Duration("lock-timeout")})
@@ -127,8 +131,8 @@ func (e *Env) watchHits(c *cli.Context, b Backend, w *alertWatch) (end func(), e
 }
 
 // alertPlaces returns the devices that alerts may be of, and says what there won't
-// be alerts of.
-func (e *Env) alertPlaces(c *cli.Context, b Backend) (*deviceNames, error) {
+// be alerts of. With a name it is about one list.
+func (e *Env) alertPlaces(c *cli.Context, b Backend, name string) (*deviceNames, error) {
 	loaded, attachments, err := blocklistInstances(c.Context, b)
 	switch {
 	case err != nil:
@@ -143,7 +147,7 @@ func (e *Env) alertPlaces(c *cli.Context, b Backend) (*deviceNames, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.checkAlertLists(c, overview.Lists); err != nil {
+	if err := e.checkAlertLists(c, overview.Lists, name); err != nil {
 		return nil, err
 	}
 	devices := &deviceNames{backend: b}
@@ -151,10 +155,9 @@ func (e *Env) alertPlaces(c *cli.Context, b Backend) (*deviceNames, error) {
 	return devices, nil
 }
 
-func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List) error {
-	name := c.String("list")
-	chosen := slices.DeleteFunc(slices.Clone(lists), func(l blocklist.List) bool { return c.IsSet("list") && l.Name != name })
-	if c.IsSet("list") && len(chosen) == 0 {
+func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List, name string) error {
+	chosen := slices.DeleteFunc(slices.Clone(lists), func(l blocklist.List) bool { return name != "" && l.Name != name })
+	if name != "" && len(chosen) == 0 {
 		return fault.New(fault.ErrNotFound, "no list %q", name).Hint("bpfnet blocklist lists   shows those there are")
 	}
 	if !slices.ContainsFunc(chosen, func(l blocklist.List) bool {
@@ -171,6 +174,7 @@ type alertWatch struct {
 	samples *sampleWatch          // nil: no rule looks at samples
 	stream  *output.Stream
 	sinks   alertSinks
+	gate    *alertGate
 	devices *deviceNames
 	pods    alertPods
 	note    func(string)
@@ -265,7 +269,7 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 		device := w.devices.of(ctx, event)
 		found := alert.OfBlocklist(event, device, loss.Events)
 		found.K8s = w.pods.of(ctx, event)
-		if err := w.tell(found, func() string { return alertLine(event, device) }); err != nil {
+		if err := w.tell(foundAs(found, "", func() string { return alertLine(event, device) }), event.Time); err != nil {
 			return err
 		}
 	}
@@ -300,6 +304,7 @@ func (w *alertWatch) conclude(failed error) error {
 	if w.samples != nil {
 		unseen = w.samples.conclude(w.note)
 	}
+	w.gate.conclude(w.note)
 	switch shown := w.shown.Load(); {
 	case w.strict && lost > 0:
 		return fault.New(fault.ErrLossy, "watch alerts: events were lost: %d", lost)

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/alert"
+	"bpfnet/internal/alertconfig"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/traffic"
@@ -31,6 +32,7 @@ func burstFlags() []cli.Flag {
 
 // alertRules are the rules that are on.
 type alertRules struct {
+	alertSettings
 	bursts []detect.Burst
 	hits   bool // the rule blocklist was asked for
 	only   bool // it wasn't, but others were
@@ -50,32 +52,32 @@ func (r alertRules) wantsHits(ctx context.Context, b Backend) (bool, error) {
 }
 
 // readAlertRules checks the command line of watch alerts.
-func readAlertRules(c *cli.Context) (r alertRules, err error) {
+func (e *Env) readAlertRules(c *cli.Context) (r alertRules, err error) {
 	if err := args(c); err != nil {
 		return r, err
 	}
-	named := c.StringSlice("rule")
-	for _, rule := range named {
-		if _, err := oneOf("rule", rule, alert.Rules()...); err != nil {
-			return r, err
-		}
+	if r.alertSettings, err = e.readAlertSettings(c); err != nil {
+		return r, err
 	}
 	if c.Bool("once") && c.IsSet("for") {
 		return r, usage(c, "--once and --for exclude each other")
 	}
-	if r.bursts, err = readBursts(c); err != nil {
+	if r.bursts, err = readBursts(c, r.alertSettings); err != nil {
 		return r, err
 	}
-	r.hits = slices.Contains(named, alert.RuleBlocklist) || c.IsSet("list") || len(r.bursts) == 0
-	r.only = !r.hits && len(named) > 0
-	if err := checkAlertRules(c, named, r); err != nil {
+	r.hits = slices.Contains(r.named, alert.RuleBlocklist) || r.list != "" || len(r.bursts) == 0
+	r.only = !r.hits && len(r.named) > 0
+	if err := checkAlertRules(c, r.named, r); err != nil {
 		return r, err
 	}
 	return r, checkEventFlags(c)
 }
 
-func readBursts(c *cli.Context) (bursts []detect.Burst, err error) {
-	for _, text := range c.StringSlice("burst") {
+// gate decides which alerts are told.
+func (r alertRules) gate() *alertGate { return newAlertGate(r.file.Rules, r.silences) }
+
+func readBursts(c *cli.Context, s alertSettings) (bursts []detect.Burst, err error) {
+	for _, text := range s.texts(c, alert.RuleBurst) {
 		b, err := detect.ParseBurst(text)
 		if err != nil {
 			return nil, err
@@ -83,27 +85,31 @@ func readBursts(c *cli.Context) (bursts []detect.Burst, err error) {
 		if slices.Contains(bursts, b) {
 			return nil, usage(c, "--burst %s is given twice", b)
 		}
-		if interval := c.Duration("interval"); interval > b.Window {
-			return nil, usage(c, "--interval %s is longer than the window of --burst %s", interval, b)
+		if s.interval > b.Window {
+			return nil, usage(c, "--interval %s is longer than the window of --burst %s", s.interval, b)
 		}
 		bursts = append(bursts, b)
 	}
-	if interval := c.Duration("interval"); interval < 10*time.Millisecond {
-		return nil, usage(c, "--interval %s is too short: the least is 10ms", interval)
+	if s.interval < alertconfig.LeastInterval {
+		return nil, usage(c, "--interval %s is too short: the least is %s", s.interval, alertconfig.LeastInterval)
 	}
-	return bursts, traffic.View{Point: traffic.Point(c.String("observe"))}.Check()
+	return bursts, traffic.View{Point: traffic.Point(s.observe)}.Check()
 }
 
-// sampledRules are the rules that look at samples, and the flags that turn them on.
-var sampledRules = []struct{ rule, flag, example string }{
-	{alert.RuleBurst, "burst", "10MiB/10s"},
+// sampledRules are the rules that look at samples, the flags that turn them on, and
+// what writes their texts in one form.
+var sampledRules = []struct {
+	rule, flag, example string
+	form                func(string) (string, error)
+}{
+	{alert.RuleBurst, "burst", "10MiB/10s", oneForm(detect.ParseBurst)},
 }
 
 // checkAlertRules refuses flags of rules that are off.
 func checkAlertRules(c *cli.Context, named []string, r alertRules) error {
 	hits := slices.Contains(named, alert.RuleBlocklist)
 	for _, sampled := range sampledRules {
-		on, asked := c.IsSet(sampled.flag), slices.Contains(named, sampled.rule)
+		on, asked := len(r.texts(c, sampled.rule)) > 0, slices.Contains(named, sampled.rule)
 		switch {
 		case on && len(named) > 0 && !asked:
 			return usage(c, "--rule %s turns off what --%s asks for: --rule %s as well, or neither", named[0], sampled.flag, sampled.rule)
@@ -143,7 +149,7 @@ func (r burstRule) step(s samples) (found []found) {
 		return nil
 	}
 	for _, f := range r.Step(*s.pods) {
-		found = append(found, foundAs(alert.OfBurst(f), func() string { return burstLine(f) }))
+		found = append(found, foundAs(alert.OfBurst(f), f.Rule.String(), func() string { return burstLine(f) }))
 	}
 	return found
 }

@@ -29,13 +29,17 @@ type sampleRule interface {
 	conclude(note func(string)) error
 }
 
+// time is when they were taken, by the clock of who took them.
+func (s samples) time() time.Time { return s.pods.Time }
+
 // found is what a rule has noticed.
 type found struct {
 	alert alert.Alert
+	text  string        // of the rule; "": its kind has none
 	line  func() string // for people
 }
 
-func foundAs(a alert.Alert, line func() string) found { return found{a, line} }
+func foundAs(a alert.Alert, text string, line func() string) found { return found{a, text, line} }
 
 // sampleSource takes samples of one kind.
 type sampleSource interface {
@@ -62,9 +66,9 @@ func (r alertRules) sampleRules() (rules []sampleRule) {
 
 // watchSamples takes the first samples: what rules notice comes after these.
 func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatch, error) {
-	w := &sampleWatch{rules: r.sampleRules(), interval: c.Duration("interval")}
+	w := &sampleWatch{rules: r.sampleRules(), interval: r.interval}
 	if len(r.bursts) > 0 {
-		pods, err := e.podSamples(c, b, c.String("instance"), traffic.View{Point: traffic.Point(c.String("observe"))})
+		pods, err := e.podSamples(c, b, r.instance, traffic.View{Point: traffic.Point(r.observe)})
 		if err != nil {
 			return nil, err
 		}
@@ -141,9 +145,17 @@ func (w *alertWatch) showSamples(s samples) (over bool, err error) {
 			if w.enough() {
 				break
 			}
-			if err := w.tell(f.alert, f.line); err != nil {
+			if err := w.tell(f, s.time()); err != nil {
 				return true, err
 			}
+		}
+	}
+	for _, f := range w.gate.late(s.time()) {
+		if w.enough() {
+			break
+		}
+		if err := w.send(f); err != nil {
+			return true, err
 		}
 	}
 	live := len(w.samples.sources) > 0
@@ -163,7 +175,7 @@ func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) e
 	}
 	defer input.Close()
 	w := &alertWatch{
-		stream: p.Stream(), sinks: sinks, note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
+		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 		samples: &sampleWatch{rules: rules.sampleRules()},
 	}
 	err = detect.Replay(input, source, func(doc traffic.Document) error {

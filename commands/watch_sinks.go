@@ -8,7 +8,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"bpfnet/internal/alert"
 	"bpfnet/internal/sink"
 	"bpfnet/output"
 )
@@ -24,25 +23,33 @@ type alertSinks struct {
 	note   func(string)
 }
 
-// openSinks opens what --sink asks for; close it when done.
-func (e *Env) openSinks(c *cli.Context) (alertSinks, error) {
+// readSinks reads the sinks of a file, and those that --sink adds.
+func readSinks(c *cli.Context, texts []string) (specs []sink.Spec, err error) {
+	given := map[string]bool{}
+	for _, text := range append(texts, c.StringSlice("sink")...) {
+		spec, err := sink.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		if given[text] {
+			return nil, usage(c, "--sink %s is given twice", spec.Name())
+		}
+		given[text] = true
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}
+
+// openSinks opens sinks; close them when done.
+func (e *Env) openSinks(c *cli.Context, all []sink.Spec) (alertSinks, error) {
 	var one sync.Mutex
-	s := alertSinks{stdout: !c.IsSet("sink"), note: func(text string) {
+	s := alertSinks{stdout: len(all) == 0, note: func(text string) {
 		one.Lock()
 		defer one.Unlock()
 		e.note(c, "note: %s", text)
 	}}
 	var specs []sink.Spec
-	given := map[string]bool{}
-	for _, text := range c.StringSlice("sink") {
-		spec, err := sink.Parse(text)
-		if err != nil {
-			return s, err
-		}
-		if given[text] {
-			return s, usage(c, "--sink %s is given twice", spec.Name())
-		}
-		given[text] = true
+	for _, spec := range all {
 		if spec.Kind() == sink.Stdout {
 			s.stdout = true
 			continue
@@ -72,18 +79,28 @@ func (e *Env) whileWanted(parent context.Context, s alertSinks, limit time.Durat
 	return context.WithCancel(parent)
 }
 
-// tell sends an alert to all sinks; to stdout it goes with the next flush.
-func (w *alertWatch) tell(found alert.Alert, line func() string) error {
-	document, err := output.Marshal(found)
+// tell sends what was found at a time to all sinks, unless a rule or a silence keeps it
+// back.
+func (w *alertWatch) tell(f found, at time.Time) error {
+	f, told := w.gate.admit(f, at)
+	if !told {
+		return nil
+	}
+	return w.send(f)
+}
+
+// send sends an alert to all sinks; to stdout it goes with the next flush.
+func (w *alertWatch) send(f found) error {
+	document, err := output.Marshal(f.alert)
 	if err != nil {
 		return err
 	}
 	w.shown.Add(1)
-	w.sinks.set.Send(sink.Event{Alert: found, Document: document})
+	w.sinks.set.Send(sink.Event{Alert: f.alert, Document: document})
 	if !w.sinks.stdout {
 		return nil
 	}
-	return w.stream.Add(document, line)
+	return w.stream.Add(document, f.line)
 }
 
 // closeSinks waits some seconds for what isn't delivered, says what never was, and

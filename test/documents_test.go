@@ -157,6 +157,7 @@ func TestDocuments(t *testing.T) {
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s",
+		"watch alerts --config ../deploy/alerts/rules.yaml --dry-run",
 		"status", "status --interval 100ms --once", "blocklist clear", "prog list", "link list", "programs",
 		"endpoint list", "net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
