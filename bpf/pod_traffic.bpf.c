@@ -23,6 +23,7 @@
  * that runs its counterpart can come in between: those add atomically. Each counter has one of the
  * two kinds of writer only.
  */
+#include "address.h"
 #include "blocklist.h"
 
 /* 0: on tc the address of the Pod follows from the direction: the source at ingress, the
@@ -224,30 +225,6 @@ static __always_inline enum parse_result parse(struct __sk_buff *skb, enum layer
 static __always_inline enum end end_of(enum direction direction)
 {
 	return direction == TRANSMIT ? END_SOURCE : END_DESTINATION;
-}
-
-static __always_inline _Bool is_mapped(const ip_addr_t *address)
-{
-	return !(address->s6_addr32[0] | address->s6_addr32[1]) &&
-	       address->s6_addr32[2] == bpf_htonl(0xffff);
-}
-
-/* An address of many receivers, 224.0.0.0/4, 255.255.255.255 or ff00::/8. A subnet's own broadcast
- * address can't be told from a host's. */
-static __always_inline _Bool is_multicast(const ip_addr_t *address)
-{
-	__be32 address4 = address->s6_addr32[3];
-
-	if (!is_mapped(address))
-		return address->s6_addr[0] == 0xff;
-	return (address4 & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
-	       address4 == bpf_htonl(0xffffffff);
-}
-
-static __always_inline _Bool is_unspecified(const ip_addr_t *address)
-{
-	return !(address->s6_addr32[0] | address->s6_addr32[1] | address->s6_addr32[3]) &&
-	       (!address->s6_addr32[2] || is_mapped(address));
 }
 
 /* Whether an address where the Pod's should be is nobody's own. */

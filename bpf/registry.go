@@ -59,7 +59,7 @@ type Map struct {
 
 // Catalogue returns the built-in programs, sorted by name.
 func Catalogue() []Program {
-	return []Program{blocklist(), dns(), podTraffic(), portFilter(), xdpCounter()}
+	return []Program{blocklist(), dns(), peers(), podTraffic(), portFilter(), xdpCounter()}
 }
 
 func blocklist() Program {
@@ -116,6 +116,27 @@ func blockMaps() []Map {
 // blockFeatures are the features that consulting the lists depends on.
 func blockFeatures() []string {
 	return []string{"map_array", "map_hash", "map_in_map", "map_percpu_array", "ring_buffer"}
+}
+
+func peers() Program {
+	return Program{
+		Name:       "peers",
+		Summary:    "remember whom endpoints contact, and whether they were answered",
+		Hooks:      []Hook{hookTC, hookCgroup},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"peer_entries", "whom endpoints have contacted, and how often; the least recent make room"},
+			{"peer_endpoints", "how many connections endpoints have opened and received"},
+			{"peer_flows", "flows that endpoints began lately"},
+			{"incoming", "flows that others began lately"},
+			{"peer_rows", "how many entries there ever were, what found no room or couldn't be read"},
+			{"flow_locks", "locks of flows"},
+		},
+		Features:     []string{"map_array", "map_lru_hash", "map_percpu_array", "map_percpu_hash"},
+		PerInterface: true,
+		Object:       _PeersBytes,
+		Spec:         loadPeers,
+	}
 }
 
 func podTraffic() Program {

@@ -23,6 +23,20 @@ type (
 	// TrafficRow is a key of the map rows.
 	TrafficRow = podTrafficTrafficRow
 
+	// PeerKey is a key of the map peer_entries: IPv4 addresses are mapped.
+	PeerKey = peersPeerKey
+	// PeerEntry is a value of the map peer_entries. Times are ns of CLOCK_BOOTTIME.
+	PeerEntry = peersPeerEntry
+	// EndpointKey is a key of the map peer_endpoints.
+	EndpointKey = peersEndpointKey
+	// EndpointCounters is a value of the map peer_endpoints.
+	EndpointCounters = peersEndpointCounters
+	// PeerHook says what the place in a key is: an interface's index, or a cgroup's
+	// id.
+	PeerHook = peersPeerHook
+	// PeerRow is a key of the map peer_rows, whose values are numbers.
+	PeerRow = peersPeerRow
+
 	// PolicyPage is a page of a policy that holds verdicts.
 	PolicyPage = portFilterPolicyPage
 	// PolicyHeader is page PolicyHeaderPage of a policy.
@@ -144,6 +158,21 @@ const (
 	CgroupMulticast   = podTrafficTrafficRowCGROUP_MULTICAST
 	CgroupUnspecified = podTrafficTrafficRowCGROUP_UNSPECIFIED
 	TrafficRows       = podTrafficTrafficRowTRAFFIC_ROWS // how many there are
+)
+
+// Where program peers was.
+const (
+	PeerTC     = peersPeerHookPEER_TC
+	PeerCgroup = peersPeerHookPEER_CGROUP
+)
+
+// What is in no entry of program peers: keys of its map peer_rows.
+const (
+	PeersMade      = peersPeerRowPEERS_MADE
+	PeersNoRoom    = peersPeerRowPEERS_NO_ROOM
+	PeersTruncated = peersPeerRowPEERS_TRUNCATED
+	PeersTooDeep   = peersPeerRowPEERS_TOO_DEEP
+	PeerRows       = peersPeerRowPEER_ROWS // how many there are
 )
 
 // Where port-filter counts packets that no rule names: keys of its map counters.
