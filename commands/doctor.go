@@ -128,14 +128,16 @@ func machineRows(e probe.Environment) [][]string {
 	return rows
 }
 
-// insteadOfTC is what sees what passes by the host side.
-const insteadOfTC = "bpfnet attach cgroup pod-traffic --all-pods"
+// insteadOfTC is how an instance sees what passes by the host side.
+func insteadOfTC(instance string) string {
+	return "bpfnet attach cgroup " + instance + " --all-pods"
+}
 
 func hostSideRow(r bypass.Report) []string {
 	answer, detail := "unknown", optional(r.Detail)
 	switch {
 	case len(r.Programs) > 0:
-		answer, detail = "yes", bypassText(r.Programs)+"; "+insteadOfTC+" counts it"
+		answer, detail = "yes", bypassText(r.Programs)+"; "+insteadOfTC(podTraffic)+" counts it"
 	case r.Bypassed != nil:
 		answer = "no"
 	}

@@ -20,6 +20,7 @@ import (
 	"bpfnet/internal/fault"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
 	"bpfnet/internal/traffic"
@@ -89,6 +90,7 @@ type Backend interface {
 	Bypass(ctx context.Context) bypass.Report
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)
+	Peers(instance string) (peers.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API

@@ -12,6 +12,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/traffic"
 )
@@ -20,6 +21,7 @@ import (
 // is taken a second after the one before.
 func fakeCapabilities(f *fake) {
 	f.traffic = &fakeTraffic{fake: f}
+	f.peers = &fakePeers{fake: f}
 	f.counters = &fakeCounters{fake: f}
 	f.ports = &fakePorts{fake: f}
 }
@@ -48,12 +50,56 @@ func (f *fakeTraffic) Sample(context.Context) (traffic.Sample, error) {
 		Rows:    map[traffic.Row]traffic.Counters{{Point: traffic.TC, Name: "non_ip"}: {TransmitBytes: 60, TransmitPackets: 1}},
 		Devices: map[uint32]string{4: "veth-a"},
 	}
+	s.Attached = pointsOf(in)
+	return s, nil
+}
+
+func pointsOf(in *datapath.Instance) (points []traffic.Point) {
 	for _, a := range in.Attachments {
 		point := traffic.TC
 		if a.Cgroup != nil {
 			point = traffic.Cgroup
 		}
-		s.Attached = append(s.Attached, point)
+		points = append(points, point)
+	}
+	return points
+}
+
+type fakePeers struct {
+	*fake
+	samples uint64
+}
+
+// Sample has two peers of the endpoint at veth-a, of which the first is tried again
+// for each sample; from the second on one that is new, and one that nobody has read.
+func (f *fakePeers) Sample(context.Context) (peers.Sample, error) {
+	in, err := f.instance("peers")
+	if err != nil {
+		return peers.Sample{}, err
+	}
+	n := f.samples
+	f.samples++
+	web := traffic.Key{Point: traffic.TC, Address: netip.MustParseAddr("10.77.0.4"), IfIndex: 4}
+	db := traffic.Key{Point: traffic.TC, Address: netip.MustParseAddr("10.77.0.5"), IfIndex: 5}
+	inside := traffic.Key{Point: traffic.Cgroup, Address: web.Address, CgroupID: 77}
+	at := func(seconds int64) time.Time { return sampleStart.Add(time.Duration(seconds) * time.Second) }
+	remote := netip.MustParseAddr("198.51.100.7")
+	s := peers.Sample{
+		Time:      at(int64(n)),
+		Endpoints: map[traffic.Key]peers.Connections{web: {Opened: 13 + n, Received: 2}, db: {Received: 40}, inside: {Opened: 1}},
+		Peers: map[peers.Key]peers.Entry{
+			{Endpoint: web, Protocol: 6, Address: remote, Port: 443}:    {Counters: peers.Counters{Attempts: 10 + n, Answers: 8, Refusals: 2}, FirstSeen: at(-60), LastSeen: at(int64(n) - 1)},
+			{Endpoint: web, Protocol: 1, Address: remote}:               {Counters: peers.Counters{Attempts: 3, Answers: 3}, FirstSeen: at(-30), LastSeen: at(-20)},
+			{Endpoint: inside, Protocol: 17, Address: remote, Port: 53}: {Counters: peers.Counters{Attempts: 1, Answers: 1}, FirstSeen: at(-30), LastSeen: at(-30)},
+		},
+		Made:     100,
+		Devices:  map[uint32]string{4: "veth-a"},
+		Attached: pointsOf(in),
+	}
+	if n > 0 {
+		s.Made += 2
+		s.Peers[peers.Key{Endpoint: web, Protocol: 17, Address: netip.MustParseAddr("2001:db8::1"), Port: 53}] =
+			peers.Entry{Counters: peers.Counters{Attempts: 1}, FirstSeen: at(0), LastSeen: at(0)}
 	}
 	return s, nil
 }

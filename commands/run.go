@@ -13,6 +13,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 )
@@ -33,7 +34,7 @@ func runCommand(env *Env) *cli.Command {
 			&cli.StringSliceFlag{Name: "cgroup", Usage: "attach to the cgroup `DIR`; may be repeated"},
 			&cli.StringSliceFlag{Name: "pod", Usage: "attach to the interfaces of the Pod `NAMESPACE/NAME|UID`, or to its cgroup if the program fits nothing else; may be repeated"},
 			&cli.StringSliceFlag{Name: "container", Usage: "the same of the container `ID|NAME`; may be repeated"},
-			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic, else ingress"},
+			&cli.StringFlag{Name: "direction", Usage: "`WAY` as the hook sees it: ingress, egress or both; default: both for pod-traffic and peers, else ingress"},
 			&cli.StringFlag{Name: "mode", Usage: "attach to xdp in `MODE` auto, native, generic or offload"},
 			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
 			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
@@ -53,6 +54,7 @@ type job struct {
 	direction datapath.Direction
 	mode      datapath.XDPMode // empty: xdp only if nothing else fits
 	pods      traffic.View
+	peers     peers.View
 	counters  counter.View
 }
 
@@ -67,6 +69,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 		},
 		devices: c.StringSlice("dev"), cgroups: c.StringSlice("cgroup"),
 		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},
+		peers:    peers.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		counters: counter.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 	}
 	var err error
@@ -94,10 +97,14 @@ func (j *job) check(c *cli.Context) (err error) {
 		return usage(c, "one of --dev, --cgroup, --pod, --container is missing")
 	}
 	fallback := datapath.Ingress
-	if j.load.Source == podTraffic {
+	switch j.load.Source {
+	case podTraffic:
 		fallback = datapath.Both
 		err = j.pods.Check()
-	} else if j.load.Source == xdpCounter {
+	case peersProgram:
+		fallback = datapath.Both
+		err = j.peers.Check()
+	case xdpCounter:
 		err = j.counters.Check()
 	}
 	if err != nil {
@@ -270,6 +277,8 @@ func (e *Env) show(c *cli.Context, b Backend, p *output.Printer, j job, t ticks)
 		return e.watchStatus(c.Context, p, b, j.load.Name, t)
 	case j.load.Source == podTraffic:
 		s, err = e.podStream(c, b, p, j.load.Name, j.pods)
+	case j.load.Source == peersProgram:
+		s, err = e.peerStream(c, b, p, j.load.Name, j.peers)
 	case j.load.Source == xdpCounter:
 		s, err = counterStream(b, p, j.load.Name, j.counters)
 	default:

@@ -28,6 +28,7 @@ import (
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
 	"bpfnet/internal/traffic"
@@ -199,6 +200,10 @@ func (s *system) Maps() maps.API {
 
 func (s *system) PodTraffic(instance string) (traffic.Sampler, error) {
 	return traffic.NewReader(s.Engine, instance), nil
+}
+
+func (s *system) Peers(instance string) (peers.Sampler, error) {
+	return peers.NewReader(s.Engine, instance), nil
 }
 
 func (s *system) Counters(instance string) (counter.Sampler, error) {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,8 +19,9 @@ import (
 
 // The built-in programs that watch shows.
 const (
-	podTraffic = "pod-traffic"
-	xdpCounter = "xdp-counter"
+	peersProgram = "peers"
+	podTraffic   = "pod-traffic"
+	xdpCounter   = "xdp-counter"
 )
 
 // watchInterval is the time between two ticks unless --interval says otherwise.
@@ -32,7 +33,7 @@ func watchCommand(env *Env) *cli.Command {
 		Usage: "show what loaded programs count, again and again, and what rules notice",
 		Description: "Of counters the first document comes at once, without rates (null); each later one has the rates since the one before. " +
 			"--once ends after the first; with --interval it waits that long first and shows rates.",
-		Subcommands: []*cli.Command{watchPodsCommand(env), watchCountersCommand(env), watchAlertsCommand(env)},
+		Subcommands: []*cli.Command{watchPodsCommand(env), watchPeersCommand(env), watchCountersCommand(env), watchAlertsCommand(env)},
 	}
 }
 
@@ -40,14 +41,7 @@ func watchPodsCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "pods",
 		Usage: "bytes and packets of each Pod address, counted by pod-traffic",
-		Flags: append(watchFlags(podTraffic, traffic.DefaultSort, traffic.SortFields()),
-			&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached; if at both, tc unless packets bypass it"},
-			&cli.StringFlag{Name: "dev", Usage: "only Pods behind the device `NAME`; the others count as others"},
-			&cli.StringFlag{Name: "pod", Usage: "only the Pod `NAMESPACE/NAME|UID`: its host-side interfaces, or its cgroup"},
-			&cli.StringFlag{Name: "container", Usage: "only the container `ID|NAME`, or the Pod that it shares its interfaces with"},
-			&cli.IntFlag{Name: "pid", Usage: "only the container or Pod of the process `N`", DefaultText: "all"},
-			&cli.StringFlag{Name: "address", Usage: "only Pods in the `PREFIX`; the others count as others"},
-		),
+		Flags: append(watchFlags(podTraffic, traffic.DefaultSort, traffic.SortFields()), placeFlags("Pods")...),
 		Action: func(c *cli.Context) error {
 			view, err := podView(c)
 			if err != nil {
@@ -109,6 +103,18 @@ func watchFlags(program, sort string, fields []string) []cli.Flag {
 	)
 }
 
+// placeFlags choose what is shown by where it was seen.
+func placeFlags(rows string) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: where the program is attached; if at both, tc unless packets bypass it"},
+		&cli.StringFlag{Name: "dev", Usage: "only " + rows + " behind the device `NAME`; the others count as others"},
+		&cli.StringFlag{Name: "pod", Usage: "only the Pod `NAMESPACE/NAME|UID`: its host-side interfaces, or its cgroup"},
+		&cli.StringFlag{Name: "container", Usage: "only the container `ID|NAME`, or the Pod that it shares its interfaces with"},
+		&cli.IntFlag{Name: "pid", Usage: "only the container or Pod of the process `N`", DefaultText: "all"},
+		&cli.StringFlag{Name: "address", Usage: "only " + rows + " in the `PREFIX`; the others count as others"},
+	}
+}
+
 func podView(c *cli.Context) (traffic.View, error) {
 	view := traffic.View{
 		Point: traffic.Point(c.String("observe")), Sort: c.String("sort"), Limit: c.Int("limit"), Device: c.String("dev"),
@@ -116,14 +122,22 @@ func podView(c *cli.Context) (traffic.View, error) {
 	if err := view.Check(); err != nil {
 		return view, err
 	}
-	if text := c.String("address"); text != "" {
-		prefix, err := parsePrefix(text)
-		if err != nil {
-			return view, fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
-		}
-		view.Address = prefix
+	var err error
+	view.Address, err = prefixOf(c, "address")
+	return view, err
+}
+
+// prefixOf reads a flag that is a prefix; the zero value if it isn't given.
+func prefixOf(c *cli.Context, flag string) (netip.Prefix, error) {
+	text := c.String(flag)
+	if text == "" {
+		return netip.Prefix{}, nil
 	}
-	return view, nil
+	prefix, err := parsePrefix(text)
+	if err != nil {
+		return prefix, fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
+	}
+	return prefix, nil
 }
 
 // parsePrefix reads a prefix, or an address as the prefix of itself.
@@ -198,11 +212,7 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 		return stream{}, err
 	}
 	return stream{
-		sample: func(ctx context.Context) error {
-			notes, err := samples.take(ctx)
-			e.notes(c, notes)
-			return err
-		},
+		sample: e.noting(c, samples.take),
 		show: func() error {
 			doc := samples.document()
 			return p.Event(doc, func() output.Table { return podTable(doc) })
@@ -210,15 +220,20 @@ func (e *Env) podStream(c *cli.Context, b Backend, p *output.Printer, instance s
 	}, nil
 }
 
+// noting tells people what they should know of a sample.
+func (e *Env) noting(c *cli.Context, take func(context.Context) ([]string, error)) func(context.Context) error {
+	return func(ctx context.Context) error {
+		notes, err := take(ctx)
+		e.notes(c, notes)
+		return err
+	}
+}
+
 // podSamples makes documents of the Pods of a loaded instance.
 type podSamples struct {
-	env         *Env
-	c           *cli.Context
-	backend     Backend
-	instance    string
-	view        traffic.View
 	sampler     traffic.Sampler
-	owners      *podOwners
+	view        traffic.View
+	notes       *sampleNotes
 	before, now *traffic.Sample
 }
 
@@ -227,25 +242,19 @@ func (e *Env) podSamples(c *cli.Context, b Backend, instance string, view traffi
 	if err != nil {
 		return nil, err
 	}
-	owners := newPodOwners(b.Endpoints())
-	view.Owner = owners.of
-	return &podSamples{env: e, c: c, backend: b, instance: instance, view: view, sampler: sampler, owners: owners}, nil
+	notes := e.sampleNotes(c, b, instance, view.Point)
+	view.Owner = notes.owners.of
+	return &podSamples{sampler: sampler, view: view, notes: notes}, nil
 }
 
-// take takes a sample for the next document, and returns what people should know. The
-// first time it also tells them what the samples leave out.
+// take takes a sample for the next document, and returns what people should know.
 func (s *podSamples) take(ctx context.Context) ([]string, error) {
 	next, err := s.sampler.Sample(ctx)
 	if err != nil {
 		return nil, notLoaded(err, podTraffic)
 	}
-	notes := s.owners.find(ctx, next)
-	if s.now == nil {
-		s.env.notes(s.c, notes)
-		notes = nil
-		s.view.Bypassed = s.env.noteBypass(s.c, s.backend, s.instance, s.view, next)
-		s.env.notePoint(s.c, s.instance, s.view, next)
-	}
+	notes := s.notes.of(ctx, maps.Keys(next.Pods), next.Attached)
+	s.view.Bypassed = s.notes.bypassed
 	s.before, s.now = s.now, &next
 	return notes, nil
 }
@@ -256,44 +265,6 @@ func (s *podSamples) document() traffic.Document { return s.view.Document(s.befo
 func (s *podSamples) put(all *samples) {
 	doc := s.document()
 	all.pods = &doc
-}
-
-// notePoint says what the choice of the observation point leaves out.
-func (e *Env) notePoint(c *cli.Context, instance string, view traffic.View, s traffic.Sample) {
-	point, several := s.Default(view.Bypassed)
-	other := traffic.Cgroup
-	if point == traffic.Cgroup {
-		other = traffic.TC
-	}
-	switch {
-	case len(s.Attached) == 0:
-		e.note(c, "note: %s is not attached, so nothing counts", instance)
-	case several && view.Point == "":
-		e.note(c, "note: %s counts at tc and at cgroups; this is %s, --observe %s shows the other", instance, point, other)
-	}
-}
-
-// noteBypass says what tc doesn't see, if that is what may be shown, and returns
-// whether there is such.
-func (e *Env) noteBypass(c *cli.Context, b Backend, instance string, view traffic.View, s traffic.Sample) bool {
-	if view.Point == traffic.Cgroup || !slices.Contains(s.Attached, traffic.TC) {
-		return false
-	}
-	attachments, err := b.Attachments(c.Context, instance)
-	if err != nil {
-		return false // detached meanwhile
-	}
-	report := b.Bypass(c.Context)
-	past := report.Past(attachments)
-	switch {
-	case len(past) > 0 && slices.Contains(s.Attached, traffic.Cgroup):
-		e.note(c, "note: %s: what is redirected doesn't pass tc", bypassText(past))
-	case len(past) > 0:
-		e.note(c, "note: %s: what is redirected doesn't pass tc; %s counts it", bypassText(past), insteadOfTC)
-	case report.Detail != nil:
-		e.note(c, "note: whether packets pass by tc is not known: %s", *report.Detail)
-	}
-	return len(past) > 0
 }
 
 // notLoaded adds to an error what to do if it is that the program isn't loaded.

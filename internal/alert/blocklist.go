@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"bpfnet/internal/blocklist"
+	"bpfnet/internal/traffic"
 )
 
 // BlocklistObserved is what the rule blocklist counts: packets, of which the
@@ -93,7 +94,7 @@ func cgroupID(id uint64) *string {
 // NetworkOf is who sent the packet of a hit to whom.
 func NetworkOf(e blocklist.Event) Network {
 	n := Network{
-		Transport: Known(transport(e.Protocol)), Type: "ipv6",
+		Transport: Known(traffic.Transport(e.Protocol)), Type: "ipv6",
 		Source:      End{e.Source.Addr(), Known(e.Source.Port())},
 		Destination: End{e.Destination.Addr(), Known(e.Destination.Port())},
 	}
@@ -101,21 +102,4 @@ func NetworkOf(e blocklist.Event) Network {
 		n.Type = "ipv4"
 	}
 	return n
-}
-
-// transport is the word for a protocol of IP, or its number.
-func transport(protocol uint8) string {
-	switch protocol {
-	case 0:
-		return ""
-	case 1, 58:
-		return "icmp"
-	case 6:
-		return "tcp"
-	case 17:
-		return "udp"
-	case 132:
-		return "sctp"
-	}
-	return strconv.Itoa(int(protocol))
 }

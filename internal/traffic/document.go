@@ -127,11 +127,17 @@ func (v View) Check() error {
 	if err := fields.Check(v.sort()); err != nil {
 		return err
 	}
-	if v.Point != "" && v.Point != TC && v.Point != Cgroup {
-		return fault.New(fault.ErrUsage, "observe %q: no such point", string(v.Point)).Hint("points are tc and cgroup")
-	}
 	if v.Limit < 0 {
 		return fault.New(fault.ErrUsage, "show %d Pods: the limit is negative", v.Limit)
+	}
+	return CheckPoint(v.Point)
+}
+
+// CheckPoint returns an error of kind fault.ErrUsage for what is neither a point nor
+// empty.
+func CheckPoint(p Point) error {
+	if p != "" && p != TC && p != Cgroup {
+		return fault.New(fault.ErrUsage, "observe %q: no such point", string(p)).Hint("points are tc and cgroup")
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	s := Sample{Time: time.Now(), Pods: map[Key]Counters{}, Rows: map[Row]Counters{}}
-	s.Attached, s.Devices = attached(attachments)
+	s.Attached, s.Devices = Attached(attachments)
 	if err := r.readRows(ctx, &s); err != nil {
 		return Sample{}, err
 	}
@@ -67,8 +67,8 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	return s, r.readCgroupPods(ctx, &s)
 }
 
-// attached says at which points attachments hang, and names their devices.
-func attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
+// Attached says at which points attachments hang, and names their devices by index.
+func Attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
 	points, devices := []Point{}, map[uint32]string{}
 	for _, a := range attachments {
 		if a.Defunct {

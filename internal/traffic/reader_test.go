@@ -145,7 +145,7 @@ func TestSampleCgroup(t *testing.T) {
 
 func TestAttached(t *testing.T) {
 	name, index := "veth-a", uint32(4)
-	points, devices := attached([]datapath.Attachment{
+	points, devices := Attached([]datapath.Attachment{
 		{Hook: "tcx_ingress", DevName: &name, IfIndex: &index},
 		{Hook: "tcx_egress", DevName: &name, IfIndex: &index},
 		{Hook: "cgroup_inet_ingress", Defunct: true},
@@ -153,7 +153,7 @@ func TestAttached(t *testing.T) {
 	if len(points) != 1 || points[0] != TC || devices[4] != "veth-a" {
 		t.Errorf("%v, %v", points, devices)
 	}
-	if points, _ = attached([]datapath.Attachment{{Hook: "cgroup_inet_egress"}}); len(points) != 1 || points[0] != Cgroup {
+	if points, _ = Attached([]datapath.Attachment{{Hook: "cgroup_inet_egress"}}); len(points) != 1 || points[0] != Cgroup {
 		t.Errorf("%v", points)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -64,16 +65,38 @@ type Sample struct {
 	Devices  map[uint32]string // ifindex -> name, of the attached devices
 }
 
-// Default returns the point to show when none is asked for: the one the
-// instance is attached at, or tc if it is attached at both or at neither; of
-// both it is cgroup if packets are known to bypass tc. several says that there
-// was a choice.
+// Default returns the point to show when none is asked for, as DefaultPoint does.
 func (s Sample) Default(bypassed bool) (point Point, several bool) {
-	tc, cgroup := slices.Contains(s.Attached, TC), slices.Contains(s.Attached, Cgroup)
+	return DefaultPoint(s.Attached, bypassed)
+}
+
+// DefaultPoint returns the point to show of an instance when none is asked for: the
+// one that it is attached at, or tc if it is attached at both or at neither; of both
+// it is cgroup if packets are known to bypass tc. several says that there was a
+// choice.
+func DefaultPoint(attached []Point, bypassed bool) (point Point, several bool) {
+	tc, cgroup := slices.Contains(attached, TC), slices.Contains(attached, Cgroup)
 	if cgroup && (!tc || bypassed) {
 		return Cgroup, tc
 	}
 	return TC, tc && cgroup
+}
+
+// Transport is the word for a protocol of IP, or its number; "" for 0, an unknown one.
+func Transport(protocol uint8) string {
+	switch protocol {
+	case 0:
+		return ""
+	case 1, 58:
+		return "icmp"
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	case 132:
+		return "sctp"
+	}
+	return strconv.Itoa(int(protocol))
 }
 
 // Sampler reads the counters of one loaded instance.

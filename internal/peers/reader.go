@@ -1,0 +1,143 @@
+package peers
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/maps"
+	"bpfnet/internal/traffic"
+)
+
+// Reader is the Sampler of a loaded instance. It opens the maps for each sample, so
+// that it follows an instance that is replaced.
+type Reader struct {
+	api      datapath.API
+	instance string
+	boot     time.Time // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of an entry are, too
+	entries  int       // of the sample before
+}
+
+// NewReader returns a Sampler for a loaded instance of peers, for one goroutine. It
+// doesn't touch the kernel before the first sample.
+func NewReader(api datapath.API, instance string) *Reader {
+	return &Reader{api: api, instance: instance}
+}
+
+// Sample implements Sampler.
+func (r *Reader) Sample(ctx context.Context) (Sample, error) {
+	if err := r.readClock(); err != nil {
+		return Sample{}, err
+	}
+	attachments, err := r.api.Attachments(ctx, r.instance)
+	if err != nil {
+		return Sample{}, err
+	}
+	s := Sample{Time: time.Now(), Endpoints: map[traffic.Key]Connections{}, Peers: make(map[Key]Entry, r.entries)}
+	s.Attached, s.Devices = traffic.Attached(attachments)
+	for _, read := range []func(context.Context, *Sample) error{r.readRows, r.readPeers, r.readEndpoints} {
+		if err := read(ctx, &s); err != nil {
+			return Sample{}, err
+		}
+	}
+	r.entries = len(s.Peers)
+	return s, nil
+}
+
+func (r *Reader) readClock() error {
+	if !r.boot.IsZero() {
+		return nil
+	}
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	r.boot = time.Now().UTC().Round(0).Add(-time.Duration(up.Nano()))
+	return nil
+}
+
+func (r *Reader) readRows(ctx context.Context, s *Sample) error {
+	return r.read("peer_rows", func(m *ebpf.Map) error {
+		return maps.Walk(ctx, m, func(key, value []byte) error {
+			switch bpf.PeerRow(binary.NativeEndian.Uint32(key)) {
+			case bpf.PeersMade:
+				s.Made = sum(value, 8, 0)
+			case bpf.PeersNoRoom:
+				s.NoRoom = sum(value, 8, 0)
+			}
+			return nil
+		})
+	})
+}
+
+// readPeers reads keys of bpf.PeerKey and values of bpf.PeerEntry.
+func (r *Reader) readPeers(ctx context.Context, s *Sample) error {
+	field := binary.NativeEndian.Uint64
+	return r.read("peer_entries", func(m *ebpf.Map) error {
+		return maps.Walk(ctx, m, func(key, value []byte) error {
+			k := Key{
+				Endpoint: endpointKey(key, key[32:], key[43]), Address: address(key[16:]),
+				Port: binary.NativeEndian.Uint16(key[40:]), Protocol: key[42],
+			}
+			s.Peers[k] = Entry{
+				Counters:  Counters{Attempts: field(value), Answers: field(value[8:]), Refusals: field(value[16:])},
+				FirstSeen: r.time(field(value[24:])), LastSeen: r.time(field(value[32:])),
+			}
+			return nil
+		})
+	})
+}
+
+// readEndpoints reads keys of bpf.EndpointKey and values of bpf.EndpointCounters.
+func (r *Reader) readEndpoints(ctx context.Context, s *Sample) error {
+	return r.read("peer_endpoints", func(m *ebpf.Map) error {
+		return maps.Walk(ctx, m, func(key, value []byte) error {
+			s.Endpoints[endpointKey(key, key[16:], key[24])] = Connections{Opened: sum(value, 16, 0), Received: sum(value, 16, 8)}
+			return nil
+		})
+	})
+}
+
+// read opens a map of the instance for fn.
+func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
+	m, err := r.api.OpenMap(r.instance, name, true)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if err := fn(m); err != nil {
+		return fmt.Errorf("read %s/%s: %w", r.instance, name, err)
+	}
+	return nil
+}
+
+// time is a time of CLOCK_BOOTTIME.
+func (r *Reader) time(ns uint64) time.Time { return r.boot.Add(time.Duration(ns)) }
+
+// endpointKey reads an endpoint's address, place and hook.
+func endpointKey(at, place []byte, hook byte) traffic.Key {
+	where := binary.NativeEndian.Uint64(place)
+	if bpf.PeerHook(hook) == bpf.PeerCgroup {
+		return traffic.Key{Point: traffic.Cgroup, Address: address(at), CgroupID: where}
+	}
+	return traffic.Key{Point: traffic.TC, Address: address(at), IfIndex: uint32(where)}
+}
+
+// address reads an ip_addr_t: IPv6, or IPv4 mapped into it.
+func address(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b[:16])).Unmap() }
+
+// sum adds up the numbers at an offset of the values that all CPUs have.
+func sum(perCPU []byte, size, at int) (total uint64) {
+	for value := range slices.Chunk(perCPU, size) {
+		total += binary.NativeEndian.Uint64(value[at:])
+	}
+	return total
+}

@@ -1,0 +1,267 @@
+package peers
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/sample"
+	"bpfnet/internal/traffic"
+)
+
+// View says what of a sample to show, and how.
+type View struct {
+	Point    traffic.Point          // empty: traffic.DefaultPoint
+	Bypassed bool                   // packets are known to bypass tc, for traffic.DefaultPoint
+	Sort     string                 // one of SortFields, "-" in front: descending; empty: DefaultSort
+	Limit    int                    // peers to show; 0: all
+	Device   string                 // only endpoints behind the device of that name
+	Address  netip.Prefix           // only endpoints in the prefix; the zero value: all
+	Match    func(traffic.Key) bool // only endpoints of which it is true; nil: all
+	Peer     netip.Prefix           // only peers in the prefix; the zero value: all
+	Failed   bool                   // only peers that haven't answered all attempts
+
+	// Owner says who is behind an endpoint; nil: nobody is known.
+	Owner func(traffic.Key) (endpoint.Owner, bool)
+}
+
+// DefaultSort puts the peers first that there was news of last.
+const DefaultSort = "-last_seen"
+
+var fields = sample.Fields[Peer]{
+	"address": func(a, b Peer) int { return a.Address.Compare(b.Address) },
+	"pod": func(a, b Peer) int {
+		return cmp.Or(compareText(a.Namespace, b.Namespace), compareText(a.Pod, b.Pod), compareText(a.Container, b.Container))
+	},
+	"devname":   sample.By(func(p Peer) string { return sample.Value(p.DevName) }),
+	"peer":      func(a, b Peer) int { return a.Peer.Address.Compare(b.Peer.Address) },
+	"transport": sample.By(func(p Peer) string { return p.Transport }),
+	"port":      sample.By(func(p Peer) uint16 { return sample.Value(p.Peer.Port) }),
+
+	"attempts": sample.By(func(p Peer) uint64 { return p.Attempts }),
+	"answers":  sample.By(func(p Peer) uint64 { return p.Answers }),
+	"refusals": sample.By(func(p Peer) uint64 { return p.Refusals }),
+
+	"new_attempts": sample.By(func(p Peer) uint64 { return sample.Value(p.NewAttempts) }),
+	"new_answers":  sample.By(func(p Peer) uint64 { return sample.Value(p.NewAnswers) }),
+	"new_refusals": sample.By(func(p Peer) uint64 { return sample.Value(p.NewRefusals) }),
+
+	"first_seen": func(a, b Peer) int { return a.FirstSeen.Compare(b.FirstSeen) },
+	"last_seen":  func(a, b Peer) int { return a.LastSeen.Compare(b.LastSeen) },
+}
+
+func compareText(a, b *string) int { return cmp.Compare(sample.Value(a), sample.Value(b)) }
+
+// SortFields lists what View.Sort can name.
+func SortFields() []string { return fields.Names() }
+
+// Check returns an error of kind fault.ErrUsage if the view can't be shown.
+func (v View) Check() error {
+	if err := fields.Check(v.sort()); err != nil {
+		return err
+	}
+	if v.Limit < 0 {
+		return fault.New(fault.ErrUsage, "show %d peers: the limit is negative", v.Limit)
+	}
+	return traffic.CheckPoint(v.Point)
+}
+
+func (v View) sort() string { return cmp.Or(v.Sort, DefaultSort) }
+
+// Watch makes documents of the samples of one instance. The zero value has no sample
+// yet.
+type Watch struct {
+	View // must pass Check
+
+	before, now *Sample
+	unseen      int64  // entries that were made since the first sample and that none has had
+	lost        uint64 // the most that unseen has been
+	noRoom      uint64 // since the first sample
+}
+
+// Take adds a sample, taken after those before.
+//
+// Loss.Peers is how many entries were made since the first sample less those that a
+// sample has had. Entries are counted in Sample.Made right after they are made, and
+// Made is read before they are. So one that is made during a sample is counted as
+// lost by none: a later one tells, and it is exact when nothing is made while the
+// samples are taken. But of the entries that are being made just when the first
+// sample begins one a CPU may be taken for lost. It makes no difference when the
+// kernel chooses to make room, which it does for 128 entries at a time.
+func (w *Watch) Take(s Sample) {
+	w.before, w.now = w.now, &s
+	if w.before == nil {
+		for _, e := range s.Peers {
+			if !e.FirstSeen.Before(s.Time) {
+				w.unseen-- // Made doesn't have it yet
+			}
+		}
+		return
+	}
+	w.unseen += int64(grown(w.before.Made, s.Made))
+	w.noRoom += grown(w.before.NoRoom, s.NoRoom)
+	for key, e := range s.Peers {
+		if !isKnown(*w.before, key, e) {
+			w.unseen--
+		}
+	}
+	w.lost = uint64(max(int64(w.lost), w.unseen))
+}
+
+// grown is by how much a counter grew, that is lower if it began anew.
+func grown(before, now uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+// isKnown says whether a sample has an entry, and not one that had made room for it.
+func isKnown(s Sample, key Key, e Entry) bool {
+	before, ok := s.Peers[key]
+	return ok && before.FirstSeen.Equal(e.FirstSeen)
+}
+
+// Document shows the last sample that was taken.
+func (w *Watch) Document() Document {
+	point := w.Point
+	if point == "" {
+		point, _ = traffic.DefaultPoint(w.now.Attached, w.Bypassed)
+	}
+	elapsed := time.Duration(0)
+	if w.before != nil {
+		elapsed = max(0, w.now.Time.Sub(w.before.Time))
+	}
+	d := Document{
+		Schema: Schema, Time: w.now.Time.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(elapsed),
+		ObservedAt: point, Loss: Loss{Peers: w.lost, Endpoints: w.noRoom},
+	}
+	d.Endpoints, d.Others.Endpoints = w.endpoints(point)
+	d.Peers, d.Others.Peers = w.peers(point)
+	return d
+}
+
+func (w *Watch) endpoints(point traffic.Point) (shown []Endpoint, others int) {
+	shown = []Endpoint{}
+	keys := make([]traffic.Key, 0, len(w.now.Endpoints))
+	for key := range w.now.Endpoints {
+		if key.Point == point {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, compareKeys)
+	for _, key := range keys {
+		who := w.who(key)
+		if !w.shows(key, who) {
+			others++
+			continue
+		}
+		shown = append(shown, Endpoint{Who: who, Connections: w.now.Endpoints[key]})
+	}
+	return shown, others
+}
+
+func compareKeys(a, b traffic.Key) int {
+	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.IfIndex, b.IfIndex), cmp.Compare(a.CgroupID, b.CgroupID))
+}
+
+// candidate is a peer with news.
+type candidate struct {
+	Peer
+	key Key
+}
+
+func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
+	var all []candidate
+	for key, e := range w.now.Peers {
+		if key.Endpoint.Point != point || !w.hasNews(key, e) {
+			continue
+		}
+		who := w.who(key.Endpoint)
+		if !w.shows(key.Endpoint, who) || !w.showsPeer(key, e) {
+			others++
+			continue
+		}
+		all = append(all, candidate{w.peer(key, e, who), key})
+	}
+	compare := fields.Compare(w.sort())
+	slices.SortFunc(all, func(a, b candidate) int {
+		return cmp.Or(compare(a.Peer, b.Peer), compareKeys(a.key.Endpoint, b.key.Endpoint), a.key.Address.Compare(b.key.Address),
+			cmp.Compare(a.key.Protocol, b.key.Protocol), cmp.Compare(a.key.Port, b.key.Port))
+	})
+	if w.Limit > 0 && len(all) > w.Limit {
+		others += len(all) - w.Limit
+		all = all[:w.Limit]
+	}
+	shown = make([]Peer, len(all))
+	for i := range all {
+		shown[i] = all[i].Peer
+	}
+	return shown, others
+}
+
+func (w *Watch) hasNews(key Key, e Entry) bool {
+	return w.before == nil || !isKnown(*w.before, key, e) || w.before.Peers[key].Counters != e.Counters
+}
+
+func (w *Watch) who(key traffic.Key) traffic.Who {
+	who := traffic.Who{Address: key.Address}
+	if key.Point == traffic.TC {
+		who.IfIndex = &key.IfIndex
+		if name, ok := w.now.Devices[key.IfIndex]; ok {
+			who.DevName = &name
+		}
+	} else {
+		id := strconv.FormatUint(key.CgroupID, 10)
+		who.CgroupID = &id
+	}
+	if w.Owner != nil {
+		who.Name(w.Owner(key))
+	}
+	return who
+}
+
+func (w *Watch) shows(key traffic.Key, who traffic.Who) bool {
+	return (w.Device == "" || sample.Value(who.DevName) == w.Device) &&
+		(!w.Address.IsValid() || w.Address.Contains(key.Address)) &&
+		(w.Match == nil || w.Match(key))
+}
+
+func (w *Watch) showsPeer(key Key, e Entry) bool {
+	return (!w.Peer.IsValid() || w.Peer.Contains(key.Address)) && (!w.Failed || e.Answers < e.Attempts)
+}
+
+func (w *Watch) peer(key Key, e Entry, who traffic.Who) Peer {
+	p := Peer{
+		Who: who, Transport: traffic.Transport(key.Protocol), Peer: Remote{Address: key.Address},
+		Counters: e.Counters, FirstSeen: e.FirstSeen, LastSeen: e.LastSeen,
+	}
+	if hasPorts(key.Protocol) {
+		p.Peer.Port = &key.Port
+	}
+	if w.before != nil {
+		var before Counters
+		if isKnown(*w.before, key, e) {
+			before = w.before.Peers[key].Counters
+		}
+		attempts, answers, refusals := e.Attempts-before.Attempts, e.Answers-before.Answers, e.Refusals-before.Refusals
+		p.NewAttempts, p.NewAnswers, p.NewRefusals = &attempts, &answers, &refusals
+	}
+	return p
+}
+
+// Protocols of IP that have ports.
+const (
+	tcp     = 6
+	udp     = 17
+	sctp    = 132
+	udpLite = 136
+)
+
+func hasPorts(protocol uint8) bool {
+	return protocol == tcp || protocol == udp || protocol == sctp || protocol == udpLite
+}
