@@ -43,12 +43,13 @@ var (
 	ext6  = Build(Ethernet(), IPv6("2001:db8::4", "2001:db8:1::7"), Extension(HopByHop, 0),
 		Extension(DestinationOptions, 0), TCP(40000, 80, SYN), Payload(10))
 	dns4  = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), UDP(53, 40000), Data([]byte{0, 0, 0x81, 99: 0}))
+	udp4  = Build(Ethernet(), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), UDP(40000, 53), Payload(30))
 	vlan4 = Build(Ethernet(), VLAN(10), IPv4("10.77.0.4", "198.51.100.7", IPv4Header{}), TCP(40000, 80, SYN))
 )
 
 func cases() []benchCase {
 	counter, filter, traffic := builtin("xdp-counter"), builtin("port-filter"), builtin("pod-traffic")
-	names := builtin("dns")
+	names, contacts := builtin("dns"), builtin("peers")
 	return append(blocklistCases(), []benchCase{
 		{name: "yardstick/array-counter", program: "xdp_array", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
 		{name: "yardstick/by-protocol", program: "xdp_protocol", object: loadYardsticks, empty: "xdp_empty", packet: tcp4},
@@ -88,6 +89,13 @@ func cases() []benchCase {
 		{name: "dns/tc-v6-other", program: "dns_ingress", object: names, empty: "tc_empty", packet: tcp6, goal: 4},
 		{name: "dns/cgroup-v4-other", program: "dns_cgroup_ingress", object: names, empty: "cgroup_empty", packet: tcp4, goal: 4},
 		{name: "dns/tc-v4-answer-nobody-reads", program: "dns_ingress", object: names, empty: "tc_empty", packet: dns4},
+
+		{name: "peers/tcp-data", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: ack4, goal: 10},
+		{name: "peers/tcp-data-cgroup", program: "peers_cgroup_egress", object: contacts, empty: "cgroup_empty", packet: ack4, goal: 10},
+		{name: "peers/tcp-syn-again", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: tcp4},
+		{name: "peers/tcp-syn-new", program: "peers_vary", object: loadContacts, empty: "tc_vary", packet: tcp4},
+		{name: "peers/udp-known", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: udp4, goal: 90},
+		{name: "peers/udp-served", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: udp4, prepare: meetClient},
 	}...)
 }
 
@@ -107,6 +115,14 @@ func putPrefixes(c *ebpf.Collection) error {
 		}
 	}
 	return nil
+}
+
+// meetClient has the far end of udp4 begin its flow.
+func meetClient(c *ebpf.Collection) error {
+	_, err := c.Programs["peers_egress"].Run(&ebpf.RunOptions{
+		Data: Build(Ethernet(), IPv4("198.51.100.7", "10.77.0.4", IPv4Header{}), UDP(53, 40000), Payload(30)),
+	})
+	return err
 }
 
 func onePod(spec *ebpf.CollectionSpec) error {

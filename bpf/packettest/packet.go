@@ -161,6 +161,16 @@ func TCP(source, destination uint16, flags uint8) Layer {
 	}
 }
 
+// Segment is a TCP header with a sequence number and one that it acknowledges.
+func Segment(source, destination uint16, flags uint8, sequence, acknowledged uint32) Layer {
+	return func(inner part) part {
+		p := TCP(source, destination, flags)(inner)
+		binary.BigEndian.PutUint32(p.data[4:], sequence)
+		binary.BigEndian.PutUint32(p.data[8:], acknowledged)
+		return p
+	}
+}
+
 // UDP is a UDP header.
 func UDP(source, destination uint16) Layer {
 	return func(inner part) part {
@@ -180,6 +190,12 @@ func SCTP(source, destination uint16) Layer {
 		binary.BigEndian.PutUint16(data[2:], destination)
 		return part{protocol: 132, data: append(data, inner.data...)}
 	}
+}
+
+// Echo is an ICMP message of a type that has an identifier, of version 4 or 6 by its
+// protocol.
+func Echo(protocol, kind uint8, identifier uint16) Layer {
+	return Protocol(protocol, kind, 0, 0, 0, byte(identifier>>8), byte(identifier), 0, 1)
 }
 
 // ICMP is an ICMP echo request.
