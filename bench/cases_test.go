@@ -93,7 +93,7 @@ func cases() []benchCase {
 		{name: "peers/tcp-data", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: ack4, goal: 10},
 		{name: "peers/tcp-data-cgroup", program: "peers_cgroup_egress", object: contacts, empty: "cgroup_empty", packet: ack4, goal: 10},
 		{name: "peers/tcp-syn-again", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: tcp4},
-		{name: "peers/tcp-syn-new", program: "peers_vary", object: loadContacts, empty: "tc_vary", packet: tcp4},
+		{name: "peers/tcp-syn-new", program: "peers_new", object: loadContacts, empty: "new_alone", packet: tcp4},
 		{name: "peers/udp-known", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: udp4, goal: 90},
 		{name: "peers/udp-served", program: "peers_ingress", object: contacts, empty: "tc_empty", packet: udp4, prepare: meetClient},
 	}...)
