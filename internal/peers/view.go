@@ -78,9 +78,17 @@ type Watch struct {
 	View // must pass Check
 
 	before, now *Sample
+	news        []news // of now
 	unseen      int64  // entries that were made since the first sample and that none has had
 	lost        uint64 // the most that unseen has been
 	noRoom      uint64 // since the first sample
+}
+
+// news is an entry that isn't as in the sample before.
+type news struct {
+	key    Key
+	now    Entry
+	before Counters // of the same entry, none if it is new
 }
 
 // Take adds a sample, taken after those before.
@@ -93,23 +101,34 @@ type Watch struct {
 // sample begins one a CPU may be taken for lost. It makes no difference when the
 // kernel chooses to make room, which it does for 128 entries at a time.
 func (w *Watch) Take(s Sample) {
-	w.before, w.now = w.now, &s
+	w.before, w.now, w.news = w.now, &s, nil
 	if w.before == nil {
-		for _, e := range s.Peers {
-			if !e.FirstSeen.Before(s.Time) {
-				w.unseen-- // Made doesn't have it yet
-			}
-		}
+		w.begin()
 		return
 	}
 	w.unseen += int64(grown(w.before.Made, s.Made))
 	w.noRoom += grown(w.before.NoRoom, s.NoRoom)
 	for key, e := range s.Peers {
-		if !isKnown(*w.before, key, e) {
+		before, ok := w.before.Peers[key]
+		switch {
+		case !ok || !before.FirstSeen.Equal(e.FirstSeen): // or it made room in between
 			w.unseen--
+			w.news = append(w.news, news{key: key, now: e})
+		case before.Counters != e.Counters:
+			w.news = append(w.news, news{key, e, before.Counters})
 		}
 	}
 	w.lost = uint64(max(int64(w.lost), w.unseen))
+}
+
+// begin takes the first sample, in which all is news.
+func (w *Watch) begin() {
+	for key, e := range w.now.Peers {
+		w.news = append(w.news, news{key: key, now: e})
+		if !e.FirstSeen.Before(w.now.Time) {
+			w.unseen-- // Made doesn't have it yet
+		}
+	}
 }
 
 // grown is by how much a counter grew, that is lower if it began anew.
@@ -118,12 +137,6 @@ func grown(before, now uint64) uint64 {
 		return now
 	}
 	return now - before
-}
-
-// isKnown says whether a sample has an entry, and not one that had made room for it.
-func isKnown(s Sample, key Key, e Entry) bool {
-	before, ok := s.Peers[key]
-	return ok && before.FirstSeen.Equal(e.FirstSeen)
 }
 
 // Document shows the last sample that was taken.
@@ -169,7 +182,7 @@ func compareKeys(a, b traffic.Key) int {
 	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.IfIndex, b.IfIndex), cmp.Compare(a.CgroupID, b.CgroupID))
 }
 
-// candidate is a peer with news.
+// candidate is a peer that may be shown.
 type candidate struct {
 	Peer
 	key Key
@@ -177,16 +190,16 @@ type candidate struct {
 
 func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 	var all []candidate
-	for key, e := range w.now.Peers {
-		if key.Endpoint.Point != point || !w.hasNews(key, e) {
+	for _, n := range w.news {
+		if n.key.Endpoint.Point != point {
 			continue
 		}
-		who := w.who(key.Endpoint)
-		if !w.shows(key.Endpoint, who) || !w.showsPeer(key, e) {
+		who := w.who(n.key.Endpoint)
+		if !w.shows(n.key.Endpoint, who) || !w.showsPeer(n) {
 			others++
 			continue
 		}
-		all = append(all, candidate{w.peer(key, e, who), key})
+		all = append(all, candidate{w.peer(n, who), n.key})
 	}
 	compare := fields.Compare(w.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
@@ -202,10 +215,6 @@ func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 		shown[i] = all[i].Peer
 	}
 	return shown, others
-}
-
-func (w *Watch) hasNews(key Key, e Entry) bool {
-	return w.before == nil || !isKnown(*w.before, key, e) || w.before.Peers[key].Counters != e.Counters
 }
 
 func (w *Watch) who(key traffic.Key) traffic.Who {
@@ -231,24 +240,20 @@ func (w *Watch) shows(key traffic.Key, who traffic.Who) bool {
 		(w.Match == nil || w.Match(key))
 }
 
-func (w *Watch) showsPeer(key Key, e Entry) bool {
-	return (!w.Peer.IsValid() || w.Peer.Contains(key.Address)) && (!w.Failed || e.Answers < e.Attempts)
+func (w *Watch) showsPeer(n news) bool {
+	return (!w.Peer.IsValid() || w.Peer.Contains(n.key.Address)) && (!w.Failed || n.now.Answers < n.now.Attempts)
 }
 
-func (w *Watch) peer(key Key, e Entry, who traffic.Who) Peer {
+func (w *Watch) peer(n news, who traffic.Who) Peer {
 	p := Peer{
-		Who: who, Transport: traffic.Transport(key.Protocol), Peer: Remote{Address: key.Address},
-		Counters: e.Counters, FirstSeen: e.FirstSeen, LastSeen: e.LastSeen,
+		Who: who, Transport: traffic.Transport(n.key.Protocol), Peer: Remote{Address: n.key.Address},
+		Counters: n.now.Counters, FirstSeen: n.now.FirstSeen, LastSeen: n.now.LastSeen,
 	}
-	if hasPorts(key.Protocol) {
-		p.Peer.Port = &key.Port
+	if hasPorts(n.key.Protocol) {
+		p.Peer.Port = &n.key.Port
 	}
 	if w.before != nil {
-		var before Counters
-		if isKnown(*w.before, key, e) {
-			before = w.before.Peers[key].Counters
-		}
-		attempts, answers, refusals := e.Attempts-before.Attempts, e.Answers-before.Answers, e.Refusals-before.Refusals
+		attempts, answers, refusals := n.now.Attempts-n.before.Attempts, n.now.Answers-n.before.Answers, n.now.Refusals-n.before.Refusals
 		p.NewAttempts, p.NewAnswers, p.NewRefusals = &attempts, &answers, &refusals
 	}
 	return p
