@@ -74,7 +74,7 @@ func recordNames() []string {
 	for _, c := range commandCases() {
 		names = append(names, c.records()...)
 	}
-	return append(append(names, scrapeRecords()...), binarySize)
+	return slices.Concat(names, scrapeRecords(), watchRecords(), []string{binarySize})
 }
 
 func keep(t *testing.T, records []record) {
@@ -99,7 +99,7 @@ func measureAll(t *testing.T) []record {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T, func(string) bool) []record
-	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"binary", measureBinary}} {
+	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"watches", measureWatch}, {"binary", measureBinary}} {
 		fmt.Fprintln(os.Stderr, "bench: measuring", part.name)
 		t.Run(part.name, func(t *testing.T) { all = append(all, part.measure(t, pattern.MatchString)...) })
 	}
