@@ -70,8 +70,8 @@ type fakePeers struct {
 	samples uint64
 }
 
-// Sample has two peers of the endpoint at veth-a, of which the first is tried again
-// for each sample; from the second on one that is new, and one that nobody has read.
+// Sample has peers of the endpoint at veth-a and of one in a cgroup; later ones have
+// another attempt of the first, a peer that is new, and one that nobody has read.
 func (f *fakePeers) Sample(context.Context) (peers.Sample, error) {
 	in, err := f.instance("peers")
 	if err != nil {
@@ -82,24 +82,27 @@ func (f *fakePeers) Sample(context.Context) (peers.Sample, error) {
 	web := traffic.Key{Point: traffic.TC, Address: netip.MustParseAddr("10.77.0.4"), IfIndex: 4}
 	db := traffic.Key{Point: traffic.TC, Address: netip.MustParseAddr("10.77.0.5"), IfIndex: 5}
 	inside := traffic.Key{Point: traffic.Cgroup, Address: web.Address, CgroupID: 77}
+	remote, remote6 := netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::1")
 	at := func(seconds int64) time.Time { return sampleStart.Add(time.Duration(seconds) * time.Second) }
-	remote := netip.MustParseAddr("198.51.100.7")
+	https, before := peers.Key{Endpoint: web, Protocol: 6, Address: remote, Port: 443}, peers.Counters{Attempts: 9 + n, Answers: 8, Refusals: 1}
 	s := peers.Sample{
-		Time:      at(int64(n)),
+		Time: at(int64(n)), First: n == 0, Made: 100 + 2*n,
 		Endpoints: map[traffic.Key]peers.Connections{web: {Opened: 13 + n, Received: 2}, db: {Received: 40}, inside: {Opened: 1}},
 		Peers: map[peers.Key]peers.Entry{
-			{Endpoint: web, Protocol: 6, Address: remote, Port: 443}:    {Counters: peers.Counters{Attempts: 10 + n, Answers: 8, Refusals: 2}, FirstSeen: at(-60), LastSeen: at(int64(n) - 1)},
-			{Endpoint: web, Protocol: 1, Address: remote}:               {Counters: peers.Counters{Attempts: 3, Answers: 3}, FirstSeen: at(-30), LastSeen: at(-20)},
-			{Endpoint: inside, Protocol: 17, Address: remote, Port: 53}: {Counters: peers.Counters{Attempts: 1, Answers: 1}, FirstSeen: at(-30), LastSeen: at(-30)},
+			https: {Counters: peers.Counters{Attempts: 10 + n, Answers: 8, Refusals: 2}, Before: &before, FirstSeen: at(-60), LastSeen: at(int64(n) - 1)},
 		},
-		Made:     100,
 		Devices:  map[uint32]string{4: "veth-a"},
 		Attached: pointsOf(in),
 	}
 	if n > 0 {
-		s.Made += 2
-		s.Peers[peers.Key{Endpoint: web, Protocol: 17, Address: netip.MustParseAddr("2001:db8::1"), Port: 53}] =
-			peers.Entry{Counters: peers.Counters{Attempts: 1}, FirstSeen: at(0), LastSeen: at(0)}
+		s.Peers[peers.Key{Endpoint: web, Protocol: 17, Address: remote6, Port: 53}] = peers.Entry{Counters: peers.Counters{Attempts: 1}, FirstSeen: at(0), LastSeen: at(0)}
+		return s, nil
+	}
+	for key, e := range map[peers.Key]peers.Entry{
+		{Endpoint: web, Protocol: 1, Address: remote}:               {Counters: peers.Counters{Attempts: 3, Answers: 3}, FirstSeen: at(-30), LastSeen: at(-20)},
+		{Endpoint: inside, Protocol: 17, Address: remote, Port: 53}: {Counters: peers.Counters{Attempts: 1, Answers: 1}, FirstSeen: at(-30), LastSeen: at(-30)},
+	} {
+		s.Peers[key] = e
 	}
 	return s, nil
 }

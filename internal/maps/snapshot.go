@@ -5,10 +5,10 @@ import (
 	"hash/maphash"
 )
 
-// snapshot remembers the entries of a map for the next pass over it: packed,
+// Snapshot remembers the entries of a map for the next pass over it: packed,
 // and with an index of 4 bytes a place. A million entries take little more than
 // their keys and values.
-type snapshot struct {
+type Snapshot struct {
 	keySize, valueSize int
 	perChunk           int
 	chunks             [][]byte // records of a key, a value and the pass that saw it last
@@ -21,24 +21,26 @@ type snapshot struct {
 // chunkBytes is what records are allocated by: growing copies nothing.
 const chunkBytes = 1 << 20
 
-func newSnapshot(keySize, valueSize int) *snapshot {
-	return &snapshot{
+// NewSnapshot returns one of no entries, whose keys and values have these sizes in
+// bytes.
+func NewSnapshot(keySize, valueSize int) *Snapshot {
+	return &Snapshot{
 		keySize: keySize, valueSize: valueSize, perChunk: max(1, chunkBytes/(keySize+valueSize+1)),
 		index: make([]uint32, 1024), seed: maphash.MakeSeed(),
 	}
 }
 
-func (s *snapshot) record(i int) []byte {
+func (s *Snapshot) record(i int) []byte {
 	size := s.keySize + s.valueSize + 1
 	at := i % s.perChunk * size
 	return s.chunks[i/s.perChunk][at : at+size]
 }
 
-func (s *snapshot) key(i int) []byte   { return s.record(i)[:s.keySize] }
-func (s *snapshot) value(i int) []byte { return s.record(i)[s.keySize : s.keySize+s.valueSize] }
+func (s *Snapshot) key(i int) []byte   { return s.record(i)[:s.keySize] }
+func (s *Snapshot) value(i int) []byte { return s.record(i)[s.keySize : s.keySize+s.valueSize] }
 
 // place returns where in the index a key is, or belongs.
-func (s *snapshot) place(key []byte) int {
+func (s *Snapshot) place(key []byte) int {
 	mask := len(s.index) - 1
 	at := int(maphash.Bytes(s.seed, key)) & mask
 	for s.index[at] != 0 && !bytes.Equal(s.key(int(s.index[at]-1)), key) {
@@ -47,9 +49,9 @@ func (s *snapshot) place(key []byte) int {
 	return at
 }
 
-// see notes that this pass met an entry, and calls visit with the value of the
+// See notes that this pass met an entry, and calls visit with the value of the
 // pass before, nil for a key that it hasn't met.
-func (s *snapshot) see(key, value []byte, visit func(before []byte)) {
+func (s *Snapshot) See(key, value []byte, visit func(before []byte)) {
 	at := s.place(key)
 	if s.index[at] == 0 {
 		visit(nil)
@@ -65,9 +67,9 @@ func (s *snapshot) see(key, value []byte, visit func(before []byte)) {
 	s.mark(i)
 }
 
-func (s *snapshot) mark(i int) { s.record(i)[s.keySize+s.valueSize] = s.pass }
+func (s *Snapshot) mark(i int) { s.record(i)[s.keySize+s.valueSize] = s.pass }
 
-func (s *snapshot) add(key, value []byte) int {
+func (s *Snapshot) add(key, value []byte) int {
 	i := s.count
 	s.count++
 	if i/s.perChunk == len(s.chunks) {
@@ -80,23 +82,23 @@ func (s *snapshot) add(key, value []byte) int {
 }
 
 // makeRoom keeps a quarter of the index free.
-func (s *snapshot) makeRoom() {
+func (s *Snapshot) makeRoom() {
 	if 4*s.count > 3*len(s.index) {
 		s.index = make([]uint32, 2*len(s.index))
 		s.reindex()
 	}
 }
 
-func (s *snapshot) reindex() {
+func (s *Snapshot) reindex() {
 	clear(s.index)
 	for i := range s.count {
 		s.index[s.place(s.key(i))] = uint32(i + 1)
 	}
 }
 
-// sweep ends a pass: it forgets the entries that the pass didn't meet, after
+// Sweep ends a pass: it forgets the entries that the pass didn't meet, after
 // calling gone with each.
-func (s *snapshot) sweep(gone func(key, value []byte)) {
+func (s *Snapshot) Sweep(gone func(key, value []byte)) {
 	kept := 0
 	for i := range s.count {
 		r := s.record(i)

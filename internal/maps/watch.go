@@ -82,7 +82,7 @@ type watcher struct {
 	match   func(key, doc []byte) bool
 	numbers []codec.Number
 	compare func(a, b *change) int
-	before  *snapshot
+	before  *Snapshot
 	taken   time.Time // of before; zero: none
 	keyText []byte
 	scratch change
@@ -113,7 +113,7 @@ func (w *watcher) open() error {
 	if err != nil {
 		return err
 	}
-	w.h, w.numbers, w.before, w.taken = h, nil, newSnapshot(int(h.KeySize()), h.stride*h.cpus), time.Time{}
+	w.h, w.numbers, w.before, w.taken = h, nil, NewSnapshot(int(h.KeySize()), h.stride*h.cpus), time.Time{}
 	if h.kind.holds == "" && h.kind.target == "" && !h.kind.sockets { // else they are ids
 		w.numbers = h.value.Numbers()
 	}
@@ -192,7 +192,7 @@ func (w *watcher) pass(ctx context.Context, doc *Watched, first bool) ([]*change
 			}
 		}
 		doc.Entries++
-		w.before.see(key, value, func(before []byte) {
+		w.before.See(key, value, func(before []byte) {
 			if before == nil {
 				note(&doc.Added, key, value, nil)
 				return
@@ -204,7 +204,7 @@ func (w *watcher) pass(ctx context.Context, doc *Watched, first bool) ([]*change
 	if err != nil {
 		return nil, err
 	}
-	w.before.sweep(func(key, value []byte) { note(&doc.Removed, key, nil, value) })
+	w.before.Sweep(func(key, value []byte) { note(&doc.Removed, key, nil, value) })
 	return best.sorted(), nil
 }
 

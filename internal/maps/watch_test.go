@@ -153,7 +153,7 @@ func TestWatchFollows(t *testing.T) {
 // TestSnapshot compares passes of random entries with a Go map.
 func TestSnapshot(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
-	s := newSnapshot(4, 2)
+	s := NewSnapshot(4, 2)
 	old := map[uint32]uint16{}
 	for pass := range 300 { // the pass's number wraps around
 		now := map[uint32]uint16{}
@@ -164,13 +164,13 @@ func TestSnapshot(t *testing.T) {
 			was, there := old[key]
 			var seen []byte
 			called := false
-			s.see(word(key), binary.NativeEndian.AppendUint16(nil, value), func(before []byte) { called, seen = true, bytes.Clone(before) })
+			s.See(word(key), binary.NativeEndian.AppendUint16(nil, value), func(before []byte) { called, seen = true, bytes.Clone(before) })
 			if called != (!there || was != value) || there && called && binary.NativeEndian.Uint16(seen) != was || !there && seen != nil {
 				t.Fatalf("pass %d: key %d is %d, was %d (%v): %v %x", pass, key, value, was, there, called, seen)
 			}
 		}
 		gone := 0
-		s.sweep(func(key, value []byte) {
+		s.Sweep(func(key, value []byte) {
 			gone++
 			k := binary.NativeEndian.Uint32(key)
 			if _, there := now[k]; there || old[k] != binary.NativeEndian.Uint16(value) {

@@ -22,8 +22,8 @@ import (
 type Reader struct {
 	api      datapath.API
 	instance string
-	boot     time.Time // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of an entry are, too
-	entries  int       // of the sample before
+	boot     time.Time      // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of an entry are, too
+	before   *maps.Snapshot // the peers of the sample before; nil: there is none
 }
 
 // NewReader returns a Sampler for a loaded instance of peers, for one goroutine. It
@@ -34,6 +34,14 @@ func NewReader(api datapath.API, instance string) *Reader {
 
 // Sample implements Sampler.
 func (r *Reader) Sample(ctx context.Context) (Sample, error) {
+	s, err := r.sample(ctx)
+	if err != nil {
+		r.before = nil
+	}
+	return s, err
+}
+
+func (r *Reader) sample(ctx context.Context) (Sample, error) {
 	if err := r.readClock(); err != nil {
 		return Sample{}, err
 	}
@@ -41,14 +49,13 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
-	s := Sample{Time: time.Now(), Endpoints: map[traffic.Key]Connections{}, Peers: make(map[Key]Entry, r.entries)}
+	s := Sample{Time: time.Now(), First: r.before == nil, Endpoints: map[traffic.Key]Connections{}, Peers: map[Key]Entry{}}
 	s.Attached, s.Devices = traffic.Attached(attachments)
 	for _, read := range []func(context.Context, *Sample) error{r.readRows, r.readPeers, r.readEndpoints} {
 		if err := read(ctx, &s); err != nil {
 			return Sample{}, err
 		}
 	}
-	r.entries = len(s.Peers)
 	return s, nil
 }
 
@@ -78,22 +85,45 @@ func (r *Reader) readRows(ctx context.Context, s *Sample) error {
 	})
 }
 
-// readPeers reads keys of bpf.PeerKey and values of bpf.PeerEntry.
+// readPeers reads keys of bpf.PeerKey and values of bpf.PeerEntry. Most are as in the
+// sample before, so they are compared as bytes.
 func (r *Reader) readPeers(ctx context.Context, s *Sample) error {
-	field := binary.NativeEndian.Uint64
 	return r.read("peer_entries", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, value []byte) error {
-			k := Key{
-				Endpoint: endpointKey(key, key[32:], key[43]), Address: address(key[16:]),
-				Port: binary.NativeEndian.Uint16(key[40:]), Protocol: key[42],
-			}
-			s.Peers[k] = Entry{
-				Counters:  Counters{Attempts: field(value), Answers: field(value[8:]), Refusals: field(value[16:])},
-				FirstSeen: r.time(field(value[24:])), LastSeen: r.time(field(value[32:])),
-			}
+		if r.before == nil {
+			r.before = maps.NewSnapshot(int(m.KeySize()), int(m.ValueSize()))
+		}
+		err := maps.Walk(ctx, m, func(key, value []byte) error {
+			r.before.See(key, value, func(before []byte) {
+				s.Peers[peerKey(key)] = r.entry(before, value)
+			})
 			return nil
 		})
+		r.before.Sweep(func(_, _ []byte) {})
+		return err
 	})
+}
+
+func peerKey(key []byte) Key {
+	return Key{
+		Endpoint: endpointKey(key, key[32:], key[43]), Address: address(key[16:]),
+		Port: binary.NativeEndian.Uint16(key[40:]), Protocol: key[42],
+	}
+}
+
+// entry is a value, with what it was before.
+func (r *Reader) entry(before, value []byte) Entry {
+	field := binary.NativeEndian.Uint64
+	e := Entry{Counters: counters(value), FirstSeen: r.time(field(value[24:])), LastSeen: r.time(field(value[32:]))}
+	if before != nil && field(before[24:]) == field(value[24:]) {
+		was := counters(before)
+		e.Before = &was
+	}
+	return e
+}
+
+func counters(value []byte) Counters {
+	field := binary.NativeEndian.Uint64
+	return Counters{Attempts: field(value), Answers: field(value[8:]), Refusals: field(value[16:])}
 }
 
 // readEndpoints reads keys of bpf.EndpointKey and values of bpf.EndpointCounters.

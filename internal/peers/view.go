@@ -78,20 +78,12 @@ type Watch struct {
 	View // must pass Check
 
 	before, now *Sample
-	news        []news // of now
 	unseen      int64  // entries that were made since the first sample and that none has had
 	lost        uint64 // the most that unseen has been
 	noRoom      uint64 // since the first sample
 }
 
-// news is an entry that isn't as in the sample before.
-type news struct {
-	key    Key
-	now    Entry
-	before Counters // of the same entry, none if it is new
-}
-
-// Take adds a sample, taken after those before.
+// Take adds a sample of a Sampler, each after the one before, from its first one on.
 //
 // Loss.Peers is how many entries were made since the first sample less those that a
 // sample has had. Entries are counted in Sample.Made right after they are made, and
@@ -101,34 +93,23 @@ type news struct {
 // sample begins one a CPU may be taken for lost. It makes no difference when the
 // kernel chooses to make room, which it does for 128 entries at a time.
 func (w *Watch) Take(s Sample) {
-	w.before, w.now, w.news = w.now, &s, nil
-	if w.before == nil {
-		w.begin()
-		return
+	w.before, w.now = w.now, &s
+	if s.First {
+		w.before = nil
+	} else {
+		w.unseen += int64(grown(w.before.Made, s.Made))
+		w.noRoom += grown(w.before.NoRoom, s.NoRoom)
 	}
-	w.unseen += int64(grown(w.before.Made, s.Made))
-	w.noRoom += grown(w.before.NoRoom, s.NoRoom)
-	for key, e := range s.Peers {
-		before, ok := w.before.Peers[key]
-		switch {
-		case !ok || !before.FirstSeen.Equal(e.FirstSeen): // or it made room in between
+	for _, e := range s.Peers {
+		isNew := e.Before == nil
+		if s.First {
+			isNew = !e.FirstSeen.Before(s.Time) // Made doesn't have it yet
+		}
+		if isNew {
 			w.unseen--
-			w.news = append(w.news, news{key: key, now: e})
-		case before.Counters != e.Counters:
-			w.news = append(w.news, news{key, e, before.Counters})
 		}
 	}
 	w.lost = uint64(max(int64(w.lost), w.unseen))
-}
-
-// begin takes the first sample, in which all is news.
-func (w *Watch) begin() {
-	for key, e := range w.now.Peers {
-		w.news = append(w.news, news{key: key, now: e})
-		if !e.FirstSeen.Before(w.now.Time) {
-			w.unseen-- // Made doesn't have it yet
-		}
-	}
 }
 
 // grown is by how much a counter grew, that is lower if it began anew.
@@ -190,16 +171,16 @@ type candidate struct {
 
 func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 	var all []candidate
-	for _, n := range w.news {
-		if n.key.Endpoint.Point != point {
+	for key, e := range w.now.Peers {
+		if key.Endpoint.Point != point {
 			continue
 		}
-		who := w.who(n.key.Endpoint)
-		if !w.shows(n.key.Endpoint, who) || !w.showsPeer(n) {
+		who := w.who(key.Endpoint)
+		if !w.shows(key.Endpoint, who) || !w.showsPeer(key, e) {
 			others++
 			continue
 		}
-		all = append(all, candidate{w.peer(n, who), n.key})
+		all = append(all, candidate{w.peer(key, e, who), key})
 	}
 	compare := fields.Compare(w.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
@@ -240,20 +221,21 @@ func (w *Watch) shows(key traffic.Key, who traffic.Who) bool {
 		(w.Match == nil || w.Match(key))
 }
 
-func (w *Watch) showsPeer(n news) bool {
-	return (!w.Peer.IsValid() || w.Peer.Contains(n.key.Address)) && (!w.Failed || n.now.Answers < n.now.Attempts)
+func (w *Watch) showsPeer(key Key, e Entry) bool {
+	return (!w.Peer.IsValid() || w.Peer.Contains(key.Address)) && (!w.Failed || e.Answers < e.Attempts)
 }
 
-func (w *Watch) peer(n news, who traffic.Who) Peer {
+func (w *Watch) peer(key Key, e Entry, who traffic.Who) Peer {
 	p := Peer{
-		Who: who, Transport: traffic.Transport(n.key.Protocol), Peer: Remote{Address: n.key.Address},
-		Counters: n.now.Counters, FirstSeen: n.now.FirstSeen, LastSeen: n.now.LastSeen,
+		Who: who, Transport: traffic.Transport(key.Protocol), Peer: Remote{Address: key.Address},
+		Counters: e.Counters, FirstSeen: e.FirstSeen, LastSeen: e.LastSeen,
 	}
-	if hasPorts(n.key.Protocol) {
-		p.Peer.Port = &n.key.Port
+	if hasPorts(key.Protocol) {
+		p.Peer.Port = &key.Port
 	}
-	if w.before != nil {
-		attempts, answers, refusals := n.now.Attempts-n.before.Attempts, n.now.Answers-n.before.Answers, n.now.Refusals-n.before.Refusals
+	if !w.now.First {
+		before := sample.Value(e.Before)
+		attempts, answers, refusals := e.Attempts-before.Attempts, e.Answers-before.Answers, e.Refusals-before.Refusals
 		p.NewAttempts, p.NewAnswers, p.NewRefusals = &attempts, &answers, &refusals
 	}
 	return p

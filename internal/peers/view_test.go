@@ -3,10 +3,7 @@ package peers
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,13 +26,19 @@ var (
 func seconds(n float64) time.Time { return start.Add(time.Duration(n * float64(time.Second))) }
 
 func entry(attempts, answers, refusals uint64, first, last float64) Entry {
-	return Entry{Counters{attempts, answers, refusals}, seconds(first), seconds(last)}
+	return Entry{Counters: Counters{attempts, answers, refusals}, FirstSeen: seconds(first), LastSeen: seconds(last)}
 }
 
-// sampleOf has a sample of the endpoints above.
+// after is an entry that was there in the sample before.
+func after(before Counters, e Entry) Entry {
+	e.Before = &before
+	return e
+}
+
+// sampleOf is a sample of the endpoints above; the first one is at the start.
 func sampleOf(at float64, made uint64, entries map[Key]Entry) Sample {
 	return Sample{
-		Time:      seconds(at),
+		Time: seconds(at), First: at == 0,
 		Endpoints: map[traffic.Key]Connections{web: {8, 1}, db: {2, 0}, inside: {1, 0}},
 		Peers:     entries, Made: made,
 		Attached: []traffic.Point{traffic.TC},
@@ -61,7 +64,7 @@ func TestDocument(t *testing.T) {
 	w := Watch{View: View{Owner: func(k traffic.Key) (endpoint.Owner, bool) { return endpoint.Owner{Pod: pod}, k == web }}}
 	w.Take(first())
 	w.Take(sampleOf(2, 103, map[Key]Entry{ // names made room for ping, which had for it
-		https: entry(6, 4, 1, -60, 1), ping: entry(1, 1, 0, 1.5, 1.5), gre: entry(1, 0, 0, -5, -5),
+		https: after(Counters{5, 4, 1}, entry(6, 4, 1, -60, 1)), ping: entry(1, 1, 0, 1.5, 1.5),
 	}))
 	got, err := json.Marshal(w.Document())
 	if err != nil {
@@ -85,7 +88,7 @@ func text(s string) *string { return &s }
 
 func TestDocumentFirst(t *testing.T) {
 	var w Watch
-	w.Take(Sample{})
+	w.Take(Sample{First: true})
 	empty, err := json.Marshal(w.Document())
 	if err != nil || !strings.Contains(string(empty), `"endpoints":[],"peers":[],"others"`) || !strings.Contains(string(empty), `"interval_seconds":null`) {
 		t.Errorf("nothing is %s, %v", empty, err)
@@ -158,34 +161,28 @@ func TestCheck(t *testing.T) {
 func TestLoss(t *testing.T) {
 	type step struct {
 		made    uint64
-		entries []float64 // the time of each, by which it is told apart
+		entries []float64 // when those were made that the sample before hasn't
 		lost    uint64
 	}
 	for _, c := range []struct {
 		name  string
 		steps []step
 	}{
-		{"nothing", []step{{100, []float64{-1, -2}, 0}, {100, []float64{-1, -2}, 0}}},
-		{"before the watch", []step{{100, []float64{-1}, 0}, {101, []float64{-1, 0.5}, 0}}},
+		{"nothing", []step{{100, []float64{-1, -2}, 0}, {100, nil, 0}}},
+		{"before the watch", []step{{100, []float64{-1}, 0}, {101, []float64{0.5}, 0}}},
 		{"all new ones are seen", []step{{2, []float64{-1, -2}, 0}, {4, []float64{0.1, 0.2}, 0}, {5, []float64{1.1}, 0}}},
-		{"some aren't", []step{{2, []float64{-1, -2}, 0}, {5, []float64{0.1, 0.2}, 1}, {5, []float64{0.2}, 1}, {15, []float64{2.1}, 10}}},
-		{"made during the first sample", []step{{2, []float64{-1, -2, 0.001}, 0}, {3, []float64{-1, -2, 0.001}, 0}, {5, []float64{-1, 2.5}, 1}}},
-		{"made during a sample", []step{{1, []float64{-1}, 0}, {1, []float64{-1, 1.1}, 0}, {3, []float64{-1, 1.1, 1.5}, 0}, {5, []float64{-1}, 2}}},
-		{"made and not met by the sample", []step{{1, []float64{-1}, 0}, {2, []float64{-1}, 1}}},
-		{"another instance", []step{{10, []float64{-1}, 0}, {3, []float64{0.5, 0.6}, 1}, {4, []float64{0.5, 0.6, 1.5}, 1}}},
+		{"some aren't", []step{{2, []float64{-1, -2}, 0}, {5, []float64{0.1, 0.2}, 1}, {5, nil, 1}, {15, []float64{2.1}, 10}}},
+		{"made during the first sample", []step{{2, []float64{-1, -2, 0.001}, 0}, {3, nil, 0}, {5, []float64{2.5}, 1}}},
+		{"made during a sample", []step{{1, []float64{-1}, 0}, {1, []float64{1.1}, 0}, {3, []float64{1.5}, 0}, {5, nil, 2}}},
+		{"made and not met by the sample", []step{{1, []float64{-1}, 0}, {2, nil, 1}, {3, []float64{1.1, 1.2}, 1}}},
+		{"another instance", []step{{10, []float64{-1}, 0}, {3, []float64{0.5, 0.6}, 1}, {4, []float64{1.5}, 1}}},
 	} {
 		var w Watch
 		for i, s := range c.steps {
 			entries := map[Key]Entry{}
-			for _, at := range s.entries {
+			for n, at := range s.entries {
 				key := https
-				key.Port = uint16(int(at*1000) % 7) // some have the key of others
-				for range 7 {
-					if _, used := entries[key]; !used {
-						break
-					}
-					key.Port++
-				}
+				key.Port = uint16(n)
 				entries[key] = entry(1, 0, 0, at, at)
 			}
 			w.Take(sampleOf(float64(i), s.made, entries))
@@ -199,39 +196,11 @@ func TestLoss(t *testing.T) {
 func TestLossOfEndpoints(t *testing.T) {
 	var w Watch
 	for i, c := range []struct{ noRoom, want uint64 }{{7, 0}, {7, 0}, {9, 2}, {1, 3}} {
-		s := first()
+		s := sampleOf(float64(i), 0, nil)
 		s.NoRoom = c.noRoom
 		w.Take(s)
 		if got := w.Document().Loss.Endpoints; got != c.want {
 			t.Errorf("%d after %d samples, want %d", got, i+1, c.want)
-		}
-	}
-}
-
-// BenchmarkWatch makes documents of full maps in which a tenth changes.
-func BenchmarkWatch(b *testing.B) {
-	const size = 65536
-	entries := map[Key]Entry{}
-	for i := range size {
-		key := https
-		key.Address = netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
-		entries[key] = entry(1, 1, 0, -10, -10)
-	}
-	var samples [2]Sample
-	for i := range samples {
-		samples[i] = sampleOf(float64(i), size, maps.Clone(entries))
-		for n, key := range slices.Collect(maps.Keys(entries)) {
-			if n%10 == 0 {
-				samples[i].Peers[key] = entry(uint64(i+1), 1, 0, -10, 0)
-			}
-		}
-	}
-	var w Watch
-	w.Take(samples[0])
-	for i := 0; b.Loop(); i++ {
-		w.Take(samples[(i+1)%2])
-		if d := w.Document(); len(d.Peers) == 0 {
-			b.Fatal(fmt.Sprint(d.Others))
 		}
 	}
 }
