@@ -21,7 +21,6 @@ import (
 // is taken a second after the one before.
 func fakeCapabilities(f *fake) {
 	f.traffic = &fakeTraffic{fake: f}
-	f.peers = &fakePeers{fake: f}
 	f.counters = &fakeCounters{fake: f}
 	f.ports = &fakePorts{fake: f}
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -110,7 +111,7 @@ func peerTable(d peers.Document) output.Table {
 		t.Rows = append(t.Rows, []string{
 			podName(p.Namespace, p.Pod, p.PodUID), podContainer(p.Who), p.Address.String(), remoteText(p.Peer), p.Transport,
 			newCell(p.Attempts, p.NewAttempts), newCell(p.Answers, p.NewAnswers), newCell(p.Refusals, p.NewRefusals),
-			p.FirstSeen.Local().Format("15:04:05"), p.LastSeen.Local().Format("15:04:05"),
+			ago(d.Time, p.FirstSeen), ago(d.Time, p.LastSeen),
 		})
 	}
 	for _, row := range []struct {
@@ -122,6 +123,10 @@ func peerTable(d peers.Document) output.Table {
 		}
 	}
 	return t
+}
+
+func ago(now, then time.Time) string {
+	return max(0, now.Sub(then)).Truncate(time.Second).String() + " ago"
 }
 
 func remoteText(r peers.Remote) string {
