@@ -26,6 +26,7 @@ func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
 func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
 func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
+func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
 func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
 
