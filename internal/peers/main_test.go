@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,24 +23,34 @@ func TestMain(m *testing.M) {
 	os.Exit(testkit.Run(m))
 }
 
-// contact connects by TCP, or sends a datagram and waits for another one. It prints
-// whom it reached.
+// contact connects by TCP, or sends a datagram and waits for another one, to all at
+// once. It prints whom it reached, in order.
 func contact(words []string) int {
-	for _, word := range words {
-		network, address, _ := strings.Cut(word, "/")
-		conn, err := net.DialTimeout(network, address, 300*time.Millisecond)
-		if err != nil {
-			continue
-		}
-		if network == "udp" {
-			_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
-			_, _ = conn.Write([]byte("hello"))
-			_, err = conn.Read(make([]byte, 16))
-		}
-		if err == nil {
+	reached := make([]bool, len(words))
+	var all sync.WaitGroup
+	for i, word := range words {
+		all.Go(func() { reached[i] = reach(word) })
+	}
+	all.Wait()
+	for i, word := range words {
+		if reached[i] {
 			fmt.Println(word)
 		}
-		_ = conn.Close()
 	}
 	return 0
+}
+
+func reach(word string) bool {
+	network, address, _ := strings.Cut(word, "/")
+	conn, err := net.DialTimeout(network, address, 3*time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	if network == "udp" {
+		_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+		_, _ = conn.Write([]byte("hello"))
+		_, err = conn.Read(make([]byte, 16))
+	}
+	return err == nil
 }
