@@ -13,7 +13,7 @@ import (
 )
 
 func sinkFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "sink", DefaultText: sink.Stdout, Usage: "send alerts to `SINK`, " + sink.Grammar + ": stdout, file=PATH, syslog, webhook=URL, alertmanager=URL, elasticsearch=URL, exec=COMMAND"}
+	return &cli.StringSliceFlag{Name: "sink", DefaultText: sink.Stdout, Usage: "send alerts to `SINK`, " + sink.Grammar + ": stdout, file=PATH, syslog, webhook=URL, alertmanager=URL, elasticsearch=URL, otlp=URL, exec=COMMAND"}
 }
 
 // alertSinks is where alerts go.

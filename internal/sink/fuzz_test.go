@@ -12,7 +12,7 @@ import (
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		"stdout", "syslog=/dev/log", "webhook=https://h/a?b=c,secret-file=/a", "webhook,url-env=A,user=a,password-env=B",
-		"elasticsearch=https://h:9200/a,api-key-env=A", "exec=/bin/true,arg=,arg=b=c,timeout=1s", "file=,", "=,=", "exec=a,timeout=-1h",
+		"elasticsearch=https://h:9200/a,api-key-env=A", "otlp=https://h:4318,token-file=/a", "exec=/bin/true,arg=,arg=b=c,timeout=1s", "file=,", "=,=", "exec=a,timeout=-1h",
 	} {
 		f.Add(seed)
 	}
@@ -42,5 +42,22 @@ func FuzzBulk(f *testing.F) {
 		if lost := r.refused + len(r.rest); lost > len(events) || (lost > 0) != (r.err != nil) {
 			t.Errorf("%+v", r)
 		}
+	})
+}
+
+// FuzzExport checks that each alert is counted once, whatever a server answers.
+func FuzzExport(f *testing.F) {
+	for _, seed := range []string{
+		"", "\x0a\x00", "\x0a\x02\x08\x01", "\x0a\x07\x08\x09\x12\x03why", "\x0a\x05\x12\x03why", "\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", `{}`, `<html>`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		events := make([]Event, 2)
+		r, warning := readExport(answer, events)
+		if lost := r.refused + len(r.rest); r.refused < 0 || lost > len(events) || (lost > 0) != (r.err != nil) || warning != "" && r.err != nil {
+			t.Errorf("%+v, %s", r, warning)
+		}
+		_ = statusText(answer)
 	})
 }

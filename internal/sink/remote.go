@@ -24,12 +24,15 @@ const mostAnswer = 1 << 20
 // servers wait for.
 const idleTime = 20 * time.Second
 
-// remote is a server that takes JSON.
+// remote is a server that takes alerts.
 type remote struct {
 	client *http.Client
 	url    string
 	auth   func(*http.Request) error
 	now    func() time.Time
+
+	mayChange func(status int) bool      // the same request may be answered in another way later
+	said      func(answer []byte) string // what an answer that isn't success tells people
 }
 
 // openRemote opens the server at a spec's URL, with more of a path.
@@ -49,7 +52,7 @@ func openRemote(s Spec, o Options, path ...string) (*remote, error) {
 	}
 	r := &remote{
 		client: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		url:    s.url.String(), now: o.Now,
+		url:    s.url.String(), now: o.Now, mayChange: mayChange, said: excerpt,
 	}
 	if len(path) > 0 {
 		r.url = s.url.JoinPath(path...).String()
@@ -140,8 +143,8 @@ func (r *remote) post(ctx context.Context, body []byte, header http.Header, even
 	case status/100 == 2:
 		return answer, result{}
 	}
-	failed.err = fmt.Errorf("it answers %s%s", response.Status, excerpt(answer))
-	if !mayChange(status) {
+	failed.err = fmt.Errorf("it answers %s%s", response.Status, r.said(answer))
+	if !r.mayChange(status) {
 		failed.refused = len(events)
 		return nil, failed
 	}

@@ -34,6 +34,7 @@ var kinds = []kind{
 	{name: "webhook", target: "URL", options: append([]string{"secret-file", "secret-env", "token-file", "token-env"}, remoteOptions...), open: openWebhook},
 	{name: "alertmanager", target: "URL", options: append([]string{"token-file", "token-env"}, remoteOptions...), open: openAlertmanager},
 	{name: "elasticsearch", target: "URL", options: append([]string{"api-key-file", "api-key-env"}, remoteOptions...), open: openElasticsearch},
+	{name: "otlp", target: "URL", options: append([]string{"token-file", "token-env"}, remoteOptions...), open: openOTLP},
 	{name: "exec", target: "COMMAND", options: []string{"arg", "timeout"}, open: openExec},
 }
 

@@ -16,6 +16,7 @@ func TestParse(t *testing.T) {
 		"webhook=https://h.example/services/secret?token=x":              "webhook=https://h.example",
 		"webhook=http://[::1]:8080,secret-file=/a,user=b,password-env=C": "webhook=http://[::1]:8080",
 		"alertmanager=https://h.example:9093/am,ca-file=/a,token-env=T":  "alertmanager=https://h.example:9093",
+		"otlp=https://h.example:4318/hidden,token-env=T":                 "otlp=https://h.example:4318",
 		"webhook,url-file=/a,ca-file=/b":                                 "webhook", "alertmanager,url-env=A": "alertmanager",
 		"webhook=https://h.example/a%2Cb,secret-env=A,ca-file=/with=sign": "webhook=https://h.example",
 	} {
@@ -64,6 +65,7 @@ func TestParseErrors(t *testing.T) {
 		"elasticsearch=https://h:9200/":                                 "the URL has no index",
 		"elasticsearch=https://h:9200/a,token-env=A":                    `no such option "token-env"`,
 		"elasticsearch=https://h/a,api-key-env=A,user=a,password-env=B": "a password and a key exclude",
+		"otlp=http://h,api-key-env=A":                                   "no such option",
 		"alertmanager=http://h,secret-env=A":                            "no such option",
 		"exec=/bin/true,timeout=0s":                                     "timeout",
 		"exec=/bin/true,timeout=soon":                                   `timeout "soon" isn't a time above 0`,
