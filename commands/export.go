@@ -36,7 +36,7 @@ func exportPrometheusCommand(env *Env) *cli.Command {
 		Usage: "serve metrics of all that is loaded, also meanwhile, to Prometheus",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Value: defaultListen, Usage: "listen at `ADDRESS:PORT`; :PORT is all addresses, port 0 any that is free"},
-			&cli.StringFlag{Name: "web-config", Usage: "`FILE` with TLS and passwords, in the format of Prometheus' exporters", DefaultText: "neither"},
+			webConfigFlag(),
 			&cli.IntFlag{Name: "max-series", Value: defaultPodSeries, Usage: "`N` interfaces and cgroups of Pods have series of their own, the rest counts as other"},
 			&cli.BoolFlag{Name: "run-stats", Usage: "have the kernel count runs and run time of BPF programs meanwhile, of all of them, which makes each run cost more"},
 		},
@@ -54,15 +54,9 @@ func (e *Env) exportPrometheus(c *cli.Context) (err error) {
 	if c.Int("max-series") < 0 {
 		return usage(c, "--max-series %d: a number of series can't be negative", c.Int("max-series"))
 	}
-	address := c.String("listen")
-	if err := checkListen(address); err != nil {
+	address, webConfig := c.String("listen"), c.String("web-config")
+	if err := e.checkServing(address, webConfig); err != nil {
 		return err
-	}
-	webConfig := c.String("web-config")
-	if webConfig != "" {
-		if err := e.checkWebConfig(webConfig); err != nil {
-			return err
-		}
 	}
 	b, err := e.backend(c)
 	if err != nil {
@@ -92,6 +86,18 @@ func (e *Env) exportPrometheus(c *cli.Context) (err error) {
 	}
 	e.noteListening(c, l.Addr(), webConfig)
 	return exporter.Serve(c.Context, l, webConfig)
+}
+
+func webConfigFlag() cli.Flag {
+	return &cli.StringFlag{Name: "web-config", Usage: "`FILE` with TLS and passwords, in the format of Prometheus' exporters", DefaultText: "neither"}
+}
+
+// checkServing refuses what metrics can't be served by.
+func (e *Env) checkServing(address, webConfig string) error {
+	if err := checkListen(address); err != nil || webConfig == "" {
+		return err
+	}
+	return e.checkWebConfig(webConfig)
 }
 
 // checkListen refuses what isn't an address and a port.

@@ -18,6 +18,7 @@ import (
 	"bpfnet/internal/blocklist"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/metrics"
 	"bpfnet/output"
 )
 
@@ -39,7 +40,7 @@ func watchAlertsCommand(env *Env) *cli.Command {
 			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of bursts those in the time until each rule may have fired: a window, and what for= and mad= take; exit 10 if that is anything"},
 			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, packets found no room in pod-traffic, or a sink didn't get all alerts"},
 			sinkFlag(),
-		), append(configFlags(), burstFlags()...)...),
+		), slices.Concat(configFlags(), burstFlags(), watchMetricsFlags())...),
 		Action: func(c *cli.Context) error {
 			rules, err := env.readAlertRules(c)
 			if err != nil {
@@ -93,6 +94,11 @@ func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks al
 		}
 		defer end()
 	}
+	end, err := e.serveWatch(c, b, w)
+	if err != nil {
+		return err
+	}
+	defer end()
 	ctx, stop := e.whileWanted(c.Context, sinks, c.Duration("for"))
 	defer stop()
 	return w.conclude(w.run(ctx))
@@ -175,6 +181,7 @@ type alertWatch struct {
 	stream  *output.Stream
 	sinks   alertSinks
 	gate    *alertGate
+	metrics *metrics.Watch // nil: nobody asked for any
 	devices *deviceNames
 	pods    alertPods
 	note    func(string)

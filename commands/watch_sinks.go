@@ -42,6 +42,9 @@ func readSinks(c *cli.Context, texts []string) (specs []sink.Spec, err error) {
 
 // openSinks opens sinks; close them when done.
 func (e *Env) openSinks(c *cli.Context, all []sink.Spec) (alertSinks, error) {
+	if err := e.checkWatchMetrics(c); err != nil {
+		return alertSinks{}, err
+	}
 	var one sync.Mutex
 	s := alertSinks{stdout: len(all) == 0, note: func(text string) {
 		one.Lock()
@@ -96,6 +99,7 @@ func (w *alertWatch) send(f found) error {
 		return err
 	}
 	w.shown.Add(1)
+	w.metrics.Count(f.alert)
 	w.sinks.set.Send(sink.Event{Alert: f.alert, Document: document})
 	if !w.sinks.stdout {
 		return nil

@@ -75,9 +75,13 @@ func (e *Exporter) readBlocklist(ctx context.Context, s *snapshot) error {
 	for _, outcome := range outcomes {
 		s.add(blocklistPackets, float64(overview.Packets[outcome].Packets), outcome)
 	}
+	writeLosses(s, overview)
+	s.add(packetDrops, float64(overview.Packets["dropped"].Packets), sharedMaps, "listed")
+	return nil
+}
+
+func writeLosses(s *snapshot, overview blocklist.Overview) {
 	for row, stage := range losses {
 		s.add(lostEvents, float64(overview.Packets[row].Packets), sharedMaps, stage)
 	}
-	s.add(packetDrops, float64(overview.Packets["dropped"].Packets), sharedMaps, "listed")
-	return nil
 }

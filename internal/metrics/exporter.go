@@ -79,8 +79,23 @@ func (e *Exporter) Begin(ctx context.Context) error {
 	return err
 }
 
-// scrape reads everything once. What can't be read is left out, and counted.
+// scrape reads everything once.
 func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
+	return e.once(ctx, func(s *snapshot) {
+		loaded := e.readInstances(ctx, s)
+		writeInstances(s, loaded)
+		e.part(ctx, s, "interfaces", func() error { return e.readInterfaces(ctx, s, ofProgram(loaded, "xdp-counter")) })
+		e.part(ctx, s, "ports", func() error { return e.readPorts(ctx, s, ofProgram(loaded, "port-filter")) })
+		e.part(ctx, s, "blocklist", func() error { return e.readBlocklist(ctx, s) })
+		e.part(ctx, s, "dns", func() error { return e.readDNS(s, ofProgram(loaded, "dns")) })
+		// Last, as it may wait for engines.
+		e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, ofProgram(loaded, "pod-traffic")) })
+	})
+}
+
+// once makes a snapshot, when no other one is made. What can't be read is left out, and
+// counted.
+func (e *Exporter) once(ctx context.Context, read func(*snapshot)) (*snapshot, error) {
 	select {
 	case <-e.turn:
 	case <-ctx.Done():
@@ -88,7 +103,14 @@ func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
 	}
 	defer func() { e.turn <- struct{}{} }()
 	start, s := e.Now(), newSnapshot()
-	var loaded []datapath.Instance
+	read(s)
+	s.add(buildInfo, 1, e.Build.Version, e.Build.Revision, e.Build.Go)
+	s.add(scrapeSeconds, e.Now().Sub(start).Seconds())
+	return s, nil
+}
+
+// readInstances returns what is loaded, and forgets what isn't any more.
+func (e *Exporter) readInstances(ctx context.Context, s *snapshot) (loaded []datapath.Instance) {
 	known := e.part(ctx, s, "instances", func() (err error) {
 		loaded, err = e.source.Instances(ctx, "")
 		return err
@@ -96,16 +118,7 @@ func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
 	if known {
 		e.retain(loaded)
 	}
-	writeInstances(s, loaded)
-	e.part(ctx, s, "interfaces", func() error { return e.readInterfaces(ctx, s, ofProgram(loaded, "xdp-counter")) })
-	e.part(ctx, s, "ports", func() error { return e.readPorts(ctx, s, ofProgram(loaded, "port-filter")) })
-	e.part(ctx, s, "blocklist", func() error { return e.readBlocklist(ctx, s) })
-	e.part(ctx, s, "dns", func() error { return e.readDNS(s, ofProgram(loaded, "dns")) })
-	// Last, as it may wait for engines.
-	e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, ofProgram(loaded, "pod-traffic")) })
-	s.add(buildInfo, 1, e.Build.Version, e.Build.Revision, e.Build.Go)
-	s.add(scrapeSeconds, e.Now().Sub(start).Seconds())
-	return s, nil
+	return loaded
 }
 
 // part reads one of the sources, and says whether it could.

@@ -70,6 +70,23 @@ var (
 	progSeconds = &Metric{"bpfnet_prog_run_seconds_total",
 		"Time that a BPF program ran while the kernel measured it.", true, []string{"program", "function"}}
 
+	alertsTotal = &Metric{"bpfnet_alerts_total",
+		"Alerts that rules have raised since the watch began.", true, []string{"rule", "severity"}}
+	alertsFiring = &Metric{"bpfnet_alerts_firing",
+		"Alerts that are on, of rules that tell when one is over.", false, []string{"rule"}}
+	sinkDeliveries = &Metric{"bpfnet_sink_deliveries_total",
+		"Alerts that a sink has taken.", true, []string{"sink"}}
+	sinkDropped = &Metric{"bpfnet_sink_dropped_total",
+		"Alerts that found no room in the queue of a sink.", true, []string{"sink"}}
+	sinkRefused = &Metric{"bpfnet_sink_refused_total",
+		"Alerts that a sink doesn't want.", true, []string{"sink"}}
+	sinkRetries = &Metric{"bpfnet_sink_retries_total",
+		"How often a delivery to a sink was tried again.", true, []string{"sink"}}
+	sinkQueue = &Metric{"bpfnet_sink_queue_length",
+		"Alerts that wait for a sink or are on the way to it.", false, []string{"sink"}}
+	sinkUp = &Metric{"bpfnet_sink_up",
+		"Whether a sink took what it was sent last: 1 or 0.", false, []string{"sink"}}
+
 	buildInfo = &Metric{"bpfnet_build_info",
 		"Which bpfnet this is; always 1.", false, []string{"version", "revision", "goversion"}}
 	scrapeErrors = &Metric{"bpfnet_scrape_errors_total",
@@ -86,6 +103,7 @@ func All() []Metric {
 		*podBytes, *podPackets, *unattributedBytes, *unattributedPackets, *interfaceBytes, *interfacePackets,
 		*filterBytes, *filterPackets, *packetDrops, *blocklistHits, *blocklistHitBytes, *blocklistPackets, *blocklistEntries,
 		*lostEvents, *backendInfo, *attachments, *mapEntries, *mapCapacity, *progRuns, *progSeconds,
+		*alertsTotal, *alertsFiring, *sinkDeliveries, *sinkDropped, *sinkRefused, *sinkRetries, *sinkQueue, *sinkUp,
 		*buildInfo, *scrapeErrors, *scrapeSuccess, *scrapeSeconds,
 	}
 }

@@ -40,8 +40,12 @@ func timeoutOf(r *http.Request) time.Duration {
 
 // Handler serves /metrics, /-/healthy, and a page that leads there.
 func (e *Exporter) Handler() (http.Handler, error) {
+	return e.handler("Metrics of what bpfnet has loaded", e.scrape)
+}
+
+func (e *Exporter) handler(about string, scrape func(context.Context) (*snapshot, error)) (http.Handler, error) {
 	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name: "bpfnet", Description: "Metrics of what bpfnet has loaded", Version: e.Build.Version, Profiling: "false",
+		Name: "bpfnet", Description: about, Version: e.Build.Version, Profiling: "false",
 		Links: []web.LandingLinks{{Address: "/metrics", Text: "Metrics"}, {Address: "/-/healthy", Text: "Health"}},
 	})
 	if err != nil {
@@ -53,7 +57,7 @@ func (e *Exporter) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), timeoutOf(r))
 		defer cancel()
-		s, err := e.scrape(ctx)
+		s, err := scrape(ctx)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
@@ -87,8 +91,12 @@ func (e *Exporter) Serve(ctx context.Context, l net.Listener, webConfig string) 
 	if err != nil {
 		return err
 	}
+	return serve(ctx, l, handler, webConfig, e.Note)
+}
+
+func serve(ctx context.Context, l net.Listener, handler http.Handler, webConfig string, note func(string)) error {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute}
-	logger := slog.New(slog.NewTextHandler(noteWriter{e.Note}, &slog.HandlerOptions{Level: slog.LevelError}))
+	logger := slog.New(slog.NewTextHandler(noteWriter{note}, &slog.HandlerOptions{Level: slog.LevelError}))
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(l, server, &web.FlagConfig{WebConfigFile: &webConfig}, logger) }()
 	select {

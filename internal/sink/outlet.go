@@ -44,11 +44,12 @@ type outlet struct {
 	closing, ended   chan struct{}
 	sent, delivered  atomic.Uint64
 	dropped, refused atomic.Uint64
+	retries          atomic.Uint64
+	failing          atomic.Bool
 
 	// Of the goroutine that delivers.
-	failing bool
-	hurry   <-chan struct{} // ends a pause once
-	told    uint64          // dropped and refused, as far as notes have told
+	hurry <-chan struct{} // ends a pause once
+	told  uint64          // dropped and refused, as far as notes have told
 }
 
 func newOutlet(ctx context.Context, name string, d driver, note func(string)) *outlet {
@@ -73,10 +74,18 @@ func (o *outlet) send(e Event) {
 	}
 }
 
+func (o *outlet) status() Status {
+	s := Status{
+		Sink: o.name, Delivered: o.delivered.Load(), Dropped: o.dropped.Load(), Refused: o.refused.Load(),
+		Retries: o.retries.Load(), Failing: o.failing.Load(),
+	}
+	s.Waiting = o.sent.Load() - s.Delivered - s.Dropped - s.Refused // read last, it is the most
+	return s
+}
+
 func (o *outlet) undelivered() Undelivered {
-	u := Undelivered{Sink: o.name, Dropped: o.dropped.Load(), Refused: o.refused.Load()}
-	u.Left = o.sent.Load() - o.delivered.Load() - u.Dropped - u.Refused
-	return u
+	s := o.status()
+	return Undelivered{Sink: s.Sink, Dropped: s.Dropped, Refused: s.Refused, Left: s.Waiting}
 }
 
 // work delivers what is in the queue until it is closed and empty, or ctx ends.
@@ -128,6 +137,7 @@ func (o *outlet) push(ctx context.Context, events []Event) {
 		if events = r.rest; len(events) == 0 || !o.pause(ctx, max(jitter(pause), min(r.after, longestAfter))) {
 			return
 		}
+		o.retries.Add(1)
 	}
 }
 
@@ -167,11 +177,11 @@ func (o *outlet) settle(ctx context.Context, n int, r result) {
 	o.delivered.Add(uint64(n - r.refused - len(r.rest)))
 	switch {
 	case ctx.Err() != nil:
-	case r.err != nil && !o.failing:
-		o.failing = true
+	case r.err != nil && !o.failing.Load():
+		o.failing.Store(true)
 		o.note(fmt.Sprintf("sink %s: %v", o.name, r.err))
-	case r.err == nil && o.failing:
-		o.failing = false
+	case r.err == nil && o.failing.Load():
+		o.failing.Store(false)
 		text := fmt.Sprintf("sink %s takes alerts again", o.name)
 		if lost := o.dropped.Load() + o.refused.Load(); lost > o.told {
 			text += fmt.Sprintf("; not delivered meanwhile: %d", lost-o.told)

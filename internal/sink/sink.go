@@ -88,6 +88,29 @@ func (s *Set) Send(e Event) {
 	}
 }
 
+// Status is how a sink does. Numbers are of alerts, but for Retries.
+type Status struct {
+	Sink      string // its name, which may be that of several
+	Delivered uint64
+	Dropped   uint64 // its queue was full
+	Refused   uint64 // it doesn't want them
+	Waiting   uint64 // in the queue, or on the way
+	Retries   uint64 // how often something was tried again
+	Failing   bool   // it didn't take what it was sent last
+}
+
+// Status returns how sinks do, in the order in which they were given. It may be called
+// at any time.
+func (s *Set) Status() (all []Status) {
+	if s == nil {
+		return nil
+	}
+	for _, o := range s.outlets {
+		all = append(all, o.status())
+	}
+	return all
+}
+
 // Undelivered is what a sink didn't get.
 type Undelivered struct {
 	Sink    string

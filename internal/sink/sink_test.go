@@ -366,3 +366,42 @@ func TestJitter(t *testing.T) {
 		t.Error("a pause that was cancelled goes on")
 	}
 }
+
+// TestStatus checks what is told of sinks while alerts are on their way.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	begin := make(chan struct{})
+	web := serve(t, func(w http.ResponseWriter, _ *http.Request, n int) {
+		switch n {
+		case 0:
+			<-begin
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 1:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	})
+	s, _ := open(t, "webhook="+web.URL+"/secret", "exec=true")
+	want := func(when string, of Status) {
+		t.Helper()
+		of.Sink = "webhook=" + web.URL
+		eventually(t, when, func() bool { return s.Status()[0] == of })
+	}
+	want("nothing", Status{})
+	for n := range queueLength + 3 {
+		s.Send(numbered(t, n))
+		if n == 0 {
+			eventually(t, "a request", func() bool { return len(web.got()) == 1 })
+		}
+	}
+	want("a full queue", Status{Waiting: queueLength + 1, Dropped: 2})
+	close(begin)
+	eventually(t, "it fails", func() bool { return s.Status()[0].Failing })
+	want("the rest", Status{Dropped: 2, Retries: 1, Refused: 1, Delivered: queueLength})
+	if got := s.Status()[1]; got.Sink != "exec=true" || got.Delivered+got.Waiting+got.Dropped != queueLength+3 {
+		t.Errorf("%+v", got)
+	}
+	var none *Set
+	if got := none.Status(); got != nil {
+		t.Errorf("%+v", got)
+	}
+}
