@@ -98,6 +98,9 @@ type Backend interface {
 	// reader takes out.
 	Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error)
 	// LostAnswers is how many answers an instance of dns found no room for.
+	// InterfaceBytes and InterfaceKinds say what the kernel knows of interfaces.
+	InterfaceBytes() (datapath.InterfaceBytes, error)
+	InterfaceKinds(indexes []uint32) (map[uint32]string, error)
 	LostAnswers(instance string) (uint64, error)
 	Close() error
 }

@@ -362,6 +362,12 @@ func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSour
 	return fakeAnswers{}, nil
 }
 
+func (f *fake) InterfaceBytes() (datapath.InterfaceBytes, error) {
+	return datapath.InterfaceBytes{}, nil
+}
+
+func (f *fake) InterfaceKinds([]uint32) (map[uint32]string, error) { return nil, nil }
+
 func (f *fake) LostAnswers(string) (uint64, error) { return 2, nil }
 
 func (f *fake) Close() error { return nil }

@@ -25,6 +25,8 @@ type Source interface {
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API
 	Endpoints() endpoint.API
+	InterfaceBytes() (datapath.InterfaceBytes, error)
+	InterfaceKinds(indexes []uint32) (map[uint32]string, error)
 	// LostAnswers is how many responses an instance of dns found no room for.
 	LostAnswers(instance string) (uint64, error)
 }
@@ -55,6 +57,7 @@ type Exporter struct {
 	pods       *pods
 	interfaces map[string]map[uint32]string // that are attached, with their names, by program
 	hits       *hits
+	compared   map[string]*comparison // by program
 	errors     map[string]float64
 }
 
@@ -62,7 +65,7 @@ type Exporter struct {
 func New(source Source, o Options) *Exporter {
 	e := &Exporter{
 		source: source, Options: o, turn: make(chan struct{}, 1), told: map[string]bool{}, names: newNames(source.Endpoints()),
-		pods: newPods(o.Most), interfaces: map[string]map[uint32]string{}, hits: newHits(), errors: map[string]float64{},
+		pods: newPods(o.Most), interfaces: map[string]map[uint32]string{}, hits: newHits(), compared: map[string]*comparison{}, errors: map[string]float64{},
 	}
 	e.turn <- struct{}{}
 	return e
@@ -89,7 +92,7 @@ func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
 		e.part(ctx, s, "blocklist", func() error { return e.readBlocklist(ctx, s) })
 		e.part(ctx, s, "dns", func() error { return e.readDNS(s, ofProgram(loaded, "dns")) })
 		// Last, as it may wait for engines.
-		e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, ofProgram(loaded, "pod-traffic")) })
+		e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, loaded) })
 	})
 }
 
@@ -157,6 +160,7 @@ func (e *Exporter) retain(loaded []datapath.Instance) {
 	}
 	e.pods.retain(names)
 	keep(e.interfaces, names, func(program string) string { return program })
+	keep(e.compared, names, func(program string) string { return program })
 }
 
 // ofProgram names the instances of a built-in program.
@@ -181,18 +185,20 @@ func each(instances []string, read func(instance string) error) error {
 	return fault.Join(all...)
 }
 
-func (e *Exporter) readPods(ctx context.Context, s *snapshot, instances []string) error {
+func (e *Exporter) readPods(ctx context.Context, s *snapshot, loaded []datapath.Instance) error {
 	samples := map[string]traffic.Sample{}
-	failed := each(instances, func(instance string) error {
+	failed := each(ofProgram(loaded, "pod-traffic"), func(instance string) error {
 		sampler, err := e.source.PodTraffic(instance)
 		if err != nil {
 			return err
 		}
 		sample, err := sampler.Sample(ctx)
-		if err == nil {
-			samples[instance] = sample
+		if err != nil {
+			return err
 		}
-		return err
+		samples[instance] = sample
+		i := slices.IndexFunc(loaded, func(in datapath.Instance) bool { return in.Name == instance })
+		return e.reconcile(s, loaded[i], sample)
 	})
 	gone := e.goneCgroups(samples)
 	now := map[place]reading{}

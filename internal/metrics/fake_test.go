@@ -27,7 +27,11 @@ type fake struct {
 	lists   fakeLists
 	found   fakeEndpoints
 	errors  map[string]error // by program, or "instances"
-	read    func()           // is called when instances are read
+	passed  datapath.InterfaceBytes
+	kinds   map[uint32]string
+	hanging []datapath.Attachment // of all instances
+	set     map[string]string     // parameters of all instances
+	read    func()                // is called when instances are read
 }
 
 func newFake(loaded ...string) *fake {
@@ -39,7 +43,7 @@ func (f *fake) Instances(context.Context, string) ([]datapath.Instance, error) {
 	var all []datapath.Instance
 	for _, name := range f.loaded {
 		if f.errors["instances"] == nil {
-			all = append(all, datapath.Instance{Name: name, Source: name, Builtin: true})
+			all = append(all, datapath.Instance{Name: name, Source: name, Builtin: true, Attachments: f.hanging, Parameters: f.set})
 		}
 	}
 	return all, f.errors["instances"]
@@ -66,6 +70,18 @@ func (f *fake) PodTraffic(instance string) (traffic.Sampler, error) {
 
 func (f *fake) Counters(instance string) (counter.Sampler, error) {
 	return sampler[counter.Sample]{&f.packets, func() error { return f.check(instance) }}, nil
+}
+
+func (f *fake) InterfaceBytes() (datapath.InterfaceBytes, error) { return f.passed, f.errors["bytes"] }
+
+func (f *fake) InterfaceKinds(indexes []uint32) (map[uint32]string, error) {
+	kinds := map[uint32]string{}
+	for _, index := range indexes {
+		if kind, ok := f.kinds[index]; ok {
+			kinds[index] = kind
+		}
+	}
+	return kinds, f.errors["kinds"]
 }
 
 func (f *fake) Ports(string) (ports.API, error)             { return ports.Unloaded(), nil }

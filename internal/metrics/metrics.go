@@ -57,6 +57,9 @@ var (
 	lostEvents = &Metric{"bpfnet_lost_events_total",
 		"Events that found no room, also while nobody read them.", true, []string{"program", "stage"}}
 
+	reconcileRatio = &Metric{"bpfnet_reconcile_ratio",
+		"Bytes that pod-traffic counted at tc, of those that its interfaces counted since the exporter started; 1 when exact.", false, []string{"program"}}
+
 	backendInfo = &Metric{"bpfnet_backend_info",
 		"By which mechanism and mode a program is attached; always 1.", false, []string{"program", "hook", "mechanism", "mode"}}
 	attachments = &Metric{"bpfnet_attachments",
@@ -102,7 +105,7 @@ func All() []Metric {
 	return []Metric{
 		*podBytes, *podPackets, *unattributedBytes, *unattributedPackets, *interfaceBytes, *interfacePackets,
 		*filterBytes, *filterPackets, *packetDrops, *blocklistHits, *blocklistHitBytes, *blocklistPackets, *blocklistEntries,
-		*lostEvents, *backendInfo, *attachments, *mapEntries, *mapCapacity, *progRuns, *progSeconds,
+		*lostEvents, *reconcileRatio, *backendInfo, *attachments, *mapEntries, *mapCapacity, *progRuns, *progSeconds,
 		*alertsTotal, *alertsFiring, *sinkDeliveries, *sinkDropped, *sinkRefused, *sinkRetries, *sinkQueue, *sinkUp,
 		*buildInfo, *scrapeErrors, *scrapeSuccess, *scrapeSeconds,
 	}
