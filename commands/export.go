@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,8 +33,9 @@ func exportCommand(env *Env) *cli.Command {
 
 func exportPrometheusCommand(env *Env) *cli.Command {
 	return &cli.Command{
-		Name:  "prometheus",
-		Usage: "serve metrics of all that is loaded, also meanwhile, to Prometheus",
+		Name:        "prometheus",
+		Usage:       "serve metrics of all that is loaded, also meanwhile, to Prometheus",
+		Description: "While it runs, domains on lists are asked for when it is time, unless another process does so.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Value: defaultListen, Usage: "listen at `ADDRESS:PORT`; :PORT is all addresses, port 0 any that is free"},
 			webConfigFlag(),
@@ -70,12 +72,13 @@ func (e *Env) exportPrometheus(c *cli.Context) (err error) {
 		}
 		defer func() { err = fault.Join(err, stop()) }()
 	}
-	var one sync.Mutex // scrapes and the server tell notes
-	exporter := metrics.New(b, metrics.Options{Build: thisBuild(), Most: c.Int("max-series"), Now: e.Now, Note: func(text string) {
+	var one sync.Mutex // scrapes, the server and what keeps domains up to date tell notes
+	note := func(text string) {
 		one.Lock()
 		defer one.Unlock()
 		e.note(c, "note: %s", text)
-	}})
+	}
+	exporter := metrics.New(b, metrics.Options{Build: thisBuild(), Most: c.Int("max-series"), Now: e.Now, Note: note})
 	l, err := e.Listen(address)
 	if err != nil {
 		return listenError(address, err)
@@ -85,6 +88,13 @@ func (e *Env) exportPrometheus(c *cli.Context) (err error) {
 		return err
 	}
 	e.noteListening(c, l.Addr(), webConfig)
+	ctx, stop := context.WithCancel(c.Context)
+	var working sync.WaitGroup
+	working.Go(func() {
+		refreshDomains(ctx, b.Blocklist(), func(format string, args ...any) { note(fmt.Sprintf(format, args...)) })
+	})
+	defer working.Wait()
+	defer stop()
 	return exporter.Serve(c.Context, l, webConfig)
 }
 

@@ -83,7 +83,7 @@ func (e *Env) keepDomains(c *cli.Context, b Backend) (*domainKeeper, error) {
 		e.notes(c, source.Notes())
 	}
 	k.observeAll(ctx)
-	k.working.Go(func() { k.refresh(ctx) })
+	k.working.Go(func() { refreshDomains(ctx, k.api, k.say) })
 	k.working.Go(func() { k.follow(ctx) })
 	return k, nil
 }
@@ -167,23 +167,28 @@ func (k *domainKeeper) say(format string, args ...any) {
 // failedRefresh is how long it is until a refresh that failed is tried again.
 const failedRefresh = 10 * time.Second
 
-// refresh asks for domains when it is time, until ctx ends.
-func (k *domainKeeper) refresh(ctx context.Context) {
-	unanswered := uint64(0)
+// refreshDomains asks for domains when it is time, until ctx ends. It says when that
+// begins to fail.
+func refreshDomains(ctx context.Context, api blocklist.API, say func(format string, args ...any)) {
+	unanswered, failure := uint64(0), ""
 	for {
-		change, next, err := k.api.Refresh(ctx)
+		change, next, err := api.Refresh(ctx)
+		failed := ""
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			k.say("domains are not up to date: %v", err)
+			if failed = err.Error(); failed != failure {
+				say("domains are not up to date: %v", err)
+			}
 			next = failedRefresh
 		case change.Resolved > 0:
 			if change.Unanswered != unanswered {
-				k.say("domains without an answer: %d of %d asked for", change.Unanswered, change.Resolved)
+				say("domains without an answer: %d of %d asked for", change.Unanswered, change.Resolved)
 			}
 			unanswered = change.Unanswered
 		}
+		failure = failed
 		select {
 		case <-ctx.Done():
 			return

@@ -312,3 +312,27 @@ func TestOnlyOurOwnRootIsRemoved(t *testing.T) {
 		t.Errorf("somebody's: %v", err)
 	}
 }
+
+// Work on a group is one caller's, until it is released, and nobody waits.
+func TestClaimShared(t *testing.T) {
+	r := testRoot(t)
+	claim := func(want bool) func() {
+		t.Helper()
+		release, free, err := r.ClaimShared("group")
+		if err != nil || free != want {
+			t.Errorf("free: %v, %v", free, err)
+		}
+		return release
+	}
+	claim(true)() // of a group that isn't there
+	unlock := mustLock(t, r)
+	if err := r.MakeShared("group", func(string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	release := claim(true)
+	claim(false)
+	mustLock(t, r)() // the lock is another one
+	release()
+	claim(true)()
+}

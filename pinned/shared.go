@@ -1,9 +1,13 @@
 package pinned
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Shared returns the directory of a group of maps that several instances share.
@@ -35,4 +39,26 @@ func (r Root) RemoveShared(group string) error {
 		return permission("remove", r.Shared(group), err)
 	}
 	return removeTree(gone)
+}
+
+// ClaimShared takes work on a group of maps for the caller, beside the lock and without
+// waiting, until release or the end of the process. free says whether nobody else has it;
+// of a group that nobody has made it is free.
+func (r Root) ClaimShared(group string) (release func(), free bool, err error) {
+	dir, err := os.Open(r.Shared(group))
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, true, nil
+	}
+	if err != nil {
+		return nil, false, permission("open", r.Shared(group), err)
+	}
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return func() { dir.Close() }, true, nil
+	}
+	dir.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, false, nil
+	}
+	return nil, false, fmt.Errorf("claim %s: %w", r.Shared(group), err)
 }

@@ -13,9 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	wire "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/bpf"
 	"bpfnet/internal/netns"
 )
 
@@ -24,6 +26,7 @@ import (
 type nameServer struct {
 	mu      sync.Mutex
 	records map[string][]string
+	asked   int
 }
 
 // serveNames starts one, which the node's resolv.conf names.
@@ -66,6 +69,7 @@ func (s *nameServer) set(name string, records ...string) {
 func (s *nameServer) ServeDNS(w wire.ResponseWriter, q *wire.Msg) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.asked++
 	reply := new(wire.Msg).SetReply(q)
 	name := strings.ToLower(q.Question[0].Name)
 	if strings.HasPrefix(name, "silent.") {
@@ -364,5 +368,55 @@ func TestAnswersWithoutReader(t *testing.T) {
 		if !n.blocks(t, address, func() { n.askFor(t, "www.bad.example.", "udp") }) {
 			t.Errorf("%s is not blocked", address)
 		}
+	}
+}
+
+// Exporters ask for domains that are due, one of them at a time.
+func TestExportersKeepDomains(t *testing.T) {
+	n := newNode(t)
+	names := serveNames(t, n, map[string][]string{"evil.example.": {"A 10.77.0.77"}})
+	n.must(t, "load", "blocklist")
+	n.must(t, "attach", "tc", "blocklist", "--dev", "veth-a", "--direction", "both")
+	n.must(t, "blocklist", "add", "--domain", "evil.example", "--force", "-q")
+	if !n.reaches(t, "10.77.0.5") {
+		t.Fatal("no way before")
+	}
+	names.set("evil.example.", "A 10.77.0.5")
+	due(t, filepath.Join(n.root, "blocklist/maps/block_domains"))
+	names.mu.Lock()
+	before := names.asked
+	names.mu.Unlock()
+	exporters := []exporter{n.export(t), n.export(t)}
+	if !n.blocks(t, "10.77.0.5", func() {}) || n.reaches(t, "10.77.0.5") {
+		t.Errorf("10.77.0.5 is not blocked: %s%s", exporters[0].notes, exporters[1].notes)
+	}
+	names.mu.Lock()
+	defer names.mu.Unlock()
+	if asked := names.asked - before; asked != 2 { // A and AAAA
+		t.Errorf("asked %d times", asked)
+	}
+}
+
+// due has all domains be asked for again.
+func due(t *testing.T, path string) {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	var key bpf.DomainKey
+	var domain bpf.BlockDomain
+	found := map[bpf.DomainKey]bpf.BlockDomain{}
+	for all := m.Iterate(); all.Next(&key, &domain); {
+		found[key] = domain
+	}
+	for key, domain := range found {
+		if domain.Due = 0; m.Put(key, domain) != nil {
+			t.Fatalf("%+v can't be changed", key)
+		}
+	}
+	if len(found) == 0 {
+		t.Fatal("no domains")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -389,5 +390,51 @@ func TestSilentResolver(t *testing.T) {
 	change := addDomains(t, newZone(t, z), DefaultList, names...)
 	if change.Added != uint64(len(names)) || change.Unanswered != change.Resolved || change.Resolved < hopeless || change.Resolved == change.Added || len(change.Notes) != 1 {
 		t.Errorf("%+v", change)
+	}
+}
+
+// held is a resolver that answers when it may, and counts what it is asked for.
+type held struct {
+	zone
+	began, may chan struct{}
+	asked      atomic.Int64
+}
+
+func (h *held) ResolveAll(ctx context.Context, names []string, done func(int, dns.Resolution, error)) {
+	if h.asked.Add(int64(len(names))); h.may != nil {
+		h.began <- struct{}{}
+		<-h.may
+	}
+	h.zone.ResolveAll(ctx, names, done)
+}
+
+// While somebody asks for what is due nobody else does; when that one is gone others do.
+func TestRefreshOneAtATime(t *testing.T) {
+	ctx := context.Background()
+	z := &held{zone: zone{"evil.example": "192.0.2.1", "other.example": "192.0.2.2"}}
+	s := newStore(t).ResolveWith(func() (Resolver, error) { return z, nil })
+	if _, next, err := s.Refresh(ctx); err != nil || next != mostIdle {
+		t.Errorf("without lists: %v, %v", next, err)
+	}
+	addDomains(t, s, DefaultList, "evil.example", "other.example")
+	makeDue(t, s)
+	z.asked.Store(0)
+	z.began, z.may = make(chan struct{}), make(chan struct{})
+	stopped, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { _, _, err := s.Refresh(stopped); ended <- err }()
+	<-z.began
+	if change, next, err := s.Refresh(ctx); err != nil || change.Resolved != 0 || next != takenWait {
+		t.Errorf("meanwhile: %+v, next in %v, %v", change, next, err)
+	}
+	stop()
+	close(z.may)
+	if err := <-ended; err == nil {
+		t.Error("it was stopped, and says nothing")
+	}
+	z.may = nil
+	change, next, err := s.Refresh(ctx)
+	if err != nil || change.Resolved != 2 || next < shortestWait || z.asked.Load() != 4 {
+		t.Errorf("afterwards: %+v, next in %v, %v, asked for %d", change, next, err, z.asked.Load())
 	}
 }

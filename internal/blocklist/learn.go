@@ -378,24 +378,41 @@ func (s *Store) Refresh(ctx context.Context) (change Change, next time.Duration,
 		return change, 0, err
 	}
 	if due {
-		err = s.write(ctx, false, func(st *state) error {
-			if err := st.dropEnded(ctx, &change); err != nil {
-				return err
-			}
-			return st.mend(ctx, &change)
-		})
-		if err == nil {
-			err = s.refresh(ctx, dueNow, &change)
+		release, free, err := s.engine.ClaimShared(group)
+		switch {
+		case err != nil:
+			return change, 0, err
+		case !free:
+			return change, takenWait, nil
 		}
-	}
-	if err != nil {
-		return change, 0, err
+		defer release()
+		if err := s.catchUp(ctx, &change); err != nil {
+			return change, 0, err
+		}
 	}
 	err = s.read(ctx, func(st *state) error {
 		next, err = st.nextDue(ctx)
 		return err
 	})
 	return change, next, err
+}
+
+// takenWait is how long it is until it is looked again whether others keep domains up
+// to date.
+const takenWait = 5 * time.Second
+
+// catchUp removes what has ended, and asks for what is due.
+func (s *Store) catchUp(ctx context.Context, change *Change) error {
+	err := s.write(ctx, false, func(st *state) error {
+		if err := st.dropEnded(ctx, change); err != nil {
+			return err
+		}
+		return st.mend(ctx, change)
+	})
+	if err != nil {
+		return err
+	}
+	return s.refresh(ctx, dueNow, change)
 }
 
 // dropEnded removes the addresses of domains that have ended. What else has ended

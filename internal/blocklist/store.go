@@ -30,6 +30,7 @@ type Engine interface {
 	ReadShared(ctx context.Context, group string, fn func(*datapath.Shared) error) error
 	InNetNS(fn func() error) error
 	PeekShared(group string) (*datapath.Shared, error)
+	ClaimShared(group string) (release func(), free bool, err error)
 }
 
 // Store implements API on the pinned maps.

@@ -243,6 +243,12 @@ func (e *Engine) ReadShared(ctx context.Context, group string, fn func(*Shared) 
 	})
 }
 
+// ClaimShared takes work on the maps of a group for the caller, which one process at a
+// time should do; it neither needs nor is the lock. free says whether nobody else has it.
+func (e *Engine) ClaimShared(group string) (release func(), free bool, err error) {
+	return e.root.ClaimShared(group)
+}
+
 // mostPeeks is how often PeekShared tries.
 const mostPeeks = 10
 
