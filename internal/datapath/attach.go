@@ -325,7 +325,7 @@ func (e *Engine) readBack(instance string, s spot, doc Attachment) (Attachment, 
 		docs, err = e.clsactAttachments(instance, here)
 	} else {
 		docs = make([]Attachment, 1)
-		docs[0], err = e.linkAttachment(instance, linkPin(s.hook, s.name, s.at), here)
+		docs[0], err = e.linkAttachment(instance, linkPin(s.hook, s.name, s.at), here, netlink.LinkByIndex)
 	}
 	if err != nil {
 		return Attachment{}, err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/netns"
@@ -71,10 +72,35 @@ func interfaceNames() []string {
 	return names
 }
 
+// byIndex looks up an interface of this namespace.
+type byIndex func(index int) (netlink.Link, error)
+
+// lookUpOnce returns what looks interfaces up, each once, until done is called: by one
+// socket, as of thousands the sockets would take longer than the interfaces.
+func lookUpOnce() (device byIndex, done func(), err error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	type answer struct {
+		netlink.Link
+		error
+	}
+	known := map[int]answer{}
+	return func(index int) (netlink.Link, error) {
+		a, ok := known[index]
+		if !ok {
+			a.Link, a.error = h.LinkByIndex(index)
+			known[index] = a
+		}
+		return a.Link, a.error
+	}, h.Close, nil
+}
+
 // describeDevice fills in what the kernel says now of the interface of an
 // attachment in this namespace.
-func describeDevice(doc *Attachment) {
-	l, err := netlink.LinkByIndex(int(*doc.IfIndex))
+func describeDevice(doc *Attachment, device byIndex) {
+	l, err := device(int(*doc.IfIndex))
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) || err == nil && !runs(l, *doc) {
 		doc.Notes = append(doc.Notes, fmt.Sprintf("%s was moved to another network namespace, attached as it was", *doc.DevName))

@@ -249,9 +249,14 @@ func (e *Engine) attachments(instance string) ([]Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
+	devices, done, err := lookUpOnce()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	docs := make([]Attachment, 0, len(pins))
 	for _, pin := range pins {
-		doc, err := e.linkAttachment(instance, pin, here)
+		doc, err := e.linkAttachment(instance, pin, here, devices)
 		if err != nil {
 			return nil, err
 		}
@@ -261,7 +266,7 @@ func (e *Engine) attachments(instance string) ([]Attachment, error) {
 	return append(docs, filters...), err
 }
 
-func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, error) {
+func (e *Engine) linkAttachment(instance, pin string, here uint64, device byIndex) (Attachment, error) {
 	hook, rest, _ := strings.Cut(pin, ":")
 	function, _, _ := strings.Cut(rest, ":")
 	path := e.root.Path(instance, pinned.Links, pin)
@@ -288,7 +293,7 @@ func (e *Engine) linkAttachment(instance, pin string, here uint64) (Attachment, 
 	}
 	doc.ProgID, doc.LinkID = ObjectID(info.Program), ptr(uint32(info.ID))
 	describeRemembered(&doc, t)
-	describeLive(&doc, info, here)
+	describeLive(&doc, info, here, device)
 	return doc, nil
 }
 
@@ -325,12 +330,12 @@ func describeRemembered(doc *Attachment, t target) {
 }
 
 // describeLive corrects what is remembered by what the kernel says now.
-func describeLive(doc *Attachment, info *link.Info, here uint64) {
+func describeLive(doc *Attachment, info *link.Info, here uint64, device byIndex) {
 	switch {
 	case doc.IfIndex != nil:
 		doc.Defunct = linkIfIndex(info) == 0
 		if !doc.Defunct && doc.NetNS != nil && *doc.NetNS == here {
-			describeDevice(doc)
+			describeDevice(doc, device)
 		}
 	case doc.CgroupID != nil:
 		if c := info.Cgroup(); c != nil {
