@@ -13,6 +13,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/traffic"
 )
@@ -21,6 +22,7 @@ import (
 type Source interface {
 	Instances(ctx context.Context, name string) ([]datapath.Instance, error)
 	PodTraffic(instance string) (traffic.Sampler, error)
+	Peers(instance string) (peers.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API
@@ -55,6 +57,7 @@ type Exporter struct {
 
 	names      *names
 	pods       *pods
+	endpoints  *pods                        // by what peers counts
 	interfaces map[string]map[uint32]string // that are attached, with their names, by program
 	hits       *hits
 	compared   map[string]*comparison // by program
@@ -65,7 +68,7 @@ type Exporter struct {
 func New(source Source, o Options) *Exporter {
 	e := &Exporter{
 		source: source, Options: o, turn: make(chan struct{}, 1), told: map[string]bool{}, names: newNames(source.Endpoints()),
-		pods: newPods(o.Most), interfaces: map[string]map[uint32]string{}, hits: newHits(), compared: map[string]*comparison{}, errors: map[string]float64{},
+		pods: newPods(o.Most), endpoints: newPods(o.Most), interfaces: map[string]map[uint32]string{}, hits: newHits(), compared: map[string]*comparison{}, errors: map[string]float64{},
 	}
 	e.turn <- struct{}{}
 	return e
@@ -91,8 +94,13 @@ func (e *Exporter) scrape(ctx context.Context) (*snapshot, error) {
 		e.part(ctx, s, "ports", func() error { return e.readPorts(ctx, s, ofProgram(loaded, "port-filter")) })
 		e.part(ctx, s, "blocklist", func() error { return e.readBlocklist(ctx, s) })
 		e.part(ctx, s, "dns", func() error { return e.readDNS(s, ofProgram(loaded, "dns")) })
+		var contacts map[string]peers.Sample
+		e.part(ctx, s, "peers", func() (err error) {
+			contacts, err = samplesOf(ctx, ofProgram(loaded, "peers"), e.source.Peers, func(string, peers.Sample) error { return nil })
+			return err
+		})
 		// Last, as it may wait for engines.
-		e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, loaded) })
+		e.part(ctx, s, "pods", func() error { return e.readPods(ctx, s, loaded, contacts) })
 	})
 }
 
@@ -159,6 +167,7 @@ func (e *Exporter) retain(loaded []datapath.Instance) {
 		names[in.Name] = true
 	}
 	e.pods.retain(names)
+	e.endpoints.retain(names)
 	keep(e.interfaces, names, func(program string) string { return program })
 	keep(e.compared, names, func(program string) string { return program })
 }
@@ -185,28 +194,49 @@ func each(instances []string, read func(instance string) error) error {
 	return fault.Join(all...)
 }
 
-func (e *Exporter) readPods(ctx context.Context, s *snapshot, loaded []datapath.Instance) error {
-	samples := map[string]traffic.Sample{}
-	failed := each(ofProgram(loaded, "pod-traffic"), func(instance string) error {
-		sampler, err := e.source.PodTraffic(instance)
+// sampler reads a loaded instance.
+type sampler[S any] interface {
+	Sample(ctx context.Context) (S, error)
+}
+
+// samplesOf are the samples of instances that could be read; then is called right after
+// each.
+func samplesOf[S any, R sampler[S]](ctx context.Context, instances []string, open func(instance string) (R, error), then func(instance string, sample S) error) (map[string]S, error) {
+	samples := map[string]S{}
+	return samples, each(instances, func(instance string) error {
+		r, err := open(instance)
 		if err != nil {
 			return err
 		}
-		sample, err := sampler.Sample(ctx)
+		sample, err := r.Sample(ctx)
 		if err != nil {
 			return err
 		}
 		samples[instance] = sample
+		return then(instance, sample)
+	})
+}
+
+// readPods reads who has moved how much, and finds the names of these and of who has
+// contacted others.
+func (e *Exporter) readPods(ctx context.Context, s *snapshot, loaded []datapath.Instance, contacts map[string]peers.Sample) error {
+	samples, failed := samplesOf(ctx, ofProgram(loaded, "pod-traffic"), e.source.PodTraffic, func(instance string, sample traffic.Sample) error {
 		i := slices.IndexFunc(loaded, func(in datapath.Instance) bool { return in.Name == instance })
 		return e.reconcile(s, loaded[i], sample)
 	})
-	gone := e.goneCgroups(samples)
+	gone := e.goneCgroups(samples, contacts)
 	now := map[place]reading{}
 	for name, sample := range samples {
 		writeUnattributed(s, name, sample)
 		maps.Copy(now, placesOf(name, sample, gone))
 	}
-	notes, err := e.names.find(ctx, e.Now(), now, failed == nil)
+	connections := map[place]reading{}
+	for name, sample := range contacts {
+		maps.Copy(connections, placesOf(name, asTraffic(sample), gone))
+	}
+	places := maps.Clone(now)
+	maps.Copy(places, connections)
+	notes, err := e.names.find(ctx, e.Now(), places, failed == nil && contacts != nil)
 	for _, text := range notes {
 		e.note("%s", text)
 	}
@@ -214,16 +244,26 @@ func (e *Exporter) readPods(ctx context.Context, s *snapshot, loaded []datapath.
 		failed = fault.Join(failed, fmt.Errorf("find Pods: %w", err))
 	}
 	e.pods.update(slices.Collect(maps.Keys(samples)), now)
-	e.pods.write(s, now, e.names.of)
+	e.pods.write(s, now, e.names.of, writePod)
+	e.endpoints.update(slices.Collect(maps.Keys(contacts)), connections)
+	e.endpoints.write(s, connections, e.names.of, writeConnections)
+	e.writePeers(s, contacts)
 	return failed
 }
 
 // goneCgroups says which cgroups of samples have gone. Who can't tell has them as if
 // they were there.
-func (e *Exporter) goneCgroups(samples map[string]traffic.Sample) map[uint64]bool {
+func (e *Exporter) goneCgroups(samples map[string]traffic.Sample, contacts map[string]peers.Sample) map[uint64]bool {
 	ids := map[uint64]bool{}
 	for _, sample := range samples {
 		for key := range sample.Pods {
+			if key.Point == traffic.Cgroup {
+				ids[key.CgroupID] = true
+			}
+		}
+	}
+	for _, sample := range contacts {
+		for key := range sample.Endpoints {
 			if key.Point == traffic.Cgroup {
 				ids[key.CgroupID] = true
 			}

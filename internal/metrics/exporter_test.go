@@ -300,7 +300,7 @@ func TestErrors(t *testing.T) {
 	f.errors["pod-traffic"] = errors.New("read pod-traffic/pods: no memory")
 	w.want("unread", w.sentBytes(), map[string]float64{})
 	w.text()
-	w.want("success", w.values("bpfnet_scrape_success"), map[string]float64{" instances": 1, " pods": 0, " interfaces": 1, " ports": 1, " blocklist": 1, " dns": 1})
+	w.want("success", w.values("bpfnet_scrape_success"), map[string]float64{" instances": 1, " pods": 0, " interfaces": 1, " peers": 1, " ports": 1, " blocklist": 1, " dns": 1})
 	if got := w.values("bpfnet_scrape_errors_total"); got[" pods"] != 4 || got[" dns"] != 0 {
 		t.Errorf("errors %v", got)
 	}

@@ -15,23 +15,25 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/traffic"
 )
 
 // fake is a source that tests change between scrapes.
 type fake struct {
-	loaded  []string // instances, called as their programs
-	sample  traffic.Sample
-	packets counter.Sample
-	lists   fakeLists
-	found   fakeEndpoints
-	errors  map[string]error // by program, or "instances"
-	passed  datapath.InterfaceBytes
-	kinds   map[uint32]string
-	hanging []datapath.Attachment // of all instances
-	set     map[string]string     // parameters of all instances
-	read    func()                // is called when instances are read
+	loaded   []string // instances, called as their programs
+	sample   traffic.Sample
+	packets  counter.Sample
+	contacts peers.Sample
+	lists    fakeLists
+	found    fakeEndpoints
+	errors   map[string]error // by program, or "instances"
+	passed   datapath.InterfaceBytes
+	kinds    map[uint32]string
+	hanging  []datapath.Attachment // of all instances
+	set      map[string]string     // parameters of all instances
+	read     func()                // is called when instances are read
 }
 
 func newFake(loaded ...string) *fake {
@@ -57,19 +59,23 @@ func (f *fake) check(program string) error {
 	return f.errors[program]
 }
 
-type sampler[S any] struct {
+type fakeSampler[S any] struct {
 	sample *S
 	check  func() error
 }
 
-func (s sampler[S]) Sample(context.Context) (S, error) { return *s.sample, s.check() }
+func (s fakeSampler[S]) Sample(context.Context) (S, error) { return *s.sample, s.check() }
 
 func (f *fake) PodTraffic(instance string) (traffic.Sampler, error) {
-	return sampler[traffic.Sample]{&f.sample, func() error { return f.check(instance) }}, nil
+	return fakeSampler[traffic.Sample]{&f.sample, func() error { return f.check(instance) }}, nil
+}
+
+func (f *fake) Peers(instance string) (peers.Sampler, error) {
+	return fakeSampler[peers.Sample]{&f.contacts, func() error { return f.check(instance) }}, nil
 }
 
 func (f *fake) Counters(instance string) (counter.Sampler, error) {
-	return sampler[counter.Sample]{&f.packets, func() error { return f.check(instance) }}, nil
+	return fakeSampler[counter.Sample]{&f.packets, func() error { return f.check(instance) }}, nil
 }
 
 func (f *fake) InterfaceBytes() (datapath.InterfaceBytes, error) { return f.passed, f.errors["bytes"] }

@@ -13,6 +13,7 @@ import (
 	"bpfnet/internal/dns"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/engine"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/testkit"
 	"bpfnet/internal/traffic"
@@ -29,6 +30,10 @@ func (k kernel) Endpoints() endpoint.API  { return k.endpoints }
 
 func (k kernel) PodTraffic(instance string) (traffic.Sampler, error) {
 	return traffic.NewReader(k.Engine, instance), nil
+}
+
+func (k kernel) Peers(instance string) (peers.Sampler, error) {
+	return peers.NewReader(k.Engine, instance), nil
 }
 
 func (k kernel) Counters(instance string) (counter.Sampler, error) {
@@ -73,7 +78,7 @@ func TestKernel(t *testing.T) {
 		})
 	}
 	for range 3 {
-		for _, program := range []string{"pod-traffic", "xdp-counter", "port-filter", "dns"} {
+		for _, program := range []string{"pod-traffic", "peers", "xdp-counter", "port-filter", "dns"} {
 			if _, err := k.Load(t.Context(), datapath.LoadRequest{Source: program}); err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +93,7 @@ func TestKernel(t *testing.T) {
 			t.Error(note)
 		}
 	}
-	for _, program := range []string{"pod-traffic", "xdp-counter", "port-filter", "dns"} {
+	for _, program := range []string{"pod-traffic", "peers", "xdp-counter", "port-filter", "dns"} {
 		if _, err := k.Load(t.Context(), datapath.LoadRequest{Source: program}); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +103,7 @@ func TestKernel(t *testing.T) {
 		fields := strings.Fields(name)
 		loaded[fields[len(fields)-1]] = true
 	}
-	if len(loaded) != 4 {
+	if len(loaded) != 5 {
 		t.Errorf("metrics of %v", loaded)
 	}
 }

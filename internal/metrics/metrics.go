@@ -24,6 +24,11 @@ var (
 	podPackets = &Metric{"bpfnet_pod_network_io_packets_total",
 		"Packets that a Pod or container sent and received, by the interface or cgroup where they were seen.", true, podLabels}
 
+	podConnections = &Metric{"bpfnet_pod_connections_total",
+		"Connections that a Pod or container began (transmit) and others began with it (receive), by the interface or cgroup where they were seen.", true, podLabels}
+	podPeers = &Metric{"bpfnet_pod_distinct_peers",
+		"Addresses that a Pod or container has contacted, or that have answered it, within five minutes.", false, podLabels[:len(podLabels)-1]}
+
 	unattributedLabels = []string{"program", "observed_at", "reason", "network_io_direction"}
 	unattributedBytes  = &Metric{"bpfnet_unattributed_bytes_total",
 		"Bytes that pod-traffic saw and that are no Pod's, by why.", true, unattributedLabels}
@@ -103,7 +108,7 @@ var (
 // All returns the metrics that there are, but for those about the process and Go.
 func All() []Metric {
 	return []Metric{
-		*podBytes, *podPackets, *unattributedBytes, *unattributedPackets, *interfaceBytes, *interfacePackets,
+		*podBytes, *podPackets, *podConnections, *podPeers, *unattributedBytes, *unattributedPackets, *interfaceBytes, *interfacePackets,
 		*filterBytes, *filterPackets, *packetDrops, *blocklistHits, *blocklistHitBytes, *blocklistPackets, *blocklistEntries,
 		*lostEvents, *reconcileRatio, *backendInfo, *attachments, *mapEntries, *mapCapacity, *progRuns, *progSeconds,
 		*alertsTotal, *alertsFiring, *sinkDeliveries, *sinkDropped, *sinkRefused, *sinkRetries, *sinkQueue, *sinkUp,

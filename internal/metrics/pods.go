@@ -157,7 +157,7 @@ func growth(before, now traffic.Counters) traffic.Counters {
 
 // write writes the series of places that were read. Those of a place that is gone are
 // written once more, as they were called.
-func (p *pods) write(s *snapshot, now map[place]reading, owner func(place) (endpoint.Owner, bool)) {
+func (p *pods) write(s *snapshot, now map[place]reading, owner func(place) (endpoint.Owner, bool), write writer) {
 	for at, r := range now {
 		one := p.places[at]
 		if one.gone {
@@ -169,14 +169,14 @@ func (p *pods) write(s *snapshot, now map[place]reading, owner func(place) (endp
 			add, one.labels = s.add, podLabelsOf(at, r, who)
 		}
 		if one.own {
-			writePod(add, one.labels, r.Counters)
+			write(add, one.labels, r.Counters)
 		}
 		if !r.live {
 			one.own, one.gone, one.labels = false, true, nil
 		}
 	}
 	for at, counters := range p.others {
-		writePod(s.add, []string{at.program, string(at.point), "", other, "", "", "", "", ""}, *counters)
+		write(s.add, []string{at.program, string(at.point), "", other, "", "", "", "", ""}, *counters)
 	}
 }
 
@@ -200,6 +200,9 @@ func text(s *string) string {
 	}
 	return *s
 }
+
+// writer writes the series of a place.
+type writer func(add func(*Metric, float64, ...string), labels []string, c traffic.Counters)
 
 func writePod(add func(*Metric, float64, ...string), labels []string, c traffic.Counters) {
 	labels = slices.Clip(labels)

@@ -115,7 +115,11 @@ func readExport(answer []byte, events []Event) (r result, warning string) {
 }
 
 // severities are the numbers of severities.
-var severities = map[alert.Severity]logs.SeverityNumber{alert.Warning: logs.SeverityNumber_SEVERITY_NUMBER_WARN}
+var severities = map[alert.Severity]logs.SeverityNumber{
+	alert.Info:     logs.SeverityNumber_SEVERITY_NUMBER_INFO,
+	alert.Warning:  logs.SeverityNumber_SEVERITY_NUMBER_WARN,
+	alert.Critical: logs.SeverityNumber_SEVERITY_NUMBER_ERROR2, // as OpenTelemetry maps that of syslog
+}
 
 // conventions are the attributes that have names in OpenTelemetry's semantic
 // conventions, and the keys of a document that they are.
@@ -128,7 +132,7 @@ var conventions = []struct{ name, key string }{
 }
 
 // flat are the keys of a document that are attributes below "bpfnet.alert".
-var flat = []string{"schema", "rule", "severity", "fingerprint", "started_at", "ended_at", "window_seconds"}
+var flat = []string{"schema", "rule", "rule_name", "severity", "fingerprint", "started_at", "ended_at", "window_seconds"}
 
 // record is an alert as an event, with the document as it is.
 func (d *otlp) record(e Event) *logs.LogRecord {

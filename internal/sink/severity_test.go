@@ -12,14 +12,17 @@ import (
 // rule's name.
 func TestSeverity(t *testing.T) {
 	name := "exfil"
-	for severity, want := range map[alert.Severity]struct{ priority, number int }{
-		alert.Info: {30, 21}, alert.Warning: {28, 47}, alert.Critical: {26, 99},
+	for severity, want := range map[alert.Severity]struct{ priority, number, otlp int }{
+		alert.Info: {30, 21, 9}, alert.Warning: {28, 47, 13}, alert.Critical: {26, 99, 18},
 	} {
 		a := hit(t, "a reason").Alert
 		a.RuleName, a.Severity = &name, severity
 		e := event(t, a)
 		if got := logPriority(severity); got != want.priority {
 			t.Errorf("%s: syslog has %d", severity, got)
+		}
+		if got := severities[severity]; int(got) != want.otlp {
+			t.Errorf("%s: OpenTelemetry has %d", severity, got)
 		}
 		var doc object
 		text, err := json.Marshal((&elasticsearch{}).document(e, "id"))
