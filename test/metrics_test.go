@@ -244,6 +244,34 @@ func TestMetricsOfCgroups(t *testing.T) {
 	}
 }
 
+// Whom a container contacts is a number, and what it begins and others begin counters.
+func TestMetricsOfPeers(t *testing.T) {
+	n := newNode(t)
+	id := containerID(t)
+	container(t, n.podA, "docker/"+id, "sleep", "1000")
+	n.must(t, "load", "peers")
+	n.must(t, "attach", "tc", "peers", "--dev", "veth-a", "--direction", "both")
+	e := n.export(t)
+	n.sh(t, `
+nsenter --net=/run/netns/$POD_A ping -c1 -q 10.77.0.5 >/dev/null
+nsenter --net=/run/netns/$POD_A ping -c1 -q fd77::5 >/dev/null
+for port in 7 8 9; do
+	nsenter --net=/run/netns/$POD_A bash -c "</dev/tcp/10.77.0.5/$port" 2>/dev/null && exit 1
+done
+nsenter --net=/run/netns/$POD_B ping -c1 -q 10.77.0.4 >/dev/null`)
+	text := e.text()
+	labels := []string{`container_id="` + id + `"`, `network_interface_name="veth-a"`, `observed_at="tc"`, `program="peers"`}
+	if peers, series := sum(text, "bpfnet_pod_distinct_peers", labels...); peers != 2 || series != 1 {
+		t.Errorf("%d peers in %d series", peers, series)
+	}
+	if got, want := passed(text, "bpfnet_pod_connections_total", labels...), (device{transmit: 5, receive: 1}); got != want {
+		t.Errorf("connections %+v, want %+v", got, want)
+	}
+	if strings.Contains(text, addressB) {
+		t.Error("an address is in the metrics")
+	}
+}
+
 // A scrape answers in its time also while something else holds the lock, and says so.
 func TestMetricsWhileLocked(t *testing.T) {
 	n := newNode(t)
