@@ -82,8 +82,8 @@ func TestExposition(t *testing.T) {
 	f.traffic = attachedTraffic{f.traffic}
 	var stderr bytes.Buffer
 	for _, line := range []string{
-		"load pod-traffic", "load xdp-counter", "load port-filter", "load dns",
-		"attach tc pod-traffic --dev veth-a --direction both", "attach cgroup pod-traffic --cgroup /a", "attach xdp xdp-counter --dev eth0",
+		"load pod-traffic", "load xdp-counter", "load port-filter", "load dns", "load peers",
+		"attach tc pod-traffic --dev veth-a --direction both", "attach tc peers --dev veth-a --direction both", "attach cgroup pod-traffic --cgroup /a", "attach xdp xdp-counter --dev eth0",
 		"ports deny 80/tcp", "blocklist add 198.51.100.7", "blocklist add 10.0.0.1 --force --list private",
 	} {
 		if exit := Run(context.Background(), f.env(&bytes.Buffer{}, &stderr), strings.Fields(line)); exit != 0 {
