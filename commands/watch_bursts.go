@@ -179,7 +179,7 @@ func (r burstRule) conclude(note func(string)) error {
 	if apart, window, tell := r.TooFar(); tell {
 		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: bursts in between may not be seen", apart, window))
 	}
-	n := r.MapFull()
+	n := r.Lost()
 	if n == 0 {
 		return nil
 	}

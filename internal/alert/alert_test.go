@@ -71,8 +71,10 @@ func burst() detect.Finding {
 	}
 	uid, index := "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", uint32(4)
 	return detect.Finding{
-		Rule: rule, Kind: detect.Pod, Point: traffic.TC, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, IfIndex: &index},
+		Rule: rule, Episode: detect.Episode{
+			Kind: detect.Pod, Point: traffic.TC, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+			Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, IfIndex: &index},
+		},
 	}
 }
 

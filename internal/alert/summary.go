@@ -40,18 +40,23 @@ func (a Alert) ofPacket(e BlocklistEvidence) string {
 	return line
 }
 
-func (a Alert) ofBurst(e BurstEvidence) string {
-	who := e.Address
+// who is an endpoint for people.
+func (a Alert) who(e Endpoint) string {
 	switch {
 	case a.K8s.Pod != nil:
-		who = a.pod()
+		return a.pod()
 	case e.PodUID != nil:
-		who = "Pod " + *e.PodUID
+		return "Pod " + *e.PodUID
 	case e.Container != nil:
-		who = "container " + *e.Container
+		return "container " + *e.Container
 	case e.ContainerID != nil:
-		who = "container " + *e.ContainerID
+		return "container " + *e.ContainerID
 	}
+	return e.Address
+}
+
+func (a Alert) ofBurst(e BurstEvidence) string {
+	who := a.who(e.Endpoint)
 	seen, _ := a.Observed.(BurstObserved)
 	wanted, _ := a.Expected.(BurstExpected)
 	if a.EndedAt != nil {

@@ -16,8 +16,9 @@ type Metric string
 
 // The metrics.
 const (
-	Bytes   Metric = "bytes"
-	Packets Metric = "packets"
+	Bytes       Metric = "bytes"
+	Packets     Metric = "packets"
+	Connections Metric = "connections" // transmit: opened, receive: opened by others
 )
 
 // Direction is whose traffic counts, as the endpoint sees it.
@@ -34,18 +35,15 @@ const (
 type Burst struct {
 	Metric    Metric
 	Direction Direction
-	Amount    uint64        // the threshold, or the least that it is
-	Window    time.Duration // whole seconds
-	Lasting   time.Duration // how long it has to last, whole seconds; 0: it needn't
-	Factor    float64       // of MADs above the endpoint's mean; 0: Amount is the threshold
+	Amount    uint64 // the threshold, or the least that it is
+	Timing
+	Factor float64 // of MADs above the endpoint's mean; 0: Amount is the threshold
 }
 
-// The limits of a rule.
+// The limits of a burst.
 const (
-	longestWindow  = 24 * time.Hour
-	longestLasting = 7 * 24 * time.Hour
-	largestAmount  = 1 << 60
-	largestFactor  = 1000
+	largestAmount = 1 << 60
+	largestFactor = 1000
 )
 
 // units are what amounts are given in, with their size in bytes. Those in which an
@@ -59,11 +57,8 @@ var units = []struct {
 	{"Gbit", big.NewRat(1e9, 8)}, {"Mbit", big.NewRat(1e6, 8)}, {"kbit", big.NewRat(1e3, 8)},
 }
 
-// packetsUnit counts packets instead of bytes.
-const packetsUnit = "packets"
-
 // burstForm is what people are told.
-const burstForm = "a burst is AMOUNT/TIME[,transmit|receive|both][,for=TIME][,mad=FACTOR], as in 10MiB/10s,transmit or 5000packets/1s"
+const burstForm = "a burst is AMOUNT/TIME[,transmit|receive|both][,for=TIME][,mad=FACTOR], as in 10MiB/10s,transmit, 5000packets/1s or 500connections/10s"
 
 // ParseBurst reads "10MiB/10s", with options behind commas: a direction, "for=30s",
 // "mad=8". Errors are of kind fault.ErrUsage.
@@ -76,31 +71,14 @@ func ParseBurst(text string) (Burst, error) {
 }
 
 func parseBurst(text string) (b Burst, err error) {
-	first, rest, more := strings.Cut(text, ",")
-	amount, window, ok := strings.Cut(first, "/")
-	if !ok {
-		return b, fmt.Errorf("no /TIME behind the amount")
-	}
-	if b.Amount, b.Metric, err = parseAmount(amount); err != nil {
-		return b, err
-	}
-	if b.Window, err = parseTime(window, longestWindow); err != nil {
-		return b, err
-	}
-	for more {
-		var option string
-		option, rest, more = strings.Cut(rest, ",")
-		if err := b.option(option); err != nil {
-			return b, err
-		}
-	}
+	b.Timing, err = parseRule(text, longestWindow, func(amount string) (err error) {
+		b.Amount, b.Metric, err = parseAmount(amount)
+		return err
+	}, b.option)
 	if b.Direction == "" {
 		b.Direction = Both
 	}
-	if b.Lasting > 0 && b.Lasting < 2*b.Window {
-		return b, fmt.Errorf("for=%s is shorter than two windows: what comes at once stays in a window as long as that is", seconds(b.Lasting))
-	}
-	return b, nil
+	return b, err
 }
 
 // parseAmount reads a number with a unit behind it.
@@ -114,8 +92,8 @@ func parseAmount(text string) (uint64, Metric, error) {
 	if !ok {
 		return 0, "", fmt.Errorf("%q doesn't begin with a number", text)
 	}
-	metric := Packets
-	if unit != packetsUnit {
+	metric := Metric(unit)
+	if metric != Packets && metric != Connections {
 		size, err := unitSize(unit)
 		if err != nil {
 			return 0, "", err
@@ -155,40 +133,21 @@ func unitNames() string {
 	for _, u := range units {
 		names = append(names, u.name)
 	}
-	return strings.Join(append(names, packetsUnit), ", ")
+	return strings.Join(append(names, string(Packets), string(Connections)), ", ")
 }
 
-func parseTime(text string, longest time.Duration) (time.Duration, error) {
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		return 0, fmt.Errorf("%q is no time like 10s or 5m", text)
-	}
-	if d < time.Second || d > longest || d%time.Second != 0 {
-		return 0, fmt.Errorf("%s isn't a number of seconds from 1 to %d", text, longest/time.Second)
-	}
-	return d, nil
-}
-
-// option reads what is between two commas; each kind once.
-func (b *Burst) option(text string) (err error) {
-	name, value, valued := strings.Cut(text, "=")
-	twice := false
+// option reads an option.
+func (b *Burst) option(name, value string, valued bool) (known, twice bool, err error) {
 	switch {
 	case !valued && (name == string(Transmit) || name == string(Receive) || name == string(Both)):
 		twice, b.Direction = b.Direction != "", Direction(name)
-	case valued && name == "for":
-		twice = b.Lasting > 0
-		b.Lasting, err = parseTime(value, longestLasting)
 	case valued && name == "mad":
 		twice = b.Factor > 0
 		b.Factor, err = parseFactor(value)
 	default:
-		return fmt.Errorf("no option %q", text)
+		return false, false, nil
 	}
-	if twice {
-		return fmt.Errorf("%q: there is one such option already", text)
-	}
-	return err
+	return true, twice, err
 }
 
 func parseFactor(text string) (float64, error) {
@@ -206,9 +165,7 @@ func (b Burst) String() string {
 	if b.Direction != Both {
 		text += "," + string(b.Direction)
 	}
-	if b.Lasting > 0 {
-		text += ",for=" + seconds(b.Lasting)
-	}
+	text += b.lasting()
 	if b.Factor > 0 {
 		text += ",mad=" + strconv.FormatFloat(b.Factor, 'g', -1, 64)
 	}
@@ -217,8 +174,8 @@ func (b Burst) String() string {
 
 func (b Burst) amount() string {
 	n := strconv.FormatUint(b.Amount, 10)
-	if b.Metric == Packets {
-		return n + packetsUnit
+	if b.Metric != Bytes {
+		return n + string(b.Metric)
 	}
 	for _, u := range units {
 		if size := u.size.Num().Uint64(); b.Amount%size == 0 {
@@ -227,8 +184,6 @@ func (b Burst) amount() string {
 	}
 	return n + "B"
 }
-
-func seconds(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) + "s" }
 
 // Learning is how long an endpoint has to be watched before the rule may fire for it;
 // 0 without a factor.

@@ -424,8 +424,8 @@ func TestLost(t *testing.T) {
 	for _, doc := range f.docs {
 		d.Step(doc)
 	}
-	if d.MapFull() != 9 {
-		t.Errorf("%d lost", d.MapFull())
+	if d.Lost() != 9 {
+		t.Errorf("%d lost", d.Lost())
 	}
 }
 

@@ -218,3 +218,9 @@ func (r *recording) place(doc *traffic.Document, total traffic.Counters) error {
 	r.last, r.total, r.at = doc.Time, total, r.line
 	return nil
 }
+
+// anew says whether counters have begun anew: one is less than it was.
+func anew(before, now traffic.Counters) bool {
+	return now.TransmitBytes < before.TransmitBytes || now.TransmitPackets < before.TransmitPackets ||
+		now.ReceiveBytes < before.ReceiveBytes || now.ReceivePackets < before.ReceivePackets
+}

@@ -44,8 +44,10 @@ func burst(t *testing.T, over bool, pod string) Event {
 	}
 	uid, namespace, device, index := "0b6a1c5e-3c1f-4f0a-9d2e-5a7b8c9d0e1f", "shop", "veth-a", uint32(4)
 	f := detect.Finding{
-		Rule: rule, Kind: detect.Pod, Point: traffic.TC, Started: now.Add(-25 * time.Second), Amount: 12010, Peak: 12010, Threshold: 10000, Sources: 1,
-		Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, DevName: &device, IfIndex: &index},
+		Rule: rule, Episode: detect.Episode{
+			Kind: detect.Pod, Point: traffic.TC, Started: now.Add(-25 * time.Second), Amount: 12010, Peak: 12010, Threshold: 10000, Sources: 1,
+			Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), PodUID: &uid, DevName: &device, IfIndex: &index},
+		},
 	}
 	if pod != "" {
 		f.Source.Namespace, f.Source.Pod = &namespace, &pod
