@@ -9,12 +9,14 @@ import (
 
 	"bpfnet/internal/alert"
 	"bpfnet/internal/detect"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
 )
 
 // samples are what rules look at, taken one after the other.
 type samples struct {
 	pods  *traffic.Document // nil: no rule looks at these
+	peers *peers.Document   // the same
 	notes []string          // what people should know of them
 }
 
@@ -178,8 +180,8 @@ func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) e
 		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
 		samples: &sampleWatch{rules: rules.sampleRules()},
 	}
-	err = detect.Replay(input, source, func(doc traffic.Document) error {
-		over, err := w.showSamples(samples{pods: &doc})
+	err = detect.Replay(input, source, func(s detect.Sample) error {
+		over, err := w.showSamples(samples{pods: s.Pods, peers: s.Peers})
 		switch {
 		case err != nil:
 			return err
