@@ -45,6 +45,7 @@ var reserved = []struct {
 	{"google.golang.org/grpc", []string{"internal/engine"}, true},
 	{"k8s.io/cri-api", []string{"internal/engine"}, true},
 	{"github.com/containerd", []string{"internal/engine"}, true},
+	{"github.com/axiomhq/hyperloglog", []string{"internal/detect"}, true},
 	{"net/http", []string{"internal/engine", "internal/metrics", "internal/sink"}, true},
 	{"github.com/prometheus", []string{"internal/metrics", "internal/match"}, true},
 	{"github.com/cilium/ebpf/link", []string{"internal/datapath"}, true},
