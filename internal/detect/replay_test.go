@@ -31,9 +31,12 @@ func (f *feed) recorded(t testing.TB) string {
 // replayed is feed.found of a recording.
 func replayed(text string, d *Detector) (string, error) {
 	var lines []string
-	err := Replay(strings.NewReader(text), "in", func(doc traffic.Document) error {
-		for _, found := range d.Step(doc) {
-			lines = append(lines, tell(doc, found))
+	err := Replay(strings.NewReader(text), "in", func(s Sample) error {
+		if s.Pods == nil {
+			return nil
+		}
+		for _, found := range d.Step(*s.Pods) {
+			lines = append(lines, tell(*s.Pods, found))
 		}
 		return nil
 	})
@@ -50,6 +53,93 @@ func TestReplay(t *testing.T) {
 	for _, input := range []string{text, "\n" + strings.ReplaceAll(text, "\n", "\r\n\n"), strings.TrimSuffix(text, "\n")} {
 		if got, err := replayed(input, newDetector(t, "10kB/10s")); got != want || err != nil || want == "" {
 			t.Errorf("got\n%s\nwant\n%s, %v", got, want, err)
+		}
+	}
+}
+
+// recorded writes samples as watch peers does.
+func (c *calls) recorded(t testing.TB) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, doc := range c.docs {
+		if err := json.NewEncoder(&b).Encode(doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+// replayedPeers is fanned and scanned of a recording, and the bursts of connections.
+func replayedPeers(t testing.TB, text string) (string, error) {
+	t.Helper()
+	fanouts := newFanouts(t, Internal{Endpoints: true}, "5/10s", "50/60s,answered", "6000/24h,for=48h")
+	scans := newScans(t, "3ports/10s", "2failed/2s,for=4s")
+	bursts := newDetector(t, "5connections/10s,mad=2", "10connections/10s,transmit")
+	var lines []string
+	err := Replay(strings.NewReader(text), "in", func(s Sample) error {
+		if s.Peers == nil {
+			return nil
+		}
+		for _, f := range fanouts.Step(*s.Peers) {
+			lines = append(lines, tellFanout(*s.Peers, f), fmt.Sprint(f.Peers, f.Estimated))
+		}
+		for _, f := range scans.Step(*s.Peers) {
+			lines = append(lines, tellScan(*s.Peers, f))
+		}
+		for _, f := range bursts.StepPeers(*s.Peers) {
+			lines = append(lines, tell(traffic.Document{Time: s.Peers.Time}, f))
+		}
+		return nil
+	})
+	return strings.Join(lines, "\n"), err
+}
+
+// TestReplayPeers checks that a recording of peers gives what the samples did, also
+// with one of Pods before, behind or between its lines.
+func TestReplayPeers(t *testing.T) {
+	c := newCalls("ab").call("a", span(0, 20)...).next(time.Second).knock('b', 1, 1, 20).silent("b", 8).next(time.Second).quiet(40)
+	want := c.fanned(t, Internal{Endpoints: true}, "5/10s")
+	text := c.recorded(t)
+	pods := strings.SplitAfter(newFeed("a").steadily(60, "a", 9).recorded(t), "\n")
+	all := strings.Join(pods, "")
+	mixed := ""
+	for i, line := range strings.SplitAfter(text, "\n") {
+		mixed += pods[i] + line
+	}
+	alone, err := replayedPeers(t, text)
+	if err != nil || want == "" || !strings.HasPrefix(alone, strings.SplitAfter(want, "\n")[0][:10]) {
+		t.Fatalf("got\n%s\nwant\n%s, %v", alone, want, err)
+	}
+	for _, input := range []string{text + all, all + text, mixed} {
+		if got, err := replayedPeers(t, input); got != alone || err != nil {
+			t.Errorf("got\n%s\nwant\n%s, %v", got, alone, err)
+		}
+	}
+	lines := strings.SplitAfter(text, "\n")
+	lines[1], lines[2] = lines[2], lines[1]
+	if _, err := replayedPeers(t, all+strings.Join(lines, "")); err == nil || !strings.Contains(err.Error(), "it is of before line") {
+		t.Errorf("peers out of order: %v", err)
+	}
+}
+
+func TestReplayPeersWrong(t *testing.T) {
+	good := strings.TrimSuffix(newCalls("").call("a", 1).next(time.Second).recorded(t), "\n")
+	good = good[strings.Index(good, "\n")+1:]
+	for _, test := range []struct{ old, new, want string }{
+		{`"endpoints":[`, `"x":[`, "in:1:1: endpoints is missing"},
+		{`"peers":[`, `"x":[`, "in:1:1: peers is missing"},
+		{`"loss":{"peers":0`, `"loss":{"x":0`, "in:1:1: loss.peers or loss.endpoints is missing"},
+		{`"others":{"peers":0,"endpoints":0}`, `"others":{}`, "in:1:1: others.endpoints is missing"},
+		{`"connections_opened"`, `"x"`, `in:1:1: endpoints\[0\]: a counter is missing`},
+		{`"address":"198.18.0.1"`, `"address":"far"`, `in:1:1: peers\[0\]: peer.address "far" isn't one`},
+		{`"port":443`, `"port":65536`, `in:1:[0-9]+: peers.*port can't be a JSON number 65536`},
+		{`"transport":"tcp",`, "", `in:1:1: peers\[0\]: transport is missing`},
+		{`"last_seen"`, `"x"`, `in:1:1: peers\[0\]: last_seen is missing`},
+		{`"peers":[{"address":"10.77.0.97"`, `"peers":[{"address":""`, `in:1:1: peers\[0\]: address "" isn't one`},
+	} {
+		text := strings.Replace(good, test.old, test.new, 1)
+		if _, err := replayedPeers(t, text); err == nil || !regexp.MustCompile("^"+test.want).MatchString(err.Error()) {
+			t.Errorf("%v, want %s", err, test.want)
 		}
 	}
 }
@@ -124,7 +214,7 @@ func TestReplayWrong(t *testing.T) {
 		t.Error(err)
 	}
 	long := io.MultiReader(strings.NewReader(good+"\n"), io.LimitReader(spaces{}, longestLine+1))
-	if err := Replay(long, "in", func(traffic.Document) error { return nil }); err == nil || !strings.HasPrefix(err.Error(), "in:2:67108864: a line is longer") {
+	if err := Replay(long, "in", func(Sample) error { return nil }); err == nil || !strings.HasPrefix(err.Error(), "in:2:67108864: a line is longer") {
 		t.Error(err)
 	}
 }
@@ -151,11 +241,22 @@ func FuzzReplay(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
+	calls := newCalls("ab").call("a", span(0, 20)...).next(time.Second).knock('b', 1, 1, 20).silent("b", 8, 9).next(time.Second).quiet(12).recorded(f)
+	for _, seed := range []string{
+		calls, text + calls, calls[:3000], strings.ReplaceAll(calls, `"new_answers":1`, `"new_answers":18446744073709551615`), strings.ReplaceAll(calls, `"tc"`, `"cgroup"`),
+		strings.ReplaceAll(calls, `"interval_seconds":1,`, `"interval_seconds":1e9,`), strings.ReplaceAll(calls, `"last_seen":"2026`, `"last_seen":"0001`), strings.ReplaceAll(calls, "198.18.0", "fe80::"),
+	} {
+		f.Add(seed)
+	}
 	place := regexp.MustCompile(`^in:[0-9]+:[0-9]+: `)
 	f.Fuzz(func(t *testing.T, text string) {
 		rules := []string{"2kB/1s", "10kB/10s,transmit,for=20s", "1B/24h,mad=0.1", "3packets/1s,receive,mad=3"}
 		first, err := replayed(text, newDetector(t, rules...))
 		second, again := replayed(text, newDetector(t, rules...))
+		firstPeers, _ := replayedPeers(t, text)
+		if secondPeers, _ := replayedPeers(t, text); firstPeers != secondPeers {
+			t.Errorf("%s\nand\n%s", firstPeers, secondPeers)
+		}
 		if first != second || (err == nil) != (again == nil) {
 			t.Errorf("%s, %v\nand\n%s, %v", first, err, second, again)
 		}
