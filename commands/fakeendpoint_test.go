@@ -95,6 +95,13 @@ func (fakeEndpoints) PodRoots(context.Context) ([]string, error) {
 	return []string{"/sys/fs/cgroup/kubepods"}, nil
 }
 
+func (fakeEndpoints) Surroundings([]uint32) (endpoint.Surroundings, error) {
+	return endpoint.Surroundings{
+		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("192.0.2.1")},
+		Networks:  []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("10.77.0.0/24")},
+	}, nil
+}
+
 func (fakeEndpoints) GoneCgroups([]uint64) (map[uint64]bool, error) { return map[uint64]bool{}, nil }
 
 func (fakeEndpoints) CgroupOf(e endpoint.Endpoint, ref endpoint.Ref) (endpoint.Cgroup, map[uint64]bool, error) {

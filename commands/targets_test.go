@@ -50,6 +50,10 @@ func (p fakePods) Show(_ context.Context, ref endpoint.Ref) (endpoint.Listing, e
 
 func (fakePods) GoneCgroups([]uint64) (map[uint64]bool, error) { return map[uint64]bool{}, nil }
 
+func (fakePods) Surroundings([]uint32) (endpoint.Surroundings, error) {
+	return endpoint.Surroundings{}, nil
+}
+
 func (p fakePods) PodRoots(context.Context) ([]string, error) {
 	return []string{"/sys/fs/cgroup/kubepods", "/sys/fs/cgroup/node/kubepods"}, nil
 }

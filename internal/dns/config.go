@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +15,29 @@ import (
 )
 
 const defaultConfig = "/etc/resolv.conf"
+
+// configs is where else servers may be named: by systemd-resolved those that it asks
+// itself, and those of network namespaces (ip-netns(8)).
+var configs = []string{defaultConfig, "/run/systemd/resolve/resolv.conf", "/etc/netns/*/resolv.conf"}
+
+// Servers lists the addresses of the DNS servers that the machine's files name. What
+// can't be read names none.
+func Servers() []netip.Addr { return serversIn(configs) }
+
+func serversIn(patterns []string) (servers []netip.Addr) {
+	for _, pattern := range patterns {
+		files, _ := filepath.Glob(pattern) // the patterns are fine
+		for _, file := range files {
+			c, _ := readConfig(file)
+			for _, server := range c.servers {
+				if !slices.Contains(servers, server.Addr()) {
+					servers = append(servers, server.Addr())
+				}
+			}
+		}
+	}
+	return servers
+}
 
 // What the system's resolver takes at most of resolv.conf(5).
 const (

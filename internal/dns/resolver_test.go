@@ -382,6 +382,17 @@ func TestConfig(t *testing.T) {
 	want(t, fmt.Sprint(err), fmt.Sprintf("read which DNS servers there are: open %sx: no such file or directory", path))
 }
 
+// TestServers: the servers of all files, each once.
+func TestServers(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"a": "nameserver 192.0.2.1\nnameserver 127.0.0.53\n", "b": "nameserver 192.0.2.1\nnameserver 2001:db8::53\n", "c": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, fmt.Sprint(serversIn([]string{dir + "/none", dir + "/*"})), "[192.0.2.1 127.0.0.53 2001:db8::53]")
+}
+
 // TestNamespace: servers are reached in the namespace that the resolver was
 // given, from whatever thread; UDP and TCP, IPv4, IPv6 and a zone.
 func TestNamespace(t *testing.T) {

@@ -32,6 +32,8 @@ type API interface {
 	// GoneCgroups says which of the cgroups with these ids aren't there any more.
 	// ErrPermission if this user can't tell.
 	GoneCgroups(ids []uint64) (map[uint64]bool, error)
+	// Surroundings returns what is near host-side interfaces, by their indexes.
+	Surroundings(hostSides []uint32) (Surroundings, error)
 }
 
 // Listing is what was found.
