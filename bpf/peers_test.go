@@ -439,21 +439,27 @@ func TestPeersNonLinear(t *testing.T) {
 	}
 }
 
-// Many CPUs that meet the same packets count each flow once.
+// Many CPUs that meet the same packets count each flow once, and each entry that they
+// make.
 func TestPeersConcurrent(t *testing.T) {
 	w := peersPoints[0].load(t, nil)
 	const flows = 2000
+	want := map[string]peerCounts{families[0].key(udpProtocol, 53): {flows, flows, 0}}
 	var together sync.WaitGroup
 	for range 8 {
 		together.Go(func() {
 			for i := range uint16(flows) {
+				far := fmt.Sprintf("198.18.%d.%d", i>>8, i&0xff)
 				w.sent(t, ip4(IPv4Header{}), UDP(i, 53))
 				w.received(t, in4, UDP(53, i))
-				w.sent(t, ip4(IPv4Header{}), Segment(i, 443, SYN, 7, 0))
-				w.received(t, in4, Segment(443, i, ACK|rst, 0, 8))
+				w.sent(t, v4(source4, far), Segment(1, 443, SYN, 7, 0))
+				w.received(t, v4(far, source4), Segment(443, 1, ACK|rst, 0, 8))
 			}
 		})
 	}
 	together.Wait()
-	w.want(t, map[string]peerCounts{families[0].key(udpProtocol, 53): {flows, flows, 0}, families[0].key(tcpProtocol, 443): {flows, 0, flows}}, 2*flows, 0)
+	for i := range flows {
+		want[fmt.Sprintf("%d 198.18.%d.%d 443", tcpProtocol, i>>8, i&0xff)] = peerCounts{1, 0, 1}
+	}
+	w.want(t, want, 2*flows, 0)
 }
