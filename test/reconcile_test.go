@@ -1,9 +1,12 @@
 package test
 
 import (
+	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // ratio is what a scrape says of pod-traffic, -1 if it says nothing.
@@ -34,30 +37,37 @@ func TestReconcile(t *testing.T) {
 		n.must(t, "attach", "tc", "pod-traffic", "--dev", name, "--direction", "both")
 	}
 	e.text()
-	const traffic = `
+	scraped := make(chan struct{})
+	var scraping sync.WaitGroup
+	scraping.Go(func() { // while packets pass, too
+		for {
+			select {
+			case <-scraped:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			if answer, err := http.Get("http://" + e.address + "/metrics"); err == nil {
+				answer.Body.Close()
+			}
+		}
+	})
+	n.sh(t, `
 nsenter --net=/run/netns/$POD_B iperf3 -s -D -I /tmp/$POD_B.pid >/dev/null
 trap 'kill $(tr -d "\0" < /tmp/$POD_B.pid)' EXIT
-until nsenter --net=/run/netns/$POD_B ss -Hltn "sport = :5201" | grep -q .; do sleep 0.05; done
 A="nsenter --net=/run/netns/$POD_A"
-$A iperf3 -c 10.77.0.5 -t 1 >/dev/null
-$A iperf3 -c fd77::5 -t 1 -R >/dev/null
-$A iperf3 -c 10.77.0.5 -u -b 100M -l 4000 -t 1 >/dev/null
-$A ping -c 3 -i 0.2 -s 3000 -q 10.77.0.5 >/dev/null`
-	done := make(chan struct{})
-	go func() { defer close(done); n.sh(t, traffic) }()
-	for running := true; running; { // scraped while packets pass, too
-		select {
-		case <-done:
-			running = false
-		default:
-			e.text()
-		}
-	}
+send() { # the server listens anew after each client
+	until nsenter --net=/run/netns/$POD_B ss -Hltn "sport = :5201" | grep -q .; do sleep 0.05; done
+	$A iperf3 "$@" >/dev/null
+}
+send -c 10.77.0.5 -t 1
+send -c fd77::5 -t 1 -R
+send -c 10.77.0.5 -u -b 100M -l 4000 -t 1
+$A ping -c 3 -i 0.2 -s 3000 -q 10.77.0.5 >/dev/null`)
+	close(scraped)
+	scraping.Wait()
 	n.quiet(t, func() device { return n.device(t, "veth-a") })
 	if got := e.ratio(); got < 0.999 || got > 1.001 {
 		t.Errorf("ratio %v", got)
-	} else {
-		t.Logf("ratio %v", got)
 	}
 
 	n.must(t, "load", "port-filter")
