@@ -30,7 +30,9 @@ type raised struct {
 func NewWatch(source Source, o Options, sinks func() []sink.Status) *Watch {
 	w := &Watch{exporter: New(source, o), sinks: sinks, raised: map[raised]float64{}, firing: map[string]map[string]bool{}}
 	for _, rule := range alert.Rules() {
-		w.raised[raised{rule, alert.Warning}] = 0
+		for _, severity := range alert.Severities() {
+			w.raised[raised{rule, alert.Severity(severity)}] = 0
+		}
 		if (alert.Alert{Rule: rule}).Lasts() {
 			w.firing[rule] = map[string]bool{}
 		}

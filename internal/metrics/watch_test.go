@@ -69,8 +69,13 @@ func TestWatchAlerts(t *testing.T) {
 		}
 	}
 	for _, rule := range alert.Rules() {
-		all := `bpfnet_alerts_total{rule="` + rule + `",severity="warning"} `
-		first, second, third = append(first, all+"0"), append(second, all+"2"), append(third, all+"3")
+		for _, severity := range alert.Severities() {
+			all, grown := `bpfnet_alerts_total{rule="`+rule+`",severity="`+severity+`"} `, []string{"0", "0"}
+			if severity == string(alert.Warning) {
+				grown = []string{"2", "3"}
+			}
+			first, second, third = append(first, all+"0"), append(second, all+grown[0]), append(third, all+grown[1])
+		}
 	}
 	slices.Sort(first)
 	slices.Sort(second)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	collector "go.opentelemetry.io/proto/slim/otlp/collector/logs/v1"
-	logs "go.opentelemetry.io/proto/slim/otlp/logs/v1"
 	rpc "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -187,14 +186,5 @@ func TestOTLPAtOnce(t *testing.T) {
 	}
 	if len(all) != 450 || !slices.IsSorted(all) || len(web.bodies) > 5 {
 		t.Errorf("%d in %d requests", len(all), len(web.bodies))
-	}
-}
-
-// TestSeverities checks that each severity that alerts have has a number.
-func TestSeverities(t *testing.T) {
-	for _, e := range []Event{hit(t, "a"), burst(t, true, "")} {
-		if n := severities[e.Alert.Severity]; n < logs.SeverityNumber_SEVERITY_NUMBER_INFO {
-			t.Errorf("%s: %d", e.Alert.Severity, n)
-		}
 	}
 }
