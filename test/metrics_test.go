@@ -436,7 +436,9 @@ func TestDeployed(t *testing.T) {
 	}
 	var dashboard struct {
 		Panels []struct {
+			ID      int
 			Title   string
+			GridPos struct{ X, Y int }
 			Targets []struct{ Expr string }
 		}
 	}
@@ -446,7 +448,14 @@ func TestDeployed(t *testing.T) {
 	variables := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$observed_at", "tc")
 	var rules strings.Builder
 	rules.WriteString("groups: [{name: dashboard, rules: [\n")
+	taken := map[any]string{}
 	for i, panel := range dashboard.Panels {
+		for _, what := range []any{panel.ID, panel.GridPos} {
+			if taken[what] != "" {
+				t.Errorf("%q and %q both have %v", taken[what], panel.Title, what)
+			}
+			taken[what] = panel.Title
+		}
 		for j, target := range panel.Targets {
 			fmt.Fprintf(&rules, "{record: panel%d:%d, expr: '%s'},\n", i, j, variables.Replace(target.Expr))
 		}
