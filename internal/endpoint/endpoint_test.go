@@ -523,11 +523,11 @@ func TestPIDReuse(t *testing.T) {
 	s := newSite(t)
 	pid, end := s.run("/docker/"+idA, s.host)
 	before := s.shown("pid:%d", pid)[0]
-	dir, err := openProcess(pid)
+	dir, err := OpenProcess(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dir.close()
+	defer dir.Close()
 	old, _, _ := readProcess(pid)
 	end()
 	s.startAs(pid, "/docker/"+idB)

@@ -14,8 +14,8 @@ import (
 	"bpfnet/internal/probe"
 )
 
-// initPIDNamespace is the inode of the namespace that has all processes.
-const initPIDNamespace = 0xEFFFFFFC
+// InitPIDNamespace is the inode of the namespace that has all processes.
+const InitPIDNamespace = 0xEFFFFFFC
 
 // List implements API.
 func (k *Kernel) List(ctx context.Context) (Listing, error) {
@@ -266,7 +266,7 @@ func (s *scan) listing(groups []*group) Listing {
 		l.Notes = append(l.Notes, fmt.Sprintf("%d processes are hidden from this user", s.hidden))
 	}
 	var stat unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/pid", &stat); err != nil || stat.Ino != initPIDNamespace {
+	if err := unix.Stat("/proc/self/ns/pid", &stat); err != nil || stat.Ino != InitPIDNamespace {
 		l.Notes = append(l.Notes, "processes of other pid namespaces aren't in /proc, so theirs are missing")
 	}
 	return l

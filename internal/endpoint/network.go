@@ -32,6 +32,7 @@ type host struct {
 	cookie  *uint64
 	links   map[int][]netlink.Link // by the number that the namespace of the other end has here
 	names   []string               // of all its interfaces
+	own     []int                  // indexes of those with no end in another namespace
 	all     []netlink.Addr         // of all its interfaces
 	numbers *netlink.Handle        // asks for these numbers
 	outside bool                   // namespaces aren't entered
@@ -63,6 +64,8 @@ func openHost(path string) (*host, error) {
 			h.names = append(h.names, a.Name)
 			if a.NetNsID >= 0 && slices.Contains(hostSides, l.Type()) {
 				h.links[a.NetNsID] = append(h.links[a.NetNsID], l)
+			} else {
+				h.own = append(h.own, a.Index)
 			}
 		}
 		h.numbers, err = netlink.NewHandle(unix.NETLINK_ROUTE)

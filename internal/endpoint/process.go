@@ -29,18 +29,20 @@ type process struct {
 	membership
 }
 
-// processDir is a directory of /proc. It stays that of the process: when that has
+// ProcessDir is a directory of /proc. It stays that of the process: when that has
 // ended, reading fails, whoever has the pid then.
-type processDir int
+type ProcessDir int
 
-func openProcess(pid int) (processDir, error) {
+// OpenProcess opens the directory of a process; close it when done.
+func OpenProcess(pid int) (ProcessDir, error) {
 	fd, err := unix.Open("/proc/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	return processDir(fd), err
+	return ProcessDir(fd), err
 }
 
-func (d processDir) close() { _ = unix.Close(int(d)) }
+// Close closes the directory.
+func (d ProcessDir) Close() { _ = unix.Close(int(d)) }
 
-func (d processDir) read(name string) (string, error) {
+func (d ProcessDir) read(name string) (string, error) {
 	fd, err := unix.Openat(int(d), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
@@ -60,7 +62,8 @@ func (d processDir) read(name string) (string, error) {
 	}
 }
 
-func (d processDir) link(name string) (string, error) {
+// Link is what a link in the directory leads to, such as "exe".
+func (d ProcessDir) Link(name string) (string, error) {
 	target := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(d), name, target)
 	if err != nil {
@@ -74,11 +77,11 @@ func (d processDir) link(name string) (string, error) {
 
 // readProcess reads a process. It is false for one that has ended.
 func readProcess(pid int) (p process, alive bool, err error) {
-	dir, err := openProcess(pid)
+	dir, err := OpenProcess(pid)
 	if err != nil {
 		return p, false, unlessGone(err)
 	}
-	defer dir.close()
+	defer dir.Close()
 	stat, err := dir.read("stat")
 	if err != nil {
 		return p, false, unlessGone(err)
@@ -96,8 +99,8 @@ func readProcess(pid int) (p process, alive bool, err error) {
 }
 
 // look reads what not everybody may read.
-func (p *process) look(dir processDir) error {
-	namespace, err := dir.link("ns/net")
+func (p *process) look(dir ProcessDir) error {
+	namespace, err := dir.Link("ns/net")
 	if p.pid == os.Getpid() {
 		namespace, err = os.Readlink(p.netnsPath())
 	}
@@ -111,7 +114,7 @@ func (p *process) look(dir processDir) error {
 	if err != nil {
 		return unlessGone(err)
 	}
-	p.executable, err = dir.link("exe") // a thread of the kernel has none
+	p.executable, err = dir.Link("exe") // a thread of the kernel has none
 	p.closed = isDenied(err)
 	return nil
 }
@@ -215,8 +218,8 @@ func leader(pid int) (int, error) {
 	return 0, fault.New(fault.ErrNotFound, "no process %d", pid)
 }
 
-// bootTime is when the machine started, as the kernel reckons it.
-func bootTime() (time.Time, error) {
+// BootTime is when the machine started, as the kernel reckons it.
+func BootTime() (time.Time, error) {
 	text, err := os.ReadFile("/proc/stat")
 	for line := range bytes.Lines(text) {
 		if seconds, ok := bytes.CutPrefix(line, []byte("btime ")); ok {

@@ -104,7 +104,7 @@ func newScan(ctx context.Context, sockets *engine.Sockets) (*scan, error) {
 		go func() { answer <- engine.Ask(ctx, *sockets) }()
 	}
 	var err error
-	if s.boot, err = bootTime(); err != nil {
+	if s.boot, err = BootTime(); err != nil {
 		return nil, err
 	}
 	s.mount, s.mountRoot, _ = probe.Cgroup2() // without it there are paths, and no directories
