@@ -1,0 +1,156 @@
+package sockets
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+)
+
+// holding is who had a socket open, sorted, and when.
+type holding struct {
+	pids       []int
+	descriptor string // number that the first one has for it
+	at         time.Time
+}
+
+// name finds the processes that have sockets open.
+func (l *look) name(processes []*Process) {
+	maps.DeleteFunc(l.holdings, func(_ identity, h *holding) bool { return time.Since(h.at) >= remembered })
+	missing := map[uint64][]identity{} // of a namespace
+	for _, found := range l.found {
+		if id, ok := only(found); ok && !l.remembers(id) && !slices.Contains(missing[id.netns], id) {
+			missing[id.netns] = append(missing[id.netns], id)
+		}
+	}
+	failed := map[uint64]error{}
+	for inode, ids := range missing {
+		failed[inode] = l.findHolders(inode, ids)
+	}
+	for i, found := range l.found {
+		id, ok := only(found)
+		if !ok {
+			continue
+		}
+		if h := l.holdings[id]; h == nil {
+			l.failed[i] = failed[id.netns]
+		} else if len(h.pids) > 0 {
+			processes[i] = l.process(id, h, l.packets[i].Time)
+		}
+	}
+}
+
+// only is the socket of a packet, if it is one that a process may have.
+func only(found []socket) (identity, bool) {
+	if len(found) != 1 || found[0].id.inode == 0 {
+		return identity{}, false
+	}
+	return found[0].id, true
+}
+
+// remembers says whether it is known who has a socket open, and is still right.
+func (l *look) remembers(id identity) bool {
+	h := l.holdings[id]
+	if h == nil || len(h.pids) == 0 {
+		return false
+	}
+	dir, err := endpoint.OpenProcess(h.pids[0])
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	return h.leads(dir, id)
+}
+
+// leads says whether the first process has the socket open as it had.
+func (h *holding) leads(dir endpoint.ProcessDir, id identity) bool {
+	target, err := dir.Link("fd/" + h.descriptor)
+	return err == nil && target == id.String()
+}
+
+// String is the socket as descriptors of it are links to.
+func (id identity) String() string { return fmt.Sprintf("socket:[%d]", id.inode) }
+
+// findHolders finds the processes in a network namespace that have sockets open. It
+// looks at all of them, or remembers nothing.
+func (l *look) findHolders(inode uint64, ids []identity) error {
+	holders := map[string]*holding{}
+	for _, id := range ids {
+		holders[id.String()] = &holding{at: time.Now()}
+	}
+	pids, closed, err := endpoint.InNetNS(inode, l.until)
+	for _, pid := range pids {
+		if err == nil && l.late() {
+			err = errLate
+		}
+		if err == nil && !addHolder(holders, pid) {
+			closed = append(closed, pid)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if h := holders[id.String()]; len(h.pids) > 0 || len(closed) == 0 {
+			l.holdings[id] = h
+		}
+	}
+	if len(closed) > 0 { // of those that weren't found
+		return fault.New(fault.ErrPermission, "look at process %d: permission denied", closed[0])
+	}
+	return nil
+}
+
+// addHolder adds a process to the sockets that it has open. It is false for one that
+// may not be looked into.
+func addHolder(holders map[string]*holding, pid int) bool {
+	dir, err := endpoint.OpenProcess(pid)
+	if err != nil {
+		return true // it has ended
+	}
+	defer dir.Close()
+	err = dir.Descriptors(func(number, target string) {
+		h := holders[target]
+		if h == nil || slices.Contains(h.pids, pid) {
+			return
+		}
+		if len(h.pids) == 0 {
+			h.descriptor = number
+		}
+		h.pids = append(h.pids, pid)
+	})
+	return err == nil
+}
+
+// tick is the unit of the times at which processes started.
+const tick = 10 * time.Millisecond
+
+// process describes the first one that has a socket open: nil if it hasn't any more,
+// or began after the packet was sent. It is read twice, so that it isn't another one
+// with its pid.
+func (l *look) process(id identity, h *holding, sent time.Time) *Process {
+	dir, err := endpoint.OpenProcess(h.pids[0])
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	first, alive := dir.Process(h.pids[0], l.boot)
+	if !alive || !h.leads(dir, id) {
+		return nil
+	}
+	again, alive := dir.Process(h.pids[0], l.boot)
+	var clock unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &clock); err != nil || !alive || !again.Start.Equal(first.Start) {
+		return nil
+	}
+	booted := time.Now().Add(-time.Duration(clock.Nano())) // exact, unlike l.boot
+	if first.Start.Sub(l.boot) > sent.Sub(booted)+tick {
+		return nil
+	}
+	return &Process{again, len(h.pids)}
+}
