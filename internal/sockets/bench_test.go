@@ -22,7 +22,7 @@ func BenchmarkFind(b *testing.B) {
 				if !remembers {
 					clear(f.holdings)
 				}
-				p.Time, f.credit = time.Now(), longest
+				p.Time, f.credit = time.Now(), mostCredit
 				if a, err := f.Find([]Packet{p}); err != nil || a.Processes[0] == nil {
 					b.Fatal(a, err)
 				}

@@ -1,6 +1,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,12 +20,13 @@ type holding struct {
 	at         time.Time
 }
 
-// name finds the processes that have sockets open.
-func (l *look) name(processes []*Process) {
+// name finds the processes that have the sockets of packets open. It returns those
+// of which nobody has.
+func (l *look) name(numbers []int, processes []*Process) (left []int) {
 	maps.DeleteFunc(l.holdings, func(_ identity, h *holding) bool { return time.Since(h.at) >= remembered })
 	missing := map[uint64][]identity{} // of a namespace
-	for _, found := range l.found {
-		if id, ok := only(found); ok && !l.remembers(id) && !slices.Contains(missing[id.netns], id) {
+	for _, i := range numbers {
+		if id, ok := only(l.found[i]); ok && !l.remembers(id) && !slices.Contains(missing[id.netns], id) {
 			missing[id.netns] = append(missing[id.netns], id)
 		}
 	}
@@ -32,17 +34,20 @@ func (l *look) name(processes []*Process) {
 	for inode, ids := range missing {
 		failed[inode] = l.findHolders(inode, ids)
 	}
-	for i, found := range l.found {
-		id, ok := only(found)
+	for _, i := range numbers {
+		id, ok := only(l.found[i])
 		if !ok {
 			continue
 		}
-		if h := l.holdings[id]; h == nil {
-			l.failed[i] = failed[id.netns]
-		} else if len(h.pids) > 0 {
+		if h := l.holdings[id]; h != nil {
 			processes[i] = l.process(id, h, l.packets[i].Time)
+			continue
+		}
+		if l.failed[i] = failed[id.netns]; !errors.Is(l.failed[i], errLate) {
+			left = append(left, i)
 		}
 	}
+	return left
 }
 
 // only is the socket of a packet, if it is one that a process may have.
@@ -56,7 +61,7 @@ func only(found []socket) (identity, bool) {
 // remembers says whether it is known who has a socket open, and is still right.
 func (l *look) remembers(id identity) bool {
 	h := l.holdings[id]
-	if h == nil || len(h.pids) == 0 {
+	if h == nil {
 		return false
 	}
 	dir, err := endpoint.OpenProcess(h.pids[0])
@@ -96,7 +101,7 @@ func (l *look) findHolders(inode uint64, ids []identity) error {
 		return err
 	}
 	for _, id := range ids {
-		if h := holders[id.String()]; len(h.pids) > 0 || len(closed) == 0 {
+		if h := holders[id.String()]; len(h.pids) > 0 {
 			l.holdings[id] = h
 		}
 	}

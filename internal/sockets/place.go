@@ -31,16 +31,14 @@ type place struct {
 	turns bool // what enters the interface has been sent there
 }
 
-// ask finds the sockets of all packets, before anything else: they may be gone soon.
-func (l *look) ask() {
+// ask finds the sockets of packets, before anything else: they may be gone soon.
+func (l *look) ask(numbers []int) {
 	var order []uint64
 	queries := map[uint64][]query{}
-	for i, p := range l.packets {
-		if !p.hasSocket() {
-			continue
-		}
+	for _, i := range numbers {
+		p := l.packets[i]
 		places, err := l.places(p)
-		l.failed[i] = err
+		l.found[i], l.failed[i] = nil, err
 		for _, at := range places {
 			if queries[at.netns] == nil {
 				order = append(order, at.netns)
@@ -110,6 +108,8 @@ func (l *look) reread() error {
 			reading <- networksRead{networks, err}
 		}()
 	}
+	began := time.Now()
+	defer func() { l.waited += time.Since(began) }()
 	select {
 	case r := <-l.reading:
 		l.reading, l.read = nil, time.Now()

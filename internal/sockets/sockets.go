@@ -50,14 +50,19 @@ type Answer struct {
 
 const (
 	// longest is how long a look may take.
-	longest = 20 * time.Millisecond
+	longest = 50 * time.Millisecond
 	// share is the part of the time that looks may take in the long run: 1/share.
 	share = 10
+	// mostCredit is how long they may take when there were none for a while.
+	mostCredit = 4 * longest
 	// fresh is the age up to which a port alone tells the socket of a packet: later
 	// another process may have it.
 	fresh = time.Second
 	// remembered is how long it is known who has a socket open.
 	remembered = time.Second
+	// attempts is how often a socket is asked for that no process has: meanwhile a
+	// connection may have been accepted, and its listener closed.
+	attempts = 2
 	// relook is the time between two looks behind interfaces.
 	relook = 200 * time.Millisecond
 )
@@ -74,7 +79,8 @@ type Finder struct {
 	reading  chan networksRead     // gets those that are being read; nil: none are
 	entrance map[uint64]int        // a process in a network namespace
 	holdings map[identity]*holding // who has sockets open
-	credit   time.Duration         // that looks may take now
+	longest  time.Duration
+	credit   time.Duration // that looks may take now
 	credited time.Time
 }
 
@@ -86,7 +92,7 @@ func NewFinder(path string) (*Finder, error) {
 		return nil, fault.New(fault.ErrPermission, "find processes: those of other pid namespaces aren't in /proc")
 	}
 	f := &Finder{
-		path: path, entrance: map[uint64]int{}, holdings: map[identity]*holding{}, credit: longest, credited: time.Now(),
+		path: path, entrance: map[uint64]int{}, holdings: map[identity]*holding{}, longest: longest, credit: mostCredit, credited: time.Now(),
 	}
 	var err error
 	if f.boot, err = endpoint.BootTime(); err != nil {
@@ -109,20 +115,26 @@ type look struct {
 	until   time.Time
 	found   [][]socket // of each packet
 	failed  []error    // of each packet
+	waited  time.Duration
 }
 
 // Find implements API.
 func (f *Finder) Find(packets []Packet) (Answer, error) {
 	began := time.Now()
-	l := &look{f, packets, began.Add(longest), make([][]socket, len(packets)), make([]error, len(packets))}
-	f.credit, f.credited = min(f.credit+began.Sub(f.credited)/share, longest), began
+	l := &look{Finder: f, packets: packets, until: began.Add(f.longest), found: make([][]socket, len(packets)), failed: make([]error, len(packets))}
+	f.credit, f.credited = min(f.credit+began.Sub(f.credited)/share, mostCredit), began
 	processes := make([]*Process, len(packets))
 	if f.credit > 0 {
-		l.ask()
-		l.name(processes)
-		f.credit -= time.Since(began)
+		numbers := l.askable()
+		for range attempts {
+			l.ask(numbers)
+			numbers = l.name(numbers, processes)
+		}
+		f.credit -= time.Since(began) - l.waited
 	} else {
-		l.fail(errLate)
+		for _, i := range l.askable() {
+			l.failed[i] = errLate
+		}
 	}
 	a := Answer{Processes: processes}
 	var failed error
@@ -136,19 +148,15 @@ func (f *Finder) Find(packets []Packet) (Answer, error) {
 	return a, failed
 }
 
-// fail makes an error that of all packets.
-func (l *look) fail(err error) {
+// askable lists the numbers of the packets whose sockets can be asked for.
+func (l *look) askable() (numbers []int) {
 	for i, p := range l.packets {
-		if p.hasSocket() {
-			l.failed[i] = err
+		if (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) && p.Source.Port() != 0 && p.Destination.Port() != 0 {
+			numbers = append(numbers, i)
 		}
 	}
+	return numbers
 }
 
 // late says whether the look has taken as long as it may.
 func (l *look) late() bool { return time.Now().After(l.until) }
-
-// hasSocket says whether sockets of the packet's protocol can be asked for.
-func (p Packet) hasSocket() bool {
-	return (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) && p.Source.Port() != 0 && p.Destination.Port() != 0
-}
