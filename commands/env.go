@@ -23,6 +23,7 @@ import (
 	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
+	"bpfnet/internal/sockets"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
 )
@@ -83,6 +84,8 @@ type Backend interface {
 	Maps() maps.API
 	Bpftool() bpftool.API
 	Endpoints() endpoint.API
+	// Sockets opens what says whose the sockets of packets are.
+	Sockets() (sockets.API, error)
 	// Follow keeps a loaded instance attached to all Pods until ctx ends, and tells
 	// what happens.
 	Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error

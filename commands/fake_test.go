@@ -27,6 +27,7 @@ import (
 	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
+	"bpfnet/internal/sockets"
 	"bpfnet/internal/traffic"
 	"bpfnet/pinned"
 )
@@ -347,6 +348,7 @@ func (f *fake) Follow(_ context.Context, r datapath.AttachRequest, tell func(fol
 	return nil
 }
 
+func (f *fake) Sockets() (sockets.API, error)              { return fakeSockets{}, nil }
 func (f *fake) Endpoints() endpoint.API                    { return f.endpoints }
 func (f *fake) Maps() maps.API                             { return f.maps }
 func (f *fake) Probe(context.Context) probe.Report         { return f.report }

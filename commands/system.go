@@ -31,6 +31,7 @@ import (
 	"bpfnet/internal/peers"
 	"bpfnet/internal/ports"
 	"bpfnet/internal/probe"
+	"bpfnet/internal/sockets"
 	"bpfnet/internal/traffic"
 	"bpfnet/pinned"
 )
@@ -159,6 +160,7 @@ func enoughFiles() error {
 
 func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
 func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns, s.engines) }
+func (s *system) Sockets() (sockets.API, error)             { return sockets.NewFinder(s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) Bypass(ctx context.Context) bypass.Report  { return bypass.Find(ctx, s.Bpftool()) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }

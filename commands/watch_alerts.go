@@ -133,6 +133,7 @@ func (e *Env) watchHits(c *cli.Context, b Backend, w *alertWatch) (end func(), e
 		end = func() { keeper.end(); source.Close() }
 	}
 	w.source, w.pods = source, newAlertPods(c.Context, b.Endpoints(), w.devices)
+	w.process = newAlertProcesses(b, w.devices, w.note)
 	return end, nil
 }
 
@@ -184,6 +185,7 @@ type alertWatch struct {
 	metrics *metrics.Watch // nil: nobody asked for any
 	devices *deviceNames
 	pods    alertPods
+	process *alertProcesses
 	note    func(string)
 	said    <-chan string // notes of what goes on beside; nil: nothing does
 	list    string        // "": all
@@ -269,14 +271,13 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 	if err != nil {
 		return err
 	}
-	for _, event := range events {
-		if w.list != "" && event.Entry.List != w.list {
-			continue
-		}
+	events = slices.DeleteFunc(slices.Clone(events), func(e blocklist.Event) bool { return w.list != "" && e.Entry.List != w.list })
+	processes := w.process.of(ctx, events)
+	for i, event := range events {
 		device := w.devices.of(ctx, event)
-		found := alert.OfBlocklist(event, device, loss.Events)
+		found := alert.OfBlocklist(event, device, processes[i], loss.Events)
 		found.K8s = w.pods.of(ctx, event)
-		if err := w.tell(foundAs(found, "", func() string { return alertLine(event, device) }), event.Time); err != nil {
+		if err := w.tell(foundAs(found, "", func() string { return alertLine(event, device, processes[i]) }), event.Time); err != nil {
 			return err
 		}
 	}
@@ -336,6 +337,7 @@ func (w *alertWatch) lostEvents() (uint64, error) {
 		return 0, err
 	}
 	w.noteLoss()
+	w.process.conclude()
 	if loss.Suppressed > 0 {
 		w.note(fmt.Sprintf("hits without an alert, within %s of one of the same entry and far end: %d", blocklist.Episode, loss.Suppressed))
 	}
@@ -346,6 +348,7 @@ func (w *alertWatch) lostEvents() (uint64, error) {
 type deviceNames struct {
 	backend Backend
 	names   map[uint32]*string // nil: interfaces of several namespaces have that index
+	netns   map[uint32]uint64  // inodes of their namespaces, 0 as above
 	read    time.Time
 }
 
@@ -359,7 +362,7 @@ const (
 )
 
 func (d *deviceNames) set(attachments []datapath.Attachment) {
-	d.names, d.read = map[uint32]*string{}, time.Now()
+	d.names, d.netns, d.read = map[uint32]*string{}, map[uint32]uint64{}, time.Now()
 	for _, a := range attachments {
 		if a.IfIndex == nil || a.DevName == nil || a.Defunct {
 			continue
@@ -369,6 +372,7 @@ func (d *deviceNames) set(attachments []datapath.Attachment) {
 			name = nil
 		}
 		d.names[*a.IfIndex] = name
+		d.place(a)
 	}
 }
 
@@ -392,8 +396,8 @@ func (d *deviceNames) of(ctx context.Context, e blocklist.Event) *string {
 }
 
 // alertLine is a hit for people.
-func alertLine(e blocklist.Event, device *string) string {
-	fate, list, place := "alerted", e.Entry.List, "#"+strconv.FormatUint(uint64(e.IfIndex), 10)
+func alertLine(e blocklist.Event, device *string, process *alert.Process) string {
+	fate, list, place, whose := "alerted", e.Entry.List, "#"+strconv.FormatUint(uint64(e.IfIndex), 10), ""
 	if e.Dropped {
 		fate = "dropped"
 	}
@@ -403,10 +407,13 @@ func alertLine(e blocklist.Event, device *string) string {
 	if device != nil {
 		place = *device
 	}
+	if process != nil {
+		whose = process.String()
+	}
 	network := alert.NetworkOf(e)
-	line := fmt.Sprintf("%s  %-10s  %-18s  %s  %-4s  %-45s  %-10s  %s",
+	line := fmt.Sprintf("%s  %-10s  %-18s  %s  %-4s  %-45s  %-10s  %-16s  %s",
 		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, optional(network.Transport),
-		endText(e.Source)+" -> "+endText(e.Destination), place, e.Entry.Reason)
+		endText(e.Source)+" -> "+endText(e.Destination), place, whose, e.Entry.Reason)
 	return strings.TrimRight(line, " ")
 }
 

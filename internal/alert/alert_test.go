@@ -23,7 +23,7 @@ func hit() blocklist.Event {
 
 // TestFingerprint checks which hits are told as the same thing.
 func TestFingerprint(t *testing.T) {
-	want := OfBlocklist(hit(), nil, 0).Fingerprint
+	want := OfBlocklist(hit(), nil, nil, 0).Fingerprint
 	for name, test := range map[string]struct {
 		change func(*blocklist.Event)
 		same   bool
@@ -42,7 +42,7 @@ func TestFingerprint(t *testing.T) {
 	} {
 		e := hit()
 		test.change(&e)
-		if got := OfBlocklist(e, nil, 0).Fingerprint; (got == want) != test.same {
+		if got := OfBlocklist(e, nil, nil, 0).Fingerprint; (got == want) != test.same {
 			t.Errorf("%s: %s, first it was %s", name, got, want)
 		}
 	}
@@ -125,7 +125,7 @@ func TestLabels(t *testing.T) {
 	a := OfBurst(b)
 	a.RuleName = text("big")
 	seen := a.Labels()
-	for name, value := range OfBlocklist(hit(), text("eth0"), 0).Labels() {
+	for name, value := range OfBlocklist(hit(), text("eth0"), nil, 0).Labels() {
 		if _, too := seen[name]; !too {
 			seen[name] = value
 		}

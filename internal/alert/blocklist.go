@@ -2,6 +2,7 @@ package alert
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"time"
@@ -35,7 +36,21 @@ type BlocklistEvidence struct {
 	ExpiresAt *time.Time `json:"expires_at"`
 	FoundBy   string     `json:"found_by"`
 	Domain    *string    `json:"domain"`
+	Process   *Process   `json:"process"` // null: not known
 }
+
+// Process is the process whose socket has sent the packet, or would get it: of several
+// the one with the lowest pid.
+type Process struct {
+	PID        int       `json:"pid"`
+	StartTime  time.Time `json:"start_time"`
+	Executable *string   `json:"executable"`
+	Command    string    `json:"command"` // chosen by the process
+	Owners     int       `json:"owners"`  // how many have the socket open
+}
+
+// String is the process for people.
+func (p Process) String() string { return fmt.Sprintf("%d (%s)", p.PID, p.Command) }
 
 // Network is who sent a packet to whom.
 type Network struct {
@@ -54,9 +69,9 @@ type End struct {
 // foundByEntry says that the entry was put on the list as an address.
 const foundByEntry blocklist.FoundBy = "entry"
 
-// OfBlocklist is the alert of a hit. devname is nil where it isn't known; lost is
-// how many hits weren't reported since the watch began.
-func OfBlocklist(e blocklist.Event, devname *string, lost uint64) Alert {
+// OfBlocklist is the alert of a hit. devname and process are nil where they aren't
+// known; lost is how many hits weren't reported since the watch began.
+func OfBlocklist(e blocklist.Event, devname *string, process *Process, lost uint64) Alert {
 	prefix := e.Entry.Prefix.String()
 	return Alert{
 		Schema: Schema, Rule: RuleBlocklist, Severity: Warning,
@@ -69,6 +84,7 @@ func OfBlocklist(e blocklist.Event, devname *string, lost uint64) Alert {
 			List: Known(e.Entry.List), Prefix: prefix, Action: Known(string(e.Entry.Action)), Dropped: e.Dropped, Matched: string(e.Matched),
 			Reason: Known(e.Entry.Reason), ExpiresAt: Known(e.Entry.Expires),
 			FoundBy: string(cmp.Or(e.Entry.FoundBy, foundByEntry)), Domain: Known(e.Entry.Domain),
+			Process: process,
 		},
 		Loss: Loss{Events: lost},
 	}

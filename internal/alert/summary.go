@@ -34,6 +34,9 @@ func (a Alert) ofPacket(e BlocklistEvidence) string {
 		list = "list " + *e.List
 	}
 	line := fmt.Sprintf("packet %s -> %s met %s of %s, %s", e.Network.Source, e.Network.Destination, e.Prefix, list, fate)
+	if e.Process != nil {
+		line += ", process " + e.Process.String()
+	}
 	if e.Reason != nil {
 		line += ": " + *e.Reason
 	}

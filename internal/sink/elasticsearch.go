@@ -119,6 +119,8 @@ var ecsFields = []struct{ field, key string }{
 	{"source.ip", "evidence.network.source.address"}, {"source.port", "evidence.network.source.port"},
 	{"destination.ip", "evidence.network.destination.address"}, {"destination.port", "evidence.network.destination.port"},
 	{"network.transport", "evidence.network.transport"}, {"network.type", "evidence.network.type"}, {"network.direction", "evidence.direction"},
+	{"process.pid", "evidence.process.pid"}, {"process.name", "evidence.process.command"},
+	{"process.executable", "evidence.process.executable"}, {"process.start", "evidence.process.start_time"},
 	{"container.id", "evidence.container_id"}, {"container.name", "evidence.container"},
 	{"related.ip", "evidence.address"},
 	{"orchestrator.namespace", "k8s.namespace"}, {"orchestrator.resource.name", "k8s.pod"},

@@ -129,6 +129,7 @@ var conventions = []struct{ name, key string }{
 	{"network.interface.name", "evidence.devname"}, {"network.transport", "evidence.network.transport"}, {"network.type", "evidence.network.type"},
 	{"source.address", "evidence.network.source.address"}, {"source.port", "evidence.network.source.port"},
 	{"destination.address", "evidence.network.destination.address"}, {"destination.port", "evidence.network.destination.port"},
+	{"process.pid", "evidence.process.pid"}, {"process.executable.path", "evidence.process.executable"},
 }
 
 // flat are the keys of a document that are attributes below "bpfnet.alert".

@@ -61,13 +61,14 @@ func burst(t *testing.T, over bool, pod string) Event {
 // hit is a packet that met an entry, whose reason somebody else has written.
 func hit(t *testing.T, reason string) Event {
 	t.Helper()
-	device := "veth-a"
+	device, executable := "veth-a", "/usr/bin/curl"
+	process := alert.Process{PID: 812, StartTime: now.Add(-2 * time.Second), Executable: &executable, Command: "curl", Owners: 1}
 	return event(t, alert.OfBlocklist(blocklist.Event{
 		Time:   now.Add(-time.Second),
 		Source: netip.MustParseAddrPort("[2001:db8::4]:40001"), Destination: netip.MustParseAddrPort("[2001:db8::7]:443"),
 		Protocol: 6, Matched: blocklist.Destination, Direction: "egress", Hook: "tc", IfIndex: 4, Length: 60, Dropped: true,
 		Entry: blocklist.Entry{List: "feed", Prefix: netip.MustParsePrefix("2001:db8::/32"), Action: blocklist.AlertAndDrop, Reason: reason},
-	}, &device, 0))
+	}, &device, &process, 0))
 }
 
 // numbered is a hit that can be told from others.
