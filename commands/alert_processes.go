@@ -31,8 +31,11 @@ func newAlertProcesses(b Backend, devices *deviceNames, note func(string)) *aler
 	return a
 }
 
+// mostWaiting is how many events may come while the processes of others are looked for.
+const mostWaiting = 16
+
 // of returns the process of each event, nil where it isn't known.
-func (a *alertProcesses) of(ctx context.Context, events []blocklist.Event) []*alert.Process {
+func (a *alertProcesses) of(ctx context.Context, events []blocklist.Event, source blocklist.EventSource) []*alert.Process {
 	processes := make([]*alert.Process, len(events))
 	if a.sockets == nil || len(events) == 0 {
 		return processes
@@ -41,7 +44,8 @@ func (a *alertProcesses) of(ctx context.Context, events []blocklist.Event) []*al
 	for i, e := range events {
 		packets[i] = a.packet(ctx, e)
 	}
-	answer, err := a.sockets.Find(packets)
+	before := source.Waiting()
+	answer, err := a.sockets.Find(packets, func() bool { return source.Waiting()-before > mostWaiting })
 	a.missed += answer.Missed
 	if err != nil {
 		a.tell(err)

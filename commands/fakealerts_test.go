@@ -79,6 +79,8 @@ func (f *fakeHits) Read(ctx context.Context, how blocklist.EventsReading) error 
 
 func (f *fakeHits) Loss() (blocklist.Loss, error) { return f.loss, nil }
 
+func (f *fakeHits) Waiting() int { return 0 }
+
 func (f *fakeHits) Close() error {
 	f.closed = true
 	return nil

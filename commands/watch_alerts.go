@@ -272,7 +272,7 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 		return err
 	}
 	events = slices.DeleteFunc(slices.Clone(events), func(e blocklist.Event) bool { return w.list != "" && e.Entry.List != w.list })
-	processes := w.process.of(ctx, events)
+	processes := w.process.of(ctx, events, w.source)
 	for i, event := range events {
 		device := w.devices.of(ctx, event)
 		found := alert.OfBlocklist(event, device, processes[i], loss.Events)

@@ -78,8 +78,10 @@ type EventSource interface {
 	// Read reads until there were enough, Emit fails or ctx ends, which is no
 	// error. ErrNotFound says that the maps were removed.
 	Read(ctx context.Context, how EventsReading) error
-	// Loss may be called while Read runs.
+	// Loss and Waiting may be called while Read runs.
 	Loss() (Loss, error)
+	// Waiting is how many events there are, with those that Emit has.
+	Waiting() int
 	Close() error
 }
 
@@ -152,6 +154,9 @@ func (e *eventSource) Loss() (Loss, error) {
 	now, err := e.counted()
 	return Loss{Events: now.Events - e.begun.Events, Before: e.begun.Before, Suppressed: now.Suppressed - e.begun.Suppressed}, err
 }
+
+// Waiting implements EventSource.
+func (e *eventSource) Waiting() int { return e.records.Waiting(eventBytes) }
 
 func (e *eventSource) counted() (Loss, error) {
 	lost, err := readRow(e.rows, bpf.BlockEventsLost)

@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 // Networks says which network namespace is at the other end of an interface.
@@ -40,9 +41,9 @@ func ReadNetworks(path string) (Networks, error) {
 	for _, index := range h.own {
 		found.Own[uint32(index)] = true
 	}
-	pids, err := listPIDs()
+	pids, err := PIDs()
 	if err != nil {
-		return Networks{}, fmt.Errorf("read processes: %w", err)
+		return Networks{}, err
 	}
 	namespaces := map[uint64]*namespace{}
 	for _, pid := range pids {
@@ -68,11 +69,15 @@ func ReadNetworks(path string) (Networks, error) {
 }
 
 // NetNSOf is the inode of the network namespace of a process, 0 if it has ended.
+// ErrPermission if this user may not look into it.
 func NetNSOf(pid int) (uint64, error) {
 	target := make([]byte, 64)
 	n, err := unix.Readlink((&process{pid: pid}).netnsPath(), target)
 	if err == nil && n == 0 { // so Linux 5.10 refuses
 		err = unix.EACCES
+	}
+	if isDenied(err) {
+		return 0, fault.New(fault.ErrPermission, "look at process %d: %w", pid, err)
 	}
 	if err != nil {
 		return 0, unlessGone(err)
@@ -90,31 +95,13 @@ func OpenNetNS(inode uint64, pids []int) (*os.File, error) {
 	return n.open()
 }
 
-// ErrLate is the error of a look that took too long.
-var ErrLate = errors.New("it takes too long")
-
-// InNetNS lists the processes in a network namespace, sorted, and those that may be in
-// it, as this user may not look into them. ErrLate after some time.
-func InNetNS(inode uint64, until time.Time) (in, closed []int, err error) {
+// PIDs lists the processes in the order of their numbers.
+func PIDs() ([]int, error) {
 	pids, err := listPIDs()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read processes: %w", err)
+		return nil, fmt.Errorf("read processes: %w", err)
 	}
-	for _, pid := range pids {
-		if time.Now().After(until) {
-			return nil, nil, ErrLate
-		}
-		netns, err := NetNSOf(pid)
-		switch {
-		case isDenied(err):
-			closed = append(closed, pid)
-		case err != nil:
-			return nil, nil, fmt.Errorf("look at process %d: %w", pid, err)
-		case netns == inode:
-			in = append(in, pid)
-		}
-	}
-	return in, closed, nil
+	return pids, nil
 }
 
 // InCgroup lists the processes in the cgroup that has an id, but not those in

@@ -57,10 +57,19 @@ func claimRing(ctx context.Context, h *handle, lockTimeout time.Duration, steal 
 func (r *Records) Close() error { return r.ring.close() }
 
 // IsFull says whether a record of so many bytes finds no space now.
-func (r *Records) IsFull(bytes int) bool {
-	written := atomic.LoadUintptr(position(r.ring.producer)) - atomic.LoadUintptr(position(r.ring.consumer))
-	return uint64(written)+ringHeader+uint64(bytes+7)&^7 >= r.ring.size
+func (r *Records) IsFull(bytes int) bool { return r.written()+space(bytes) >= r.ring.size }
+
+// Waiting is how many records of so many bytes there are that weren't taken out, those
+// that Emit has among them.
+func (r *Records) Waiting(bytes int) int { return int(r.written() / space(bytes)) }
+
+// written is how many bytes of the map are in use.
+func (r *Records) written() uint64 {
+	return uint64(atomic.LoadUintptr(position(r.ring.producer)) - atomic.LoadUintptr(position(r.ring.consumer)))
 }
+
+// space is what a record of so many bytes takes.
+func space(bytes int) uint64 { return ringHeader + uint64(bytes+7)&^7 }
 
 // Reading says how to read records.
 type Reading struct {

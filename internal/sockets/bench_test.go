@@ -17,13 +17,14 @@ func BenchmarkFind(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+			f.longest = time.Minute
 			p := s.packet(udp, boxAddress+":4001", nobody+":53")
 			for b.Loop() {
 				if !remembers {
 					clear(f.holdings)
 				}
-				p.Time, f.credit = time.Now(), mostCredit
-				if a, err := f.Find([]Packet{p}); err != nil || a.Processes[0] == nil {
+				p.Time, f.credit = time.Now(), perSecond
+				if a, err := f.Find([]Packet{p}, patient); err != nil || a.Processes[0] == nil {
 					b.Fatal(a, err)
 				}
 			}

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/endpoint"
-	"bpfnet/internal/fault"
 )
 
 // holding is who had a socket open, sorted, and when.
@@ -88,38 +87,34 @@ func (l *look) findHolders(inode uint64, ids []identity) error {
 	for _, id := range ids {
 		holders[id.String()] = &holding{at: time.Now()}
 	}
-	pids, closed, err := endpoint.InNetNS(inode, l.until)
-	for _, pid := range pids {
-		if err == nil && l.late() {
-			err = errLate
-		}
-		if err == nil && !addHolder(holders, pid) {
-			closed = append(closed, pid)
-		}
-	}
+	pids, closed, err := l.census.in(inode, l.until)
 	if err != nil {
 		return err
+	}
+	for _, pid := range pids {
+		if l.late() {
+			return errLate
+		}
+		if err := addHolder(holders, pid); err != nil {
+			closed = fmt.Errorf("look at process %d: %w", pid, err)
+		}
 	}
 	for _, id := range ids {
 		if h := holders[id.String()]; len(h.pids) > 0 {
 			l.holdings[id] = h
 		}
 	}
-	if len(closed) > 0 { // of those that weren't found
-		return fault.New(fault.ErrPermission, "look at process %d: permission denied", closed[0])
-	}
-	return nil
+	return closed // of those that weren't found
 }
 
-// addHolder adds a process to the sockets that it has open. It is false for one that
-// may not be looked into.
-func addHolder(holders map[string]*holding, pid int) bool {
+// addHolder adds a process to the sockets that it has open.
+func addHolder(holders map[string]*holding, pid int) error {
 	dir, err := endpoint.OpenProcess(pid)
 	if err != nil {
-		return true // it has ended
+		return nil // it has ended
 	}
 	defer dir.Close()
-	err = dir.Descriptors(func(number, target string) {
+	return dir.Descriptors(func(number, target string) {
 		h := holders[target]
 		if h == nil || slices.Contains(h.pids, pid) {
 			return
@@ -129,7 +124,6 @@ func addHolder(holders map[string]*holding, pid int) bool {
 		}
 		h.pids = append(h.pids, pid)
 	})
-	return err == nil
 }
 
 // tick is the unit of the times at which processes started.

@@ -94,32 +94,17 @@ func (l *look) behind(index uint32) (place, bool) {
 	return place{l.networks.Host, index, false}, l.networks.Own[index]
 }
 
-// reread looks behind interfaces anew, beside the caller if that takes longer than
-// packets may wait.
+// reread looks behind interfaces anew.
 func (l *look) reread() error {
-	if l.reading == nil && time.Since(l.read) < relook {
+	if time.Since(l.read) < relook {
 		return errLate
 	}
-	if l.reading == nil {
-		reading := make(chan networksRead, 1)
-		l.reading = reading
-		go func() {
-			networks, err := endpoint.ReadNetworks(l.path)
-			reading <- networksRead{networks, err}
-		}()
+	networks, err := endpoint.ReadNetworks(l.path)
+	l.read = time.Now()
+	if err == nil {
+		l.networks = networks
 	}
-	began := time.Now()
-	defer func() { l.waited += time.Since(began) }()
-	select {
-	case r := <-l.reading:
-		l.reading, l.read = nil, time.Now()
-		if r.err == nil {
-			l.networks = r.Networks
-		}
-		return r.err
-	case <-time.After(time.Until(l.until)):
-		return errLate
-	}
+	return err
 }
 
 // placesOf says where the processes of the packet's cgroup are.
@@ -178,7 +163,7 @@ func (l *look) open(inode uint64) (*os.File, error) {
 	if file != nil || err != nil {
 		return file, err
 	}
-	pids, _, err := endpoint.InNetNS(inode, l.until)
+	pids, _, err := l.census.in(inode, l.until)
 	if len(pids) == 0 {
 		delete(l.entrance, inode)
 		return nil, err

@@ -19,9 +19,10 @@ import (
 // API finds the processes of packets.
 type API interface {
 	// Find says whose the sockets of packets are. It takes no longer than packets
-	// may wait for that, and looks for nothing when it is asked too often. What it
-	// found is valid also with an error, which says why it couldn't look for some.
-	Find(packets []Packet) (Answer, error)
+	// may wait for that, which is over when hurry says so, and looks for nothing when
+	// it is asked too often. What it found is valid also with an error, which says why
+	// it couldn't look for some.
+	Find(packets []Packet, hurry func() bool) (Answer, error)
 }
 
 // Packet is a packet, and where a program saw it.
@@ -50,11 +51,10 @@ type Answer struct {
 
 const (
 	// longest is how long a look may take.
-	longest = 50 * time.Millisecond
-	// share is the part of the time that looks may take in the long run: 1/share.
-	share = 10
-	// mostCredit is how long they may take when there were none for a while.
-	mostCredit = 4 * longest
+	longest = 20 * time.Millisecond
+	// perSecond is for how many packets it looks in a second, and at once when it had
+	// nothing to do for one. When more come at once it looks for none: they can't wait.
+	perSecond = 20
 	// fresh is the age up to which a port alone tells the socket of a packet: later
 	// another process may have it.
 	fresh = time.Second
@@ -68,20 +68,21 @@ const (
 )
 
 // errLate is the error of packets for whose process there was no time to look.
-var errLate = endpoint.ErrLate
+var errLate = errors.New("it takes too long")
 
 // Finder implements API on this machine's kernel, for one goroutine.
 type Finder struct {
 	path     string // of the network namespace that interfaces are in, "" for the caller's
 	boot     time.Time
 	networks endpoint.Networks
-	read     time.Time             // when
-	reading  chan networksRead     // gets those that are being read; nil: none are
+	read     time.Time // when
+	census   census
 	entrance map[uint64]int        // a process in a network namespace
 	holdings map[identity]*holding // who has sockets open
 	longest  time.Duration
-	credit   time.Duration // that looks may take now
+	credit   float64 // packets that may be looked for now
 	credited time.Time
+	looking  chan looked // gets what is being looked for; nil: nothing is
 }
 
 // NewFinder returns an API for interfaces in the network namespace at a path, "" for
@@ -92,65 +93,97 @@ func NewFinder(path string) (*Finder, error) {
 		return nil, fault.New(fault.ErrPermission, "find processes: those of other pid namespaces aren't in /proc")
 	}
 	f := &Finder{
-		path: path, entrance: map[uint64]int{}, holdings: map[identity]*holding{}, longest: longest, credit: mostCredit, credited: time.Now(),
+		path: path, census: census{}, entrance: map[uint64]int{}, holdings: map[identity]*holding{}, longest: longest, credit: perSecond, credited: time.Now(),
 	}
 	var err error
 	if f.boot, err = endpoint.BootTime(); err != nil {
 		return nil, err
 	}
-	f.networks, err = endpoint.ReadNetworks(path)
+	if f.networks, err = endpoint.ReadNetworks(path); err != nil {
+		return nil, err
+	}
 	f.read = time.Now()
+	_, _, err = f.census.in(f.networks.Host, f.read.Add(time.Second))
+	if errors.Is(err, errLate) {
+		err = nil
+	}
 	return f, err
 }
 
-type networksRead struct {
-	endpoint.Networks
+// looked is what a look has found.
+type looked struct {
+	Answer
 	err error
 }
 
-// look is one call of Find.
+// look is the work of one call of Find.
 type look struct {
 	*Finder
 	packets []Packet
 	until   time.Time
 	found   [][]socket // of each packet
 	failed  []error    // of each packet
-	waited  time.Duration
 }
 
-// Find implements API.
-func (f *Finder) Find(packets []Packet) (Answer, error) {
+// Find implements API. What takes longer than packets may wait is done beside the
+// caller, and for nothing.
+func (f *Finder) Find(packets []Packet, hurry func() bool) (Answer, error) {
 	began := time.Now()
-	l := &look{Finder: f, packets: packets, until: began.Add(f.longest), found: make([][]socket, len(packets)), failed: make([]error, len(packets))}
-	f.credit, f.credited = min(f.credit+began.Sub(f.credited)/share, mostCredit), began
-	processes := make([]*Process, len(packets))
-	if f.credit > 0 {
-		numbers := l.askable()
-		for range attempts {
-			l.ask(numbers)
-			numbers = l.name(numbers, processes)
-		}
-		f.credit -= time.Since(began) - l.waited
-	} else {
-		for _, i := range l.askable() {
-			l.failed[i] = errLate
+	f.credit, f.credited = min(f.credit+began.Sub(f.credited).Seconds()*perSecond, perSecond), began
+	numbers := askable(packets)
+	nothing := Answer{Processes: make([]*Process, len(packets)), Missed: len(numbers)}
+	if len(numbers) == 0 || float64(len(numbers)) > f.credit || f.isLooking() {
+		return nothing, nil
+	}
+	f.credit -= float64(len(numbers))
+	looking := make(chan looked, 1)
+	f.looking = looking
+	go func() { looking <- f.look(packets, numbers, began.Add(f.longest)) }()
+	wait := time.NewTicker(time.Millisecond)
+	defer wait.Stop()
+	for !hurry() && time.Since(began) < f.longest {
+		select {
+		case r := <-looking:
+			f.looking = nil
+			return r.Answer, r.err
+		case <-wait.C:
 		}
 	}
-	a := Answer{Processes: processes}
-	var failed error
+	f.credit = 0 // there is much to do
+	return nothing, nil
+}
+
+// isLooking says whether a look still goes on that took too long.
+func (f *Finder) isLooking() bool {
+	select {
+	case <-f.looking:
+		f.looking = nil
+	default:
+	}
+	return f.looking != nil
+}
+
+// look finds the processes of some packets, given by their numbers.
+func (f *Finder) look(packets []Packet, numbers []int, until time.Time) looked {
+	l := &look{f, packets, until, make([][]socket, len(packets)), make([]error, len(packets))}
+	r := looked{Answer: Answer{Processes: make([]*Process, len(packets))}}
+	for range attempts {
+		l.ask(numbers)
+		numbers = l.name(numbers, r.Processes)
+	}
 	for _, err := range l.failed {
 		if errors.Is(err, errLate) {
-			a.Missed++
+			r.Missed++
 		} else {
-			failed = cmp.Or(failed, err)
+			r.err = cmp.Or(r.err, err)
 		}
 	}
-	return a, failed
+	return r
 }
 
 // askable lists the numbers of the packets whose sockets can be asked for.
-func (l *look) askable() (numbers []int) {
-	for i, p := range l.packets {
+func askable(packets []Packet) (numbers []int) {
+	for i, p := range packets {
 		if (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) && p.Source.Port() != 0 && p.Destination.Port() != 0 {
 			numbers = append(numbers, i)
 		}

@@ -82,6 +82,9 @@ func (s site) back(protocol uint8, from, to string) Packet {
 	return p
 }
 
+// patient is never in a hurry.
+func patient() bool { return false }
+
 // find asks for one packet.
 func (s site) find(p Packet) *Process {
 	s.Helper()
@@ -90,7 +93,7 @@ func (s site) find(p Packet) *Process {
 		s.Fatal(err)
 	}
 	f.longest = time.Minute // whatever else the machine does
-	a, err := f.Find([]Packet{p})
+	a, err := f.Find([]Packet{p}, patient)
 	if err != nil || a.Missed > 0 {
 		s.Fatalf("missed %d, %v", a.Missed, err)
 	}
@@ -320,7 +323,7 @@ func TestPlaces(t *testing.T) {
 	}
 	f.longest = time.Minute
 	time.Sleep(relook)
-	if a, err := f.Find([]Packet{p}); err != nil || a.Processes[0] != nil {
+	if a, err := f.Find([]Packet{p}, patient); err != nil || a.Processes[0] != nil {
 		t.Errorf("an interface that isn't there: %+v, %v", a, err)
 	}
 
@@ -354,7 +357,7 @@ func TestOften(t *testing.T) {
 	known, missed := 0, 0
 	for began := time.Now(); time.Since(began) < time.Second; {
 		p := s.packet(udp, boxAddress+":4001", nobody+":53")
-		a, err := f.Find([]Packet{p, p})
+		a, err := f.Find([]Packet{p, p}, patient)
 		if err != nil {
 			t.Fatal(err)
 		}
