@@ -140,7 +140,7 @@ bpfnet --netns $HOST blocklist action alert --list watched`)
 		{"a socket of two", "198.51.100.", n.podA, "exec 3<>/dev/udp/198.51.100.%d/53; sleep 60 & echo $$; sleep .1; echo x >&3; wait", "", "bash", 2},
 		{"a listener", "10.77.0.1", n.podA, listen, "echo $$; exec < <(sleep 60); exec socat -u STDIN TCP:10.77.0.4:80%[1]d,bind=10.77.0.1%[1]d,retry=20,interval=.1", "socat", 1},
 		{"one of IPv6", "fd77::1", n.podA, listen, "echo $$; exec < <(sleep 60); exec socat -u STDIN TCP6:[fd77::4]:80%[1]d,bind=[fd77::1%[1]d],retry=20,interval=.1", "socat", 1},
-		{"one of the host", "10.77.0.1", n.host, "exec 3<>/dev/udp/10.77.0.1%d/53; echo $$; echo x >&3; sleep 60 3>&-; :", "", "bash", 1},
+		{"one of the host", "10.77.0.1", n.host, "sleep 60 & exec 3<>/dev/udp/10.77.0.1%d/53; echo $$; echo x >&3; wait", "", "bash", 1},
 	} {
 		for k := 10 + 5*i; ; k++ {
 			pid, began := n.run(t, c.ns, fmt.Sprintf(c.script, k)), time.Now()
