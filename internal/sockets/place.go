@@ -1,6 +1,7 @@
 package sockets
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -110,7 +111,7 @@ func (l *look) reread() error {
 // placesOf says where the processes of the packet's cgroup are.
 func (l *look) placesOf(p Packet) (places []place, err error) {
 	pids, err := endpoint.InCgroup(p.CgroupID)
-	if errors.Is(err, unix.ESTALE) { // it is gone
+	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) { // it is gone
 		return nil, nil
 	}
 	for _, pid := range pids {
@@ -163,10 +164,10 @@ func (l *look) open(inode uint64) (*os.File, error) {
 	if file != nil || err != nil {
 		return file, err
 	}
-	pids, _, err := l.census.in(inode, l.until)
+	pids, closed, err := l.census.in(inode, l.until)
 	if len(pids) == 0 {
 		delete(l.entrance, inode)
-		return nil, err
+		return nil, cmp.Or(err, closed)
 	}
 	l.entrance[inode] = pids[0]
 	return endpoint.OpenNetNS(inode, pids)

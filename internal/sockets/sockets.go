@@ -14,6 +14,7 @@ import (
 
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
 )
 
 // API finds the processes of packets.
@@ -86,8 +87,12 @@ type Finder struct {
 }
 
 // NewFinder returns an API for interfaces in the network namespace at a path, "" for
-// the caller's. ErrPermission in a pid namespace, where pids are others.
+// the caller's. ErrPermission in a pid namespace, where pids are others, and if this
+// user may not look into the processes and network namespaces of others.
 func NewFinder(path string) (*Finder, error) {
+	if why := probe.Lacking(probe.CapSysPtrace, probe.CapSysAdmin); why != "" {
+		return nil, fault.New(fault.ErrPermission, "find processes: %s", why)
+	}
 	var stat unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &stat); err != nil || stat.Ino != endpoint.InitPIDNamespace {
 		return nil, fault.New(fault.ErrPermission, "find processes: those of other pid namespaces aren't in /proc")
