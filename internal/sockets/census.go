@@ -49,6 +49,16 @@ func (c census) in(inode uint64, until time.Time) (pids []int, closed, err error
 	return pids, closed, nil
 }
 
+// known lists some that were in a network namespace when they were read.
+func (c census) known(inode uint64) (pids []int) {
+	for pid, r := range c {
+		if r.netns == inode {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // where is where a process is now.
 func (c census) where(pid int, now time.Time) (*resident, error) {
 	r := c[pid]

@@ -121,7 +121,7 @@ func (l *look) placesOf(p Packet) (places []place, err error) {
 		inode, err := endpoint.NetNSOf(pid)
 		at := place{inode, p.IfIndex, false}
 		if err == nil && inode != 0 && !slices.Contains(places, at) {
-			places, l.entrance[inode] = append(places, at), pid
+			places = append(places, at)
 		}
 	}
 	return places, err
@@ -160,16 +160,14 @@ func (l *look) askIn(inode uint64, queries []query) error {
 
 // open opens a network namespace, nil if no process is in it.
 func (l *look) open(inode uint64) (*os.File, error) {
-	file, err := endpoint.OpenNetNS(inode, []int{l.entrance[inode]})
+	file, err := endpoint.OpenNetNS(inode, l.census.known(inode))
 	if file != nil || err != nil {
 		return file, err
 	}
 	pids, closed, err := l.census.in(inode, l.until)
 	if len(pids) == 0 {
-		delete(l.entrance, inode)
 		return nil, cmp.Or(err, closed)
 	}
-	l.entrance[inode] = pids[0]
 	return endpoint.OpenNetNS(inode, pids)
 }
 

@@ -78,7 +78,6 @@ type Finder struct {
 	networks endpoint.Networks
 	read     time.Time // when
 	census   census
-	entrance map[uint64]int        // a process in a network namespace
 	holdings map[identity]*holding // who has sockets open
 	longest  time.Duration
 	credit   float64 // packets that may be looked for now
@@ -98,7 +97,7 @@ func NewFinder(path string) (*Finder, error) {
 		return nil, fault.New(fault.ErrPermission, "find processes: those of other pid namespaces aren't in /proc")
 	}
 	f := &Finder{
-		path: path, census: census{}, entrance: map[uint64]int{}, holdings: map[identity]*holding{}, longest: longest, credit: perSecond, credited: time.Now(),
+		path: path, census: census{}, holdings: map[identity]*holding{}, longest: longest, credit: perSecond, credited: time.Now(),
 	}
 	var err error
 	if f.boot, err = endpoint.BootTime(); err != nil {
