@@ -12,9 +12,9 @@ const (
 	learnWindows   = 30
 )
 
-// leastSpread is the least MAD, as a part of the mean: where all windows are the same
+// LeastSpread is the least MAD, as a part of the mean: where all windows are the same
 // the next one may be a little different.
-const leastSpread = 0.05
+const LeastSpread = 0.05
 
 // Usual is what windows of an endpoint have had.
 type Usual struct {
@@ -98,7 +98,7 @@ func usualOf(sums []uint64) Usual {
 	for i := range sorted {
 		sorted[i] = math.Abs(sorted[i] - middle)
 	}
-	u.MAD = max(median(sorted), leastSpread*u.Mean)
+	u.MAD = max(median(sorted), LeastSpread*u.Mean)
 	return u
 }
 
