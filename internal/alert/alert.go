@@ -16,10 +16,11 @@ const Schema = "bpfnet.alert/v1"
 const (
 	RuleBlocklist = "blocklist" // packets that meet an entry of a list that alerts
 	RuleBurst     = "burst"     // endpoints that move much in little time
+	RuleBaseline  = "baseline"  // endpoints that do what they normally don't
 )
 
 // Rules lists the rules.
-func Rules() []string { return []string{RuleBlocklist, RuleBurst} }
+func Rules() []string { return []string{RuleBlocklist, RuleBurst, RuleBaseline} }
 
 // Severity is how bad it is.
 type Severity string

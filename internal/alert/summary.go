@@ -16,6 +16,8 @@ func (a Alert) Summary() string {
 		return a.ofPacket(evidence)
 	case BurstEvidence:
 		return a.ofBurst(evidence)
+	case BaselineEvidence:
+		return a.ofBaseline(evidence)
 	}
 	if a.K8s.Pod == nil {
 		return a.Rule
@@ -66,6 +68,14 @@ func (a Alert) ofBurst(e BurstEvidence) string {
 		return fmt.Sprintf("burst %s of %s is over: at most %d %s in %ds", wanted.Burst, who, seen.Peak, seen.Metric, a.WindowSeconds)
 	}
 	return fmt.Sprintf("burst %s of %s: %d %s in %ds, threshold %d", wanted.Burst, who, seen.Amount, seen.Metric, a.WindowSeconds, wanted.Threshold)
+}
+
+func (a Alert) ofBaseline(e BaselineEvidence) string {
+	over := ""
+	if a.EndedAt != nil {
+		over = " is over"
+	}
+	return fmt.Sprintf("deviation of %s%s: %s", a.who(e.Endpoint), over, e.Reason)
 }
 
 // String is the address, and the port if there is one.

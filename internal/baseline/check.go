@@ -38,36 +38,29 @@ const (
 	mostSample = 10
 )
 
-// Finding is that an endpoint deviates, or that this is over.
+// Finding is that an endpoint deviates, or that this is over. Its episode starts when
+// the first window that deviates begins, and ends when the last one does; but for
+// volumes its amount is how many there are of what is new, and there is no threshold.
 type Finding struct {
-	Reason   Reason
-	Endpoint string // in the baseline
-	Kind     detect.Kind
-	Who      traffic.Who // of its addresses, that which moved most
-	Point    traffic.Point
-	Window   time.Duration
-	Started  time.Time // when the first window began
-	Ended    time.Time // when the last one ended; the zero value: it isn't over
-	EndedBy  detect.EndedBy
-	Score    float64 // that the rule asks for
-	MapFull  *uint64 // packets that no counters have, since the first sample; nil: none were looked at
-
-	*Amount // of a volume
-	*News   // of anything else
+	Rule    Rule
+	Reason  Reason
+	Name    string // of the endpoint in the baseline
+	Window  time.Duration
+	Counted bool // traffic was: Lost is of that
+	detect.Episode
+	*Deviation // of a volume
+	*News      // of anything else
 }
 
-// Amount is a volume that deviates.
-type Amount struct {
+// Deviation is how a volume differs from what is usual.
+type Deviation struct {
 	Metric    Metric
 	Direction detect.Direction
-	Amount    uint64  // in the window
-	Score     float64 // of that
-	Peak      uint64  // the most in a window, since it started
+	Score     float64 // of the amount
 	Usual     Usual
 	Windows   uint64 // that this is of
 	Basis     Basis
 	Hour      string
-	Threshold uint64 // the least that deviates
 
 	metric int
 }
@@ -75,7 +68,6 @@ type Amount struct {
 // News is what the baseline doesn't have.
 type News struct {
 	Items  []string // all that were new in the first window
-	Count  int      // how many, with those of which there are too many to tell them apart
 	Sample []string // ports and peers of some
 	Known  int      // how many the baseline has
 }
@@ -152,7 +144,7 @@ func (c *Check) Pods(doc traffic.Document) (found []Finding) {
 	}
 	full := c.meter.mapFull
 	for i := range found {
-		found[i].MapFull = &full
+		found[i].Lost, found[i].Counted = full, true
 	}
 	return found
 }
@@ -213,41 +205,45 @@ func (c *Check) loud(v *volume, d detect.Direction, usual expected, w window) (F
 	id := direction{v.instance, d}
 	episode := c.volumes[id]
 	if episode == nil {
-		amount := c.highest(v, d, usual, c.rule.Score, 1)
-		if amount == nil {
+		deviation := highest(v, d, usual, c.rule.Score, 1)
+		if deviation == nil {
 			return Finding{}, false
 		}
-		amount.Hour, amount.Peak = hourName(hourOf(w.begin)), amount.Amount
-		episode = &loud{last: w.end, Finding: Finding{
-			Reason: Volume, Endpoint: v.name, Kind: v.kind, Who: v.who, Point: v.point, Window: c.window, Started: w.begin, Score: c.rule.Score, Amount: amount,
-		}}
-		c.volumes[id] = episode
-		return episode.Finding, true
+		deviation.Hour = hourName(hourOf(w.begin))
+		f := c.begin(Volume, v.instance, v.seen, w.begin)
+		f.Deviation, f.Amount, f.Peak = deviation, v.amounts[deviation.metric], v.amounts[deviation.metric]
+		f.Threshold = deviation.Usual.threshold(c.rule.Score, metrics[deviation.metric].least)
+		c.volumes[id] = &loud{Finding: f, last: w.end}
+		return f, true
 	}
-	episode.Who = v.who
+	episode.Source, episode.Sources = v.who, v.places
 	episode.Peak = max(episode.Peak, v.amounts[episode.metric])
-	if c.highest(v, d, usual, easing*c.rule.Score, easing) != nil {
+	if highest(v, d, usual, easing*c.rule.Score, easing) != nil {
 		episode.calm, episode.last = 0, w.end
 		return Finding{}, false
 	}
 	return c.calm(id, episode, v, usual, detect.Below)
 }
 
+// begin is what all findings have.
+func (c *Check) begin(reason Reason, id instance, s seen, at time.Time) Finding {
+	return Finding{
+		Rule: c.rule, Reason: reason, Name: id.name, Window: c.window,
+		Episode: detect.Episode{Kind: id.kind, Source: s.who, Sources: s.places, Point: s.point, Started: at},
+	}
+}
+
 // highest is the volume of a direction that deviates most, nil if none does: it has the
 // score, and more than so much of the most that there ever was.
-func (c *Check) highest(v *volume, d detect.Direction, usual expected, score, part float64) (highest *Amount) {
+func highest(v *volume, d detect.Direction, usual expected, score, part float64) (highest *Deviation) {
 	for i, m := range metrics {
 		if directionOf(i) != d {
 			continue
 		}
 		x, u := v.amounts[i], *m.of(&usual.Cell)
 		s := u.score(x, m.least)
-		if s < score || float64(x) <= part*float64(u.Most) || highest != nil && s <= highest.Score {
-			continue
-		}
-		threshold := max(math.Ceil(float64(u.Median)+c.rule.Score*u.deviation(m.least)), float64(u.Most)+1)
-		highest = &Amount{
-			metric: i, Metric: m.Metric, Direction: d, Amount: x, Score: tenth(s), Usual: u, Windows: usual.Windows, Basis: usual.Basis, Threshold: whole(threshold),
+		if s >= score && float64(x) > part*float64(u.Most) && (highest == nil || tenth(s) > highest.Score) {
+			highest = &Deviation{metric: i, Metric: m.Metric, Direction: d, Score: tenth(s), Usual: u, Windows: usual.Windows, Basis: usual.Basis}
 		}
 	}
 	return highest
@@ -270,13 +266,13 @@ func (c *Check) calm(id direction, episode *loud, v *volume, usual expected, by 
 	}
 	delete(c.volumes, id)
 	f := episode.Finding
-	amount := *f.Amount
-	f.Amount = &amount
+	deviation := *f.Deviation
+	f.Deviation = &deviation
 	f.Ended, f.EndedBy = episode.last, by
-	amount.Amount, amount.Score = 0, 0
-	if m := metrics[amount.metric]; v != nil {
-		amount.Amount = v.amounts[amount.metric]
-		amount.Score = tenth(m.of(&usual.Cell).score(amount.Amount, m.least))
+	f.Amount, deviation.Score = 0, 0
+	if m := metrics[deviation.metric]; v != nil {
+		f.Amount = v.amounts[deviation.metric]
+		deviation.Score = tenth(m.of(&usual.Cell).score(f.Amount, m.least))
 	}
 	return f, true
 }
@@ -306,7 +302,7 @@ func (c *Check) unknown(v *volume, w window) []Finding {
 	}
 	whole := v.instance
 	whole.id = "" // of the endpoint, whichever Pod it is
-	f := Finding{Reason: Unknown, Endpoint: v.name, Kind: v.kind, Who: v.who, Point: v.point, Window: c.window, Started: w.begin, Score: c.rule.Score}
+	f := c.begin(Unknown, whole, v.seen, w.begin)
 	return c.tell(source{whole, Unknown}, f, []string{v.name}, nil, len(c.known), w.end)
 }
 
@@ -324,15 +320,14 @@ func (c *Check) meet(m *meeting, begin, end time.Time) (found []Finding) {
 		c.stranger(m.name)
 		return nil
 	}
-	f := Finding{Endpoint: m.name, Kind: m.kind, Who: m.who, Point: m.point, Window: c.window, Started: begin, Score: c.rule.Score}
 	if k.peers != nil {
 		items, sample := unheard(m.remotes, func(r remote) (string, bool) { return r.address.String(), k.peers.contains(r.address) })
-		f.Reason = Peers
+		f := c.begin(Peers, m.instance, m.seen, begin)
 		found = append(found, c.tell(source{m.instance, Peers}, f, items, sample, len(k.peers), end)...)
 	}
 	if k.ports != nil {
 		items, sample := unheard(m.remotes, func(r remote) (string, bool) { return r.port, k.ports.contains(r.port) })
-		f.Reason = Ports
+		f := c.begin(Ports, m.instance, m.seen, begin)
 		found = append(found, c.tell(source{m.instance, Ports}, f, items, sample, len(k.ports), end)...)
 	}
 	return found
@@ -369,7 +364,7 @@ func (c *Check) tell(from source, f Finding, items []string, sample map[string][
 	var begun *strange
 	for _, item := range items {
 		if s := n.of[item]; s != nil {
-			s.last, s.Who = end, f.Who
+			s.last, s.Source, s.Sources = end, f.Source, f.Sources
 			continue
 		}
 		if begun == nil && len(n.of) < mostNews {
@@ -379,7 +374,8 @@ func (c *Check) tell(from source, f Finding, items []string, sample map[string][
 		}
 		youngest := n.episodes[len(n.episodes)-1]
 		youngest.last = end
-		youngest.Count++
+		youngest.Amount++
+		youngest.Peak++
 		if len(n.of) < mostNews {
 			n.of[item] = youngest
 			youngest.Items = append(youngest.Items, item)

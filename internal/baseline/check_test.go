@@ -60,9 +60,9 @@ func TestCheckWeeks(t *testing.T) {
 			if minute == 10*60 {
 				f.move(name, 20_000_000)
 			}
-		}, "volume workload:shop/web since 10h0m0s: transmit_packets * of *, score *, peak *, hour of 120\n" +
+		}, "volume workload:shop/web since 10h0m0s: transmit_bytes * of *, score *, peak *, hour of 120\n" +
 			"volume workload:shop/web since 10h0m0s: receive_bytes * of *, score *, peak *, hour of 120\n" +
-			"volume workload:shop/web since 10h0m0s until 10h1m0s below: transmit_packets * of *, score *, peak *, hour of 120\n" +
+			"volume workload:shop/web since 10h0m0s until 10h1m0s below: transmit_bytes * of *, score *, peak *, hour of 120\n" +
 			"volume workload:shop/web since 10h0m0s until 10h1m0s below: receive_bytes * of *, score *, peak *, hour of 120"},
 		"the day's traffic at night": {func(f *feed, minute int) {
 			if minute >= 3*60 && minute < 3*60+30 {
@@ -289,8 +289,10 @@ func TestParseRule(t *testing.T) {
 	for text, want := range map[string]Rule{
 		"learn.json": {"learn.json", 6, false}, "a,score=8.5": {"a", 8.5, false}, "a,unknown": {"a", 6, true}, "a=b,unknown,score=1": {"a=b", 1, true},
 	} {
-		if got, err := ParseRule(text); err != nil || got != want {
-			t.Errorf("%s: %+v, %v", text, got, err)
+		got, err := ParseRule(text)
+		again, _ := ParseRule(got.String())
+		if err != nil || got != want || again != want {
+			t.Errorf("%s: %+v, %v, %s", text, got, err, got)
 		}
 	}
 	for _, text := range []string{"", ",score=6", "a,", "a,score", "a,score=", "a,score=0.9", "a,score=NaN", "a,score=1e7", "a,score=6,score=6", "a,unknown,unknown", "a,mad=3"} {

@@ -37,8 +37,7 @@ func (r remote) compare(o remote) int {
 // meeting is whom an instance has contacted in a window, maybe nobody.
 type meeting struct {
 	instance
-	who     traffic.Who
-	point   traffic.Point
+	seen
 	remotes []remote
 }
 
@@ -102,9 +101,10 @@ func (c *contacts) close() []meetings {
 		id := instanceOf(key, &e.who)
 		m := byInstance[id]
 		if m == nil {
-			m = &meeting{instance: id, point: key.Point}
+			m = &meeting{instance: id, seen: seen{point: key.Point}}
 			byInstance[id] = m
 		}
+		m.places++
 		if !m.who.Address.IsValid() || e.who.Address.Less(m.who.Address) {
 			m.who = e.who
 		}

@@ -116,14 +116,14 @@ func (f *feed) check(c *Check) (lines []string) {
 }
 
 func tell(f Finding) string {
-	line := fmt.Sprintf("%s %s since %s", f.Reason, f.Endpoint, f.Started.Sub(epoch))
+	line := fmt.Sprintf("%s %s since %s", f.Reason, f.Name, f.Started.Sub(epoch))
 	if !f.Ended.IsZero() {
 		line += fmt.Sprintf(" until %s %s", f.Ended.Sub(epoch), f.EndedBy)
 	}
-	if a := f.Amount; a != nil {
-		return line + fmt.Sprintf(": %s %d of %d, score %.1f, peak %d, %s of %d", a.Metric, a.Amount, a.Threshold, a.Score, a.Peak, a.Basis, a.Windows)
+	if a := f.Deviation; a != nil {
+		return line + fmt.Sprintf(": %s %d of %d, score %.1f, peak %d, %s of %d", a.Metric, f.Amount, f.Threshold, a.Score, f.Peak, a.Basis, a.Windows)
 	}
-	return line + fmt.Sprintf(": %d %v %v", f.Count, f.Items[:min(len(f.Items), 3)], f.Sample[:min(len(f.Sample), 3)])
+	return line + fmt.Sprintf(": %d %v %v", f.Amount, f.Items[:min(len(f.Items), 3)], f.Sample[:min(len(f.Sample), 3)])
 }
 
 // blank is a document that knows nothing.

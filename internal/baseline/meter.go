@@ -27,11 +27,17 @@ type entry struct {
 	sum      amounts   // in the window that isn't over
 }
 
+// seen is where an instance was seen.
+type seen struct {
+	who    traffic.Who // of its addresses, that which did most
+	places int         // how many there are, by interface or cgroup
+	point  traffic.Point
+}
+
 // volume is what an instance has moved in a window.
 type volume struct {
 	instance
-	who     traffic.Who // of what moved most
-	point   traffic.Point
+	seen
 	amounts amounts
 	whole   bool   // it was there from the beginning to the end
 	most    uint64 // bytes of who
@@ -158,10 +164,11 @@ func (m *meter) close(end time.Time) window {
 		there := !e.since.After(w.begin) && e.seen.Equal(m.now)
 		v := byInstance[id]
 		if v == nil {
-			v = &volume{instance: id, point: m.point, whole: true}
+			v = &volume{instance: id, seen: seen{point: m.point}, whole: true}
 			byInstance[id] = v
 		}
 		bytes := e.sum[0] + e.sum[len(e.sum)/2]
+		v.places++
 		if !v.who.Address.IsValid() || bytes > v.most || bytes == v.most && e.who.Address.Less(v.who.Address) {
 			v.who, v.most = e.who, bytes
 		}

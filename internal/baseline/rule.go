@@ -63,6 +63,18 @@ func ParseRule(text string) (Rule, error) {
 	return r, nil
 }
 
+// String writes the rule so that ParseRule reads it, and the same one always the same.
+func (r Rule) String() string { return r.File + "," + r.Options() }
+
+// Options is the rule without its file.
+func (r Rule) Options() string {
+	text := "score=" + strconv.FormatFloat(r.Score, 'g', -1, 64)
+	if r.Unknown {
+		text += ",unknown"
+	}
+	return text
+}
+
 // ParseScore reads a number of robust standard deviations.
 func ParseScore(text string) (float64, error) {
 	score, err := strconv.ParseFloat(text, 64)

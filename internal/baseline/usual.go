@@ -138,6 +138,11 @@ func (u Usual) deviation(least float64) float64 {
 	return normal * max(float64(u.MAD), detect.LeastSpread*float64(u.Median), least)
 }
 
+// threshold is the least that has a score and is more than there ever was.
+func (u Usual) threshold(score, least float64) uint64 {
+	return whole(max(math.Ceil(float64(u.Median)+score*u.deviation(least)), float64(u.Most)+1))
+}
+
 // Basis is of what hours something is usual.
 type Basis string
 
