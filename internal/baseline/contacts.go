@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bpfnet/internal/peers"
+	"bpfnet/internal/sample"
 	"bpfnet/internal/traffic"
 )
 
@@ -64,13 +65,9 @@ func (c *contacts) step(doc peers.Document, earlier bool) (over []meetings) {
 	}
 	for i := range doc.Peers {
 		p := &doc.Peers[i]
-		attempts := p.NewAttempts
-		if attempts == nil && earlier {
-			attempts = &p.Attempts
-		}
 		e := c.entry(doc.ObservedAt, &p.Who)
-		if attempts != nil && *attempts > 0 {
-			e.remotes[remote{p.Peer.Address.Unmap(), portOf(p.Transport, p.Peer.Port)}] = true
+		if p.NewAttempts == nil && earlier || sample.Value(p.NewAttempts) > 0 {
+			e.remotes[remote{p.Peer.Address.Unmap().WithZone(""), portOf(p.Transport, p.Peer.Port)}] = true
 		}
 	}
 	if c.now.Equal(c.open.Add(c.window)) {

@@ -20,7 +20,7 @@ type Learner struct {
 	endpoints   map[string]*known
 	hour        time.Time // that the values are of
 	from, until time.Time
-	leftOut     map[string]bool
+	leftOut     map[string]bool // at most mostEndpoints
 }
 
 // known is what an endpoint normally does.
@@ -104,13 +104,16 @@ func (l *Learner) saw(at time.Time) {
 	}
 }
 
-// endpoint returns what is known of an endpoint, nil if there is no room for it.
+// endpoint returns what is known of an endpoint, nil if there is no room for it, or it
+// has a name that a file can't have.
 func (l *Learner) endpoint(name string) *known {
 	k := l.endpoints[name]
 	switch {
 	case k != nil:
-	case len(l.endpoints) >= mostEndpoints:
-		l.leftOut[name] = true
+	case len(l.endpoints) >= mostEndpoints || checkName(name) != nil:
+		if len(l.leftOut) < mostEndpoints {
+			l.leftOut[name] = true
+		}
 	default:
 		k = &known{}
 		l.endpoints[name] = k
@@ -170,7 +173,7 @@ func (l *Learner) meet(over []meetings) {
 			}
 			for _, r := range m.remotes {
 				k.peers.add(netip.PrefixFrom(r.address, r.address.BitLen()))
-				if !k.ports.contains(r.port) {
+				if !k.ports.contains(r.port) && checkPort(r.port) == nil {
 					k.ports[r.port] = true
 				}
 			}
@@ -214,7 +217,7 @@ func (k *known) document(name string) Endpoint {
 	return e
 }
 
-// LeftOut is for how many endpoints there was no room.
+// LeftOut is how many endpoints the document doesn't have.
 func (l *Learner) LeftOut() int { return len(l.leftOut) }
 
 // TooFar returns the longest time between two samples of traffic, and whether nothing

@@ -127,6 +127,9 @@ func pool(cells []Cell) (all Cell) {
 	return all
 }
 
+// Week is a cell of all hours.
+func (e Endpoint) Week() Cell { return pool(e.Volume) }
+
 // score is how many standard deviations, robustly estimated, a window is above what is
 // usual: (x - median) / (1.4826 MAD), where MAD is at least the part of the median that
 // bursts want, and at least so much.
