@@ -188,7 +188,7 @@ func (co *completer) value(flag string) []string {
 		return co.mapSizes()
 	case "bpffs", "cgroup":
 		return []string{completeDirs}
-	case "netns", "btf", "replay", "config", "cri-socket", "docker-socket", "web-config":
+	case "netns", "btf", "replay", "config", "merge", "baseline", "cri-socket", "docker-socket", "web-config":
 		return []string{completeFiles}
 	}
 	return nil
@@ -241,6 +241,10 @@ func (co *completer) argument() []string {
 		return co.verdicts()
 	case "attach", "detach", "unload", "status", "prog", "link":
 		return co.loaded()
+	case "baseline":
+		if !slices.Contains(co.line.path, "learn") {
+			return []string{completeFiles}
+		}
 	case "net":
 		return []string{"dev"}
 	case "cgroup":
@@ -296,6 +300,10 @@ func (co *completer) nextArgument() []string {
 	case "net":
 		if slices.Equal(args, []string{"dev"}) {
 			return co.value("dev")
+		}
+	case "baseline":
+		if len(args) == 1 && slices.Contains(co.line.path, "diff") {
+			return []string{completeFiles}
 		}
 	case "cgroup":
 		if len(args) == 1 {

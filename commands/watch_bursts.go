@@ -11,6 +11,7 @@ import (
 
 	"bpfnet/internal/alert"
 	"bpfnet/internal/alertconfig"
+	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/traffic"
@@ -23,23 +24,24 @@ const burstInterval = time.Second
 func burstFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "burst", Usage: "tell of endpoints that move as much as a `BURST`, AMOUNT/TIME[,transmit|receive|both][,for=TIME][,mad=FACTOR], as in 10MiB/10s,transmit or 5000packets/1s"},
-		&cli.StringFlag{Name: "replay", Usage: "look for bursts in `FILE|-`, which watch pods -o ndjson has printed, instead of the kernel"},
-		&cli.DurationFlag{Name: "interval", Value: burstInterval, Usage: "`TIME` between two samples for --burst"},
-		&cli.StringFlag{Name: "instance", Value: podTraffic, Usage: "loaded instance `NAME` that counts for --burst"},
-		&cli.StringFlag{Name: "observe", Usage: "where packets are counted for --burst, `tc|cgroup`; default: as watch pods"},
+		&cli.StringFlag{Name: "replay", Usage: "apply rules to `FILE|-`, which watch pods and watch peers -o ndjson have printed, instead of the kernel"},
+		&cli.DurationFlag{Name: "interval", Value: burstInterval, Usage: "`TIME` between two samples for --burst and --baseline"},
+		&cli.StringFlag{Name: "instance", Value: podTraffic, Usage: "loaded instance `NAME` that counts for --burst and --baseline"},
+		&cli.StringFlag{Name: "observe", Usage: "where packets are counted for --burst and --baseline, `tc|cgroup`; default: as watch pods"},
 	}
 }
 
 // alertRules are the rules that are on.
 type alertRules struct {
 	alertSettings
-	bursts []detect.Burst
-	hits   bool // the rule blocklist was asked for
-	only   bool // it wasn't, but others were
+	bursts    []detect.Burst
+	baselines []learnedRule
+	hits      bool // the rule blocklist was asked for
+	only      bool // it wasn't, but others were
 }
 
 // sampled says whether a rule looks at samples.
-func (r alertRules) sampled() bool { return len(r.bursts) > 0 }
+func (r alertRules) sampled() bool { return len(r.bursts) > 0 || len(r.baselines) > 0 }
 
 // wantsHits says whether the rule blocklist is on: if others are and nothing is said,
 // where it may notice something.
@@ -65,7 +67,10 @@ func (e *Env) readAlertRules(c *cli.Context) (r alertRules, err error) {
 	if r.bursts, err = readBursts(c, r.alertSettings); err != nil {
 		return r, err
 	}
-	r.hits = slices.Contains(r.named, alert.RuleBlocklist) || r.list != "" || len(r.bursts) == 0
+	if r.baselines, err = e.readBaselines(c, r.alertSettings); err != nil {
+		return r, err
+	}
+	r.hits = slices.Contains(r.named, alert.RuleBlocklist) || r.list != "" || !r.sampled()
 	r.only = !r.hits && len(r.named) > 0
 	if err := checkAlertRules(c, r.named, r); err != nil {
 		return r, err
@@ -103,6 +108,7 @@ var sampledRules = []struct {
 	form                func(string) (string, error)
 }{
 	{alert.RuleBurst, "burst", "10MiB/10s", oneForm(detect.ParseBurst)},
+	{alert.RuleBaseline, "baseline", "learn.json", oneForm(baseline.ParseRule)},
 }
 
 // checkAlertRules refuses flags of rules that are off.

@@ -105,6 +105,12 @@ func (s *peerSamples) take(ctx context.Context) ([]string, error) {
 
 func (s *peerSamples) document() peers.Document { return s.watch.Document() }
 
+// put implements sampleSource.
+func (s *peerSamples) put(all *samples) {
+	doc := s.document()
+	all.peers = &doc
+}
+
 func peerTable(d peers.Document) output.Table {
 	t := output.Table{Header: []string{"pod", "container", "address", "peer", "transport", "attempts", "answers", "refusals", "first seen", "last seen"}}
 	for _, p := range d.Peers {

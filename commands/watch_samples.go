@@ -8,6 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/alert"
+	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
@@ -32,7 +33,12 @@ type sampleRule interface {
 }
 
 // time is when they were taken, by the clock of who took them.
-func (s samples) time() time.Time { return s.pods.Time }
+func (s samples) time() time.Time {
+	if s.pods == nil {
+		return s.peers.Time
+	}
+	return s.pods.Time
+}
 
 // found is what a rule has noticed.
 type found struct {
@@ -63,18 +69,26 @@ func (r alertRules) sampleRules() (rules []sampleRule) {
 	if len(r.bursts) > 0 {
 		rules = append(rules, burstRule{detect.New(r.bursts)})
 	}
+	for _, b := range r.baselines {
+		rules = append(rules, baselineRule{baseline.NewCheck(b.learned, b.Rule)})
+	}
 	return rules
 }
 
 // watchSamples takes the first samples: what rules notice comes after these.
 func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatch, error) {
 	w := &sampleWatch{rules: r.sampleRules(), interval: r.interval}
-	if len(r.bursts) > 0 {
-		pods, err := e.podSamples(c, b, r.instance, traffic.View{Point: traffic.Point(r.observe)})
+	pods, met := len(r.bursts) > 0, false
+	if len(r.baselines) > 0 {
+		counted, contacted, err := e.baselineKinds(c, b, r.instance)
 		if err != nil {
 			return nil, err
 		}
-		w.sources = append(w.sources, pods)
+		pods, met = pods || counted, contacted
+	}
+	var err error
+	if w.sources, err = e.sampleSources(c, b, r.instance, traffic.Point(r.observe), pods, met); err != nil {
+		return nil, err
 	}
 	first, err := w.take(c.Context)
 	if err != nil {
@@ -86,6 +100,25 @@ func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatc
 	}
 	e.noteLearning(c, r.bursts)
 	return w, nil
+}
+
+// sampleSources takes samples of traffic and of peers.
+func (e *Env) sampleSources(c *cli.Context, b Backend, instance string, point traffic.Point, pods, met bool) (sources []sampleSource, err error) {
+	if pods {
+		s, err := e.podSamples(c, b, instance, traffic.View{Point: point})
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, s)
+	}
+	if met {
+		s, err := e.peerSamples(c, b, peersProgram, peers.View{Point: point})
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, s)
+	}
+	return sources, nil
 }
 
 func (w *sampleWatch) take(ctx context.Context) (s samples, err error) {
