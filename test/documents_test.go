@@ -159,6 +159,7 @@ func TestDocuments(t *testing.T) {
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s",
 		"watch alerts --config ../deploy/alerts/rules.yaml --dry-run",
+		"baseline show testdata/baseline.json", "deviate", "watch alerts --replay testdata/deviating.ndjson --baseline testdata/baseline.json",
 		"status", "status --interval 100ms --once", "blocklist clear", "prog list", "link list", "programs",
 		"endpoint list", "net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
@@ -176,6 +177,13 @@ func TestDocuments(t *testing.T) {
 		}
 		if line == "send" { // a record
 			n.sh(t, "head -c 60 /dev/zero | tr '\\0' r | bpftool prog run pinned $BPFNET_BPFFS/ev/progs/send_record data_in - repeat 1")
+			continue
+		}
+		if line == "deviate" { // exit 10
+			out, _ := n.bpfnet("baseline", "diff", "testdata/baseline.json", "testdata/baseline2.json", "-o", "ndjson", "-q").Output()
+			for text := range strings.Lines(string(out)) {
+				note(t, text, page, seen)
+			}
 			continue
 		}
 		if line == "refuse" { // an entry of an import; exit 8

@@ -25,6 +25,7 @@ func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
 func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
 func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
+func TestBaselines(t *testing.T) { runBlocks(t, "../docs/baseline.md") }
 func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
 func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
