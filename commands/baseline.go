@@ -23,6 +23,8 @@ const (
 	learnWindow = time.Minute
 	// learnInterval is the time between two samples unless --interval says otherwise.
 	learnInterval = 10 * time.Second
+	// lastLook is how long the last sample may take, when the time is over.
+	lastLook = time.Second
 )
 
 func baselineCommand(env *Env) *cli.Command {
@@ -143,34 +145,15 @@ func checkLearn(c *cli.Context) error {
 type learning struct {
 	*baseline.Learner
 	samples int
-	pods    lostSince
-	peers   lostSince
 }
-
-// lostSince is how much a counter of losses grew since the first sample.
-type lostSince struct {
-	first, last uint64
-	known       bool
-}
-
-func (l *lostSince) see(n uint64) {
-	if !l.known {
-		l.first, l.known = n, true
-	}
-	l.last = max(l.first, n)
-}
-
-func (l *lostSince) sum() uint64 { return l.last - l.first }
 
 func (l *learning) take(s samples) {
 	l.samples++
 	if s.pods != nil {
 		l.Pods(*s.pods)
-		l.pods.see(s.pods.Loss.MapFull)
 	}
 	if s.peers != nil {
 		l.Peers(*s.peers)
-		l.peers.see(s.peers.Loss.Peers + s.peers.Loss.Endpoints)
 	}
 }
 
@@ -211,7 +194,7 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 		ctx, stop = context.WithTimeout(c.Context, c.Duration("for"))
 	}
 	defer stop()
-	look := func() error {
+	look := func(ctx context.Context) error {
 		s, err := w.take(ctx)
 		if err != nil {
 			return err
@@ -220,10 +203,16 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 		l.take(s)
 		return nil
 	}
-	if err := look(); err != nil {
+	err = look(ctx)
+	if err == nil {
+		err = ticks{interval: w.interval}.run(ctx, func() error { return look(ctx) })
+	}
+	if ctx.Err() == nil {
 		return err
 	}
-	return ticks{interval: w.interval}.run(ctx, look)
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+	defer stop()
+	return look(last)
 }
 
 // baselineKinds says of what there are samples: of traffic, of peers. There has to be
@@ -255,13 +244,14 @@ func (e *Env) printLearned(c *cli.Context, p *output.Printer, l *learning) error
 	if apart, missed := l.TooFar(); missed {
 		e.note(c, "note: samples were up to %s apart, so nothing was learned of windows in between", apart)
 	}
+	packets, contacts := l.Lost()
 	for _, n := range []struct {
 		count uint64
 		what  string
 	}{
 		{uint64(l.LeftOut()), "endpoints that were left out, because there are too many or a file can't have their names"},
-		{l.pods.sum(), "packets that weren't learned from, because the map was full"},
-		{l.peers.sum(), "peers and connections that weren't learned from, because there was no room"},
+		{packets, "packets that weren't learned from, because the map was full"},
+		{contacts, "peers and connections that weren't learned from, because there was no room"},
 	} {
 		if n.count > 0 {
 			e.note(c, "note: %s: %d", n.what, n.count)

@@ -80,12 +80,21 @@ func (r baselineRule) conclude(note func(string)) error {
 	if apart, window, tell := r.TooFar(); tell {
 		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: how much was moved in between wasn't judged", apart, window))
 	}
-	n := r.MapFull()
-	if n == 0 {
-		return nil
+	packets, contacts := r.Lost()
+	for _, lost := range []struct {
+		count      uint64
+		what, hint string
+	}{{packets, "packets of no endpoint's counters", moreRoom}, {contacts, "peers and connections that weren't seen", morePeers}} {
+		if lost.count > 0 {
+			note(fmt.Sprintf("%s, because there was no room: %d", lost.what, lost.count))
+			return fault.New(fault.ErrLossy, "watch alerts: %s: %d", lost.what, lost.count).Hint("%s", lost.hint)
+		}
 	}
-	return fault.New(fault.ErrLossy, "watch alerts: packets of no endpoint's counters: %d", n).Hint("%s", moreRoom)
+	return nil
 }
+
+// morePeers is how peers that found no room come to have one.
+const morePeers = "bpfnet load peers --max-entries peer_entries=N   makes room for more peers"
 
 // baselineLine is a deviation for people.
 func baselineLine(f baseline.Finding) string {

@@ -16,7 +16,7 @@ type BaselineObserved struct {
 	Amount    uint64   `json:"amount"` // in the window before the alert, or how many are new
 	Peak      uint64   `json:"peak"`
 	Score     *float64 `json:"score"`
-	New       []string `json:"new"` // some of what is new; null: it is a volume
+	New       []string `json:"new"` // some of what is new; none: it is a volume
 }
 
 // BaselineExpected is what the rule baseline compares that with. What is null doesn't
@@ -39,7 +39,7 @@ type BaselineEvidence struct {
 	Endpoint
 	Name   string   `json:"baseline_endpoint"`
 	Reason string   `json:"reason"`
-	Sample []string `json:"sample"` // ports and peers of what is new; null: it is something else
+	Sample []string `json:"sample"` // ports and peers of what is new; none: it is something else
 }
 
 // mostNew is how much of what is new an alert has.
@@ -49,9 +49,9 @@ const mostNew = 10
 // the same fingerprint when it is over.
 func OfBaseline(f baseline.Finding) Alert {
 	a := ofEpisode(RuleBaseline, f.Rule.Options(), detect.Timing{Window: f.Window}, f.Episode)
-	observed := BaselineObserved{Deviation: string(f.Reason), Amount: f.Amount, Peak: f.Peak}
+	observed := BaselineObserved{Deviation: string(f.Reason), Amount: f.Amount, Peak: f.Peak, New: []string{}}
 	expected := BaselineExpected{Baseline: f.Rule.String(), Score: f.Rule.Score}
-	evidence := BaselineEvidence{Endpoint: endpointOf(f.Episode), Name: f.Name, Reason: baselineReason(f)}
+	evidence := BaselineEvidence{Endpoint: endpointOf(f.Episode), Name: f.Name, Reason: baselineReason(f), Sample: []string{}}
 	same := []string{RuleBaseline, f.Rule.Options(), string(f.Reason), f.Name}
 	if f.Reason != baseline.Unknown { // that one is of all its Pods
 		same = append(append(same, identityOf(f.Episode)...), optional(f.Source.ContainerID))
@@ -63,7 +63,7 @@ func OfBaseline(f baseline.Finding) Alert {
 		expected.Windows, expected.Hour, expected.Basis = &d.Windows, &hour, &basis
 		same = append(same, direction)
 	} else {
-		observed.New, evidence.Sample, expected.Known = f.Items[:min(len(f.Items), mostNew)], f.Sample, &f.Known
+		observed.New, evidence.Sample, expected.Known = f.Items[:min(len(f.Items), mostNew)], append(evidence.Sample, f.Sample...), &f.Known
 		same = append(same, f.Items...)
 	}
 	if f.Counted {

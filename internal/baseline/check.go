@@ -156,7 +156,7 @@ func (c *Check) Peers(doc peers.Document) (found []Finding) {
 		for i := range w.all {
 			found = append(found, c.meet(&w.all[i], w.begin, w.end)...)
 		}
-		found = append(found, c.quieten(w.end, Peers, Ports)...)
+		found = append(found, c.quieten(w.end, Peers, Ports, Unknown)...)
 		c.closed.peers++
 	}
 	return found
@@ -171,7 +171,7 @@ func (c *Check) volume(w window) (found []Finding) {
 		there[v.instance] = v
 		k := c.known[v.name]
 		if k == nil {
-			found = append(found, c.unknown(v, w)...)
+			found = append(found, c.unknown(v.instance, v.seen, v.amounts == (amounts{}), w.begin, w.end)...)
 			continue
 		}
 		usual := c.usually(v.name, k, w.begin)
@@ -294,31 +294,24 @@ func (c *Check) gone(there map[instance]*volume, w window) (found []Finding) {
 	return found
 }
 
-// unknown tells of an endpoint that moves something, once.
-func (c *Check) unknown(v *volume, w window) []Finding {
-	c.stranger(v.name)
-	if !c.rule.Unknown || v.amounts == (amounts{}) {
+// unknown tells of an endpoint that does something, once.
+func (c *Check) unknown(id instance, where seen, idle bool, begin, end time.Time) []Finding {
+	if len(c.strange) < mostEndpoints {
+		c.strange[id.name] = true
+	}
+	if !c.rule.Unknown || idle {
 		return nil
 	}
-	whole := v.instance
-	whole.id = "" // of the endpoint, whichever Pod it is
-	f := c.begin(Unknown, whole, v.seen, w.begin)
-	return c.tell(source{whole, Unknown}, f, []string{v.name}, nil, len(c.known), w.end)
-}
-
-// stranger counts an endpoint that the baseline doesn't have.
-func (c *Check) stranger(name string) {
-	if len(c.strange) < mostEndpoints {
-		c.strange[name] = true
-	}
+	f := c.begin(Unknown, id, where, begin)
+	id.id = "" // of the endpoint, whichever Pod it is
+	return c.tell(source{id, Unknown}, f, []string{id.name}, nil, len(c.known), end)
 }
 
 // meet judges whom an instance has contacted.
 func (c *Check) meet(m *meeting, begin, end time.Time) (found []Finding) {
 	k := c.known[m.name]
 	if k == nil {
-		c.stranger(m.name)
-		return nil
+		return c.unknown(m.instance, m.seen, len(m.remotes) == 0, begin, end)
 	}
 	if k.peers != nil {
 		items, sample := unheard(m.remotes, func(r remote) (string, bool) { return r.address.String(), k.peers.contains(r.address) })
@@ -448,8 +441,9 @@ func (c *Check) Strangers() int { return len(c.strange) }
 // Learning is of how many endpoints in the last window it wasn't known what is usual.
 func (c *Check) Learning() int { return len(c.cold) }
 
-// MapFull is how many packets found no room for their address, since the first sample.
-func (c *Check) MapFull() uint64 { return c.meter.mapFull }
+// Lost is how many packets, and how many peers and connections, found no room since the
+// first sample.
+func (c *Check) Lost() (packets, contacts uint64) { return c.meter.mapFull, c.contacts.lost }
 
 // TooFar returns the longest time between two samples of traffic, and the window, if
 // nothing is known of windows in between.

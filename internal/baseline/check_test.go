@@ -202,7 +202,7 @@ func TestCheckUnknown(t *testing.T) {
 	if got, c := run(""); got != "" || c.Strangers() != 2 {
 		t.Errorf("%d: %s", c.Strangers(), got)
 	}
-	if got, _ := run(",unknown"); !like(got, "endpoint workload:shop/db since 1m0s: 1 [workload:shop/db] []\nendpoint workload:shop/db since 1m0s until 1h40m0s below: 1 *") {
+	if got, c := run(",unknown"); c.Firing() != 0 || !like(got, "endpoint workload:shop/db since 0s: 1 [workload:shop/db] []\nendpoint workload:shop/db since 0s until 1h40m0s below: 1 *") {
 		t.Error(got)
 	}
 }

@@ -17,6 +17,8 @@ type contacts struct {
 	timeline
 	open    time.Time // when the window began that isn't over
 	entries map[traffic.Key]*contacted
+	lost    uint64 // peers and connections that found no room, since the first sample
+	full    uint64 // in the last sample
 }
 
 // contacted is whom an endpoint's address has contacted in the window.
@@ -55,7 +57,13 @@ func newContacts(size time.Duration) *contacts {
 // step takes the next sample and returns the windows that are over. Earlier: what was
 // contacted before the first sample counts, too.
 func (c *contacts) step(doc peers.Document, earlier bool) (over []meetings) {
+	began := c.now.IsZero()
 	c.advance(doc.Time, doc.IntervalSeconds)
+	full := doc.Loss.Peers + doc.Loss.Endpoints
+	if !began {
+		c.lost += fresh(c.full, full)
+	}
+	c.full = full
 	if begin := c.begin(c.now); !begin.Equal(c.open) {
 		over = c.close()
 		c.open = begin

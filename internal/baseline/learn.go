@@ -220,6 +220,10 @@ func (k *known) document(name string) Endpoint {
 // LeftOut is how many endpoints the document doesn't have.
 func (l *Learner) LeftOut() int { return len(l.leftOut) }
 
+// Lost is how many packets, and how many peers and connections, found no room since the
+// first sample.
+func (l *Learner) Lost() (packets, contacts uint64) { return l.meter.mapFull, l.contacts.lost }
+
 // TooFar returns the longest time between two samples of traffic, and whether nothing
 // was learned of windows in between.
 func (l *Learner) TooFar() (time.Duration, bool) {

@@ -161,7 +161,7 @@ const (
 const enough = 30
 
 // expect is what is usual in an hour of the week; false: too little is known.
-func (e *known) expect(hour int) (expected, bool) {
+func (k *known) expect(hour int) (expected, bool) {
 	for _, b := range []struct {
 		Basis
 		wanted func(h int) bool
@@ -173,7 +173,7 @@ func (e *known) expect(hour int) (expected, bool) {
 	} {
 		var cells []Cell
 		windows := uint64(0)
-		for h, c := range e.cells {
+		for h, c := range k.cells {
 			if c != nil && b.wanted(h) {
 				cells = append(cells, *c)
 				windows += c.Windows
