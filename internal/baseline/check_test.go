@@ -3,10 +3,12 @@ package baseline
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"bpfnet/internal/detect"
 	"bpfnet/internal/traffic"
 )
 
@@ -300,4 +302,53 @@ func TestParseRule(t *testing.T) {
 			t.Errorf("%s: %+v", text, got)
 		}
 	}
+}
+
+// FuzzReplay: whatever a recording has, what is learned from it can be read again, and
+// it gives the same each time.
+func FuzzReplay(f *testing.F) {
+	recording, err := os.ReadFile("../../test/testdata/deviating.ndjson")
+	if err != nil {
+		f.Fatal(err)
+	}
+	text := string(recording)
+	for _, seed := range []string{
+		text, text[:3000], strings.ReplaceAll(text, "2026", "9999"), strings.ReplaceAll(text, `"shop"`, `"a/\u0000"`), strings.ReplaceAll(text, `"tcp"`, `"T/c"`),
+		strings.ReplaceAll(text, "203.0.113.9", "fe80::1%1"), strings.ReplaceAll(text, `"interval_seconds":10.0`, `"interval_seconds":0`),
+		strings.ReplaceAll(text, "184000", "18446744073709551615"), strings.ReplaceAll(text, `"tc"`, `"cgroup"`), strings.ReplaceAll(text, "T10:02", "T09:02"),
+	} {
+		f.Add(seed)
+	}
+	known, err := Read([]byte(example), "known")
+	if err != nil {
+		f.Fatal(err)
+	}
+	run := func(text string) (learned, told string) {
+		l, c := Learn(blank(10*time.Second)), NewCheck(known, Rule{Score: 1, Unknown: true})
+		var lines []string
+		_ = detect.Replay(strings.NewReader(text), "f", func(s detect.Sample) error { // up to what is wrong
+			var found []Finding
+			if s.Pods != nil {
+				l.Pods(*s.Pods)
+				found = c.Pods(*s.Pods)
+			} else {
+				l.Peers(*s.Peers)
+				found = c.Peers(*s.Peers)
+			}
+			for _, f := range found {
+				lines = append(lines, tell(f))
+			}
+			return nil
+		})
+		return string(l.Document().Encode()), strings.Join(lines, "\n")
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		learned, told := run(text)
+		if again, toldAgain := run(text); again != learned || toldAgain != told {
+			t.Errorf("%s\n%s\nand\n%s\n%s", learned, told, again, toldAgain)
+		}
+		if _, err := Read([]byte(learned), "learned"); err != nil {
+			t.Errorf("%v in\n%s", err, learned)
+		}
+	})
 }
