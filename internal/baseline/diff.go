@@ -1,7 +1,6 @@
 package baseline
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 )
@@ -104,6 +103,3 @@ func volumes(endpoint string, before, after *known, score float64) (all []Differ
 	}
 	return slices.Clip(all)
 }
-
-// Unlike says whether volumes of two documents can't be compared.
-func Unlike(a, b Document) bool { return cmp.Compare(a.WindowSeconds, b.WindowSeconds) != 0 }
