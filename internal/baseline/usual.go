@@ -20,14 +20,19 @@ const normal = 1.4826022185056018
 // weighted is a value that counts as often as its weight.
 type weighted struct{ value, weight float64 }
 
-// spread is as how many values what is usual counts when others join. Of four less
-// one, the quarter and the middle are among them, so that they keep median and MAD.
-const spread = 23
+// spread is as how many values what is usual counts when others join: the middles of so
+// many parts of the normal distribution. It is a multiple of four, so that half of them
+// are nearer to the median than the MAD.
+const spread = 40
 
-// deviates are standard normal quantiles.
+// deviates are those values in MADs from the median.
 var deviates = func() (z [spread]float64) {
 	for i := range z {
-		z[i] = math.Sqrt2 * math.Erfinv(2*float64(i+1)/(spread+1)-1)
+		z[i] = math.Erfinv(2*(float64(i)+0.5)/spread - 1)
+	}
+	mad := (z[spread*3/4-1] + z[spread*3/4]) / 2
+	for i := range z {
+		z[i] /= mad
 	}
 	return z
 }()
@@ -36,7 +41,7 @@ var deviates = func() (z [spread]float64) {
 func (u Usual) values(windows uint64) []weighted {
 	all := make([]weighted, spread)
 	for i, z := range deviates {
-		all[i] = weighted{float64(u.Median) + z*normal*float64(u.MAD), float64(windows) / spread}
+		all[i] = weighted{float64(u.Median) + z*float64(u.MAD), float64(windows) / spread}
 	}
 	return all
 }
