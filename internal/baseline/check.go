@@ -82,8 +82,8 @@ type Check struct {
 	usual    map[string]*hourly
 	volumes  map[direction]*loud
 	news     map[source]*news
-	strange  map[string]bool
-	cold     map[string]bool // of which too little is known, in the last window
+	strange  map[string]bool // endpoints that the baseline doesn't have
+	cold     map[string]bool // those of which too little is known, in the last window
 	closed   struct{ pods, peers int }
 	seen     struct{ pods, peers bool }
 }
@@ -185,7 +185,7 @@ func (c *Check) volume(w window) (found []Finding) {
 			}
 		}
 	}
-	found = append(found, c.gone(there, w)...)
+	found = append(found, c.gone(there)...)
 	return append(found, c.quieten(w.end, Unknown)...)
 }
 
@@ -278,7 +278,7 @@ func (c *Check) calm(id direction, episode *loud, v *volume, usual expected, by 
 }
 
 // gone counts windows of instances that aren't there any more, which move nothing.
-func (c *Check) gone(there map[instance]*volume, w window) (found []Finding) {
+func (c *Check) gone(there map[instance]*volume) (found []Finding) {
 	var ids []direction
 	for id := range c.volumes {
 		if there[id.instance] == nil {
