@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -13,9 +14,15 @@ func TestInterfaceBytes(t *testing.T) {
 	e, nsA, nsB := setup(t)
 	send(t, nsB, "10.77.0.1:9", 10, 1000)
 	var want netlink.Link
-	err := netns.Do(nsA, func() (err error) { want, err = netlink.LinkByName("a"); return err })
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 { // datagrams wait for the neighbour's answer
+		err := netns.Do(nsA, func() (err error) { want, err = netlink.LinkByName("a"); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want.Attrs().Statistics.RxBytes >= 10*1000 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	index := uint32(want.Attrs().Index)
 	got, err := e.InterfaceBytes()

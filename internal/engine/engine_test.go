@@ -236,13 +236,18 @@ func misbehave(t *testing.T, serve func(net.Conn)) string {
 	return l.Addr().String()
 }
 
+// asked waits for the beginning of a question: who is answered before has nothing to
+// compare the answer with.
+func asked(conn net.Conn) { _, _ = conn.Read(make([]byte, 1)) }
+
 func says(text string) func(net.Conn) {
-	return func(conn net.Conn) { _, _ = io.WriteString(conn, text); _, _ = io.Copy(io.Discard, conn) }
+	return func(conn net.Conn) { asked(conn); _, _ = io.WriteString(conn, text); _, _ = io.Copy(io.Discard, conn) }
 }
 
 // repeats begins with a text, and goes on with another one for ever.
 func repeats(begin, more string, pause time.Duration) func(net.Conn) {
 	return func(conn net.Conn) {
+		asked(conn)
 		_, err := io.WriteString(conn, begin)
 		for ; err == nil; _, err = io.WriteString(conn, more) {
 			time.Sleep(pause)
