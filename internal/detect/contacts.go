@@ -154,12 +154,9 @@ type sketches [buckets + 1]struct {
 
 func (s *sketches) add(a address, at, width clock) {
 	b := &s[at/width%(buckets+1)]
-	switch {
-	case b.number > at/width:
-		return // it is older than the window
-	case b.Sketch == nil:
+	if b.Sketch == nil {
 		b.Sketch = newSketch()
-	case b.number < at/width:
+	} else if b.number < at/width {
 		b.Reset()
 	}
 	b.number = at / width

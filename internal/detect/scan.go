@@ -94,7 +94,6 @@ type Scans struct {
 	book[scan]
 	rules    []Scan
 	attempts *attempts // nil: no rule is about failed ones
-	fails    func(rule int)
 	forgot   uint64
 }
 
