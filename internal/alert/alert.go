@@ -16,11 +16,15 @@ const Schema = "bpfnet.alert/v1"
 const (
 	RuleBlocklist = "blocklist" // packets that meet an entry of a list that alerts
 	RuleBurst     = "burst"     // endpoints that move much in little time
+	RuleFanout    = "fanout"    // endpoints that contact many others in little time
+	RuleScan      = "scan"      // endpoints that try many ports, or fail often to connect
 	RuleBaseline  = "baseline"  // endpoints that do what they normally don't
 )
 
 // Rules lists the rules.
-func Rules() []string { return []string{RuleBlocklist, RuleBurst, RuleBaseline} }
+func Rules() []string {
+	return []string{RuleBlocklist, RuleBurst, RuleFanout, RuleScan, RuleBaseline}
+}
 
 // Severity is how bad it is.
 type Severity string
@@ -61,7 +65,8 @@ type K8s struct {
 // Loss is what no alert tells of, since the watch began.
 type Loss struct {
 	Events  uint64  `json:"events"`   // of packets that programs tell of
-	MapFull *uint64 `json:"map_full"` // packets that no endpoint's counters have; null: the rule doesn't look at any
+	MapFull *uint64 `json:"map_full"` // packets, or connections, that no endpoint's counters have; null: the rule doesn't look at any
+	Peers   *uint64 `json:"peers"`    // peers that made room for others before they were read; null: the rule doesn't look at any
 }
 
 // fingerprint is a hash of what makes two alerts the same: 16 hexadecimal digits,

@@ -141,3 +141,31 @@ func TestLabels(t *testing.T) {
 		t.Errorf("%v", nothing)
 	}
 }
+
+// TestSummaries checks what people are told of fan-outs and scans.
+func TestSummaries(t *testing.T) {
+	index := uint32(4)
+	ep := detect.Episode{
+		Kind: detect.Address, Point: traffic.TC, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Amount: 51, Peak: 60, Threshold: 50,
+		Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), IfIndex: &index},
+	}
+	over := ep
+	over.Ended = ep.Started.Add(time.Minute)
+	fanout, _ := detect.ParseFanout("50/60s,answered")
+	ports, _ := detect.ParseScan("50ports/60s")
+	failed, _ := detect.ParseScan("50failed/60s")
+	tried := []detect.PeerPort{{Address: netip.MustParseAddr("198.51.100.7"), Port: 22}}
+	for want, a := range map[string]Alert{
+		"fanout 50/60s,answered of 10.77.0.4: 51 external peers in 60s, threshold 50":   OfFanout(detect.FanoutFinding{Episode: ep, Rule: fanout}),
+		"fanout 50/60s,answered of 10.77.0.4 is over: at most 60 external peers in 60s": OfFanout(detect.FanoutFinding{Episode: over, Rule: fanout}),
+		"scan 50ports/60s of 10.77.0.4: 51 ports of 198.51.100.7 in 60s, threshold 50":  OfScan(detect.ScanFinding{Episode: ep, Rule: ports, Ports: tried}),
+		"scan 50failed/60s of 10.77.0.4 is over: at most 60 failed connections in 60s":  OfScan(detect.ScanFinding{Episode: over, Rule: failed, Ports: tried}),
+	} {
+		if got := a.Summary(); got != want || !a.Lasts() {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	if a, b := OfFanout(detect.FanoutFinding{Episode: ep, Rule: fanout}), OfFanout(detect.FanoutFinding{Episode: over, Rule: fanout}); a.Fingerprint != b.Fingerprint || a.EndedAt != nil || b.EndedAt == nil {
+		t.Errorf("%+v\n%+v", a, b)
+	}
+}

@@ -16,6 +16,10 @@ func (a Alert) Summary() string {
 		return a.ofPacket(evidence)
 	case BurstEvidence:
 		return a.ofBurst(evidence)
+	case FanoutEvidence:
+		return a.ofFanout(evidence)
+	case ScanEvidence:
+		return a.ofScan(evidence)
 	case BaselineEvidence:
 		return a.ofBaseline(evidence)
 	}
@@ -64,10 +68,31 @@ func (a Alert) ofBurst(e BurstEvidence) string {
 	who := a.who(e.Endpoint)
 	seen, _ := a.Observed.(BurstObserved)
 	wanted, _ := a.Expected.(BurstExpected)
+	return a.ofEpisode(wanted.Burst, who, seen.Amount, seen.Peak, wanted.Threshold, seen.Metric)
+}
+
+// ofEpisode tells how much of something there is, or was if it is over.
+func (a Alert) ofEpisode(form, who string, amount, peak, threshold uint64, what string) string {
 	if a.EndedAt != nil {
-		return fmt.Sprintf("burst %s of %s is over: at most %d %s in %ds", wanted.Burst, who, seen.Peak, seen.Metric, a.WindowSeconds)
+		return fmt.Sprintf("%s %s of %s is over: at most %d %s in %ds", a.Rule, form, who, peak, what, a.WindowSeconds)
 	}
-	return fmt.Sprintf("burst %s of %s: %d %s in %ds, threshold %d", wanted.Burst, who, seen.Amount, seen.Metric, a.WindowSeconds, wanted.Threshold)
+	return fmt.Sprintf("%s %s of %s: %d %s in %ds, threshold %d", a.Rule, form, who, amount, what, a.WindowSeconds, threshold)
+}
+
+func (a Alert) ofFanout(e FanoutEvidence) string {
+	seen, _ := a.Observed.(FanoutObserved)
+	wanted, _ := a.Expected.(FanoutExpected)
+	return a.ofEpisode(wanted.Fanout, a.who(e.Endpoint), seen.DistinctPeers, seen.Peak, wanted.Threshold, "external peers")
+}
+
+func (a Alert) ofScan(e ScanEvidence) string {
+	seen, _ := a.Observed.(ScanObserved)
+	wanted, _ := a.Expected.(ScanExpected)
+	what := "failed connections"
+	if e.Peer != nil {
+		what = "ports of " + *e.Peer
+	}
+	return a.ofEpisode(wanted.Scan, a.who(e.Endpoint), seen.Amount, seen.Peak, wanted.Threshold, what)
 }
 
 func (a Alert) ofBaseline(e BaselineEvidence) string {

@@ -122,7 +122,7 @@ var ecsFields = []struct{ field, key string }{
 	{"process.pid", "evidence.process.pid"}, {"process.name", "evidence.process.command"},
 	{"process.executable", "evidence.process.executable"}, {"process.start", "evidence.process.start_time"},
 	{"container.id", "evidence.container_id"}, {"container.name", "evidence.container"},
-	{"related.ip", "evidence.address"},
+	{"destination.ip", "evidence.peer"},
 	{"orchestrator.namespace", "k8s.namespace"}, {"orchestrator.resource.name", "k8s.pod"},
 	{"threat.feed.name", "evidence.list"}, {"threat.indicator.description", "evidence.reason"},
 }
@@ -153,6 +153,9 @@ func (d *elasticsearch) document(e Event, id string) object {
 			doc.set(f.field, value)
 		}
 	}
+	if related := relatedAddresses(keys); len(related) > 0 {
+		doc.set("related.ip", related)
+	}
 	if a.K8s.Pod != nil {
 		doc.set("orchestrator.type", "kubernetes")
 		doc.set("orchestrator.resource.type", "pod")
@@ -177,6 +180,17 @@ func eventSeverity(s alert.Severity) int {
 		return 21
 	}
 	return 47
+}
+
+// relatedAddresses are the addresses that an alert about an endpoint names.
+func relatedAddresses(keys object) (all []any) {
+	for _, key := range []string{"evidence.address", "evidence.peer"} {
+		if value := keys.get(key); value != nil {
+			all = append(all, value)
+		}
+	}
+	peers, _ := keys.get("evidence.sample_peers").([]any)
+	return append(all, peers...)
 }
 
 // eventType is one of ECS's words for what happened.

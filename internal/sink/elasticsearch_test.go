@@ -68,7 +68,7 @@ func TestElasticsearch(t *testing.T) {
 	t.Parallel()
 	web := serve(t, func(w http.ResponseWriter, _ *http.Request, _ int) { bulk(w, 201) })
 	s, said := open(t, "elasticsearch="+web.URL+"/bpfnet?pipeline=a,api-key-file="+write(t, "key", "a2V5\n"))
-	for n, e := range []Event{hit(t, "a reason"), burst(t, false, "web"), burst(t, true, "web")} {
+	for n, e := range []Event{hit(t, "a reason"), burst(t, false, "web"), burst(t, true, "web"), fanout(t), scan(t)} {
 		s.Send(e)
 		eventually(t, "a request", func() bool { return len(web.got()) == n+1 })
 	}

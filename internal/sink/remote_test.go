@@ -258,6 +258,17 @@ func TestAlertmanager(t *testing.T) {
 	}
 }
 
+// TestAlertmanagerLabels checks that no label has a remote address: each would be a
+// series of its own.
+func TestAlertmanagerLabels(t *testing.T) {
+	for name, e := range map[string]Event{"BpfnetFanout": fanout(t), "BpfnetScan": scan(t)} {
+		labels := labelsOf(e, "node-1")
+		if text := fmt.Sprint(labels); labels["alertname"] != name || strings.Contains(text, "198.51.100.7") || len(labels) != 5 {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+}
+
 // TestAlertmanagerWithoutRoom checks that what is over isn't told as on because the
 // queue had no room for its end, and what began is told although it had none.
 func TestAlertmanagerWithoutRoom(t *testing.T) {

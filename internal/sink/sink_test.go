@@ -58,6 +58,38 @@ func burst(t *testing.T, over bool, pod string) Event {
 	return event(t, alert.OfBurst(f))
 }
 
+// fanout and scan are of an address, of whom no more is known.
+func fanout(t *testing.T) Event {
+	t.Helper()
+	rule, err := detect.ParseFanout("50/60s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return event(t, alert.OfFanout(detect.FanoutFinding{
+		Rule: rule, Episode: ofAddress(5000), Attempted: 5000, Answered: 4000, Estimated: true,
+		Peers: []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")},
+	}))
+}
+
+func scan(t *testing.T) Event {
+	t.Helper()
+	rule, err := detect.ParseScan("100ports/60s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return event(t, alert.OfScan(detect.ScanFinding{
+		Rule: rule, Episode: ofAddress(100), Ports: []detect.PeerPort{{Address: netip.MustParseAddr("198.51.100.7"), Port: 22}},
+	}))
+}
+
+func ofAddress(amount uint64) detect.Episode {
+	index := uint32(4)
+	return detect.Episode{
+		Kind: detect.Address, Point: traffic.TC, Started: now.Add(-25 * time.Second), Amount: amount, Peak: amount, Threshold: 50, Sources: 1,
+		Source: traffic.Who{Address: netip.MustParseAddr("10.77.0.4"), IfIndex: &index},
+	}
+}
+
 // hit is a packet that met an entry, whose reason somebody else has written.
 func hit(t *testing.T, reason string) Event {
 	t.Helper()
