@@ -116,12 +116,7 @@ func NewFanouts(rules []Fanout, internal Internal) *Fanouts {
 
 // Step takes the next sample and returns what the rules find, by rule and endpoint.
 func (f *Fanouts) Step(doc peers.Document) []FanoutFinding {
-	if f.border.endpoints != nil {
-		clear(f.border.endpoints)
-		for i := range doc.Endpoints {
-			f.border.endpoints[doc.Endpoints[i].Address] = true
-		}
-	}
+	f.border.meet(doc.Endpoints)
 	takePeers(&f.book, &doc, f.contact)
 	found := judge(&f.book, f.apply)
 	f.forget()
@@ -146,9 +141,9 @@ func takePeers[S any](b *book[S], doc *peers.Document, contact func(e *endpoint[
 	}
 }
 
-func (f *Fanouts) contact(e *endpoint[fan], _ place, row *peers.Peer, when clock) {
+func (f *Fanouts) contact(e *endpoint[fan], at place, row *peers.Peer, when clock) {
 	peer := row.Peer.Address.Unmap()
-	if *row.NewAttempts == 0 && *row.NewAnswers == 0 || !f.border.external(peer) {
+	if *row.NewAttempts == 0 && *row.NewAnswers == 0 || !f.border.external(peer, at) {
 		return
 	}
 	e.act(&row.Who, *row.NewAttempts, f.now)

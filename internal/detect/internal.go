@@ -3,6 +3,8 @@ package detect
 import (
 	"net/netip"
 	"slices"
+
+	"bpfnet/internal/peers"
 )
 
 // Internal says which addresses aren't external peers.
@@ -27,7 +29,7 @@ func Local() []netip.Prefix { return slices.Clone(local) }
 type border struct {
 	single    map[netip.Addr]bool
 	prefixes  []netip.Prefix
-	endpoints map[netip.Addr]bool // of the last sample; nil: they may be external
+	endpoints map[netip.Addr]place // of the last sample: where, nowhere if at several; nil: they may be external
 }
 
 func newBorder(in Internal) border {
@@ -40,12 +42,36 @@ func newBorder(in Internal) border {
 		}
 	}
 	if in.Endpoints {
-		b.endpoints = map[netip.Addr]bool{}
+		b.endpoints = map[netip.Addr]place{}
 	}
 	return b
 }
 
-// external says whether an address is one that counts.
-func (b border) external(a netip.Addr) bool {
-	return !b.single[a] && !b.endpoints[a] && !slices.ContainsFunc(b.prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+// meet takes the endpoints of a sample.
+func (b border) meet(all []peers.Endpoint) {
+	if b.endpoints == nil {
+		return
+	}
+	clear(b.endpoints)
+	for i := range all {
+		at := whereabouts(placeOf(&all[i].Who))
+		if other, known := b.endpoints[all[i].Address]; known && other != at {
+			at = place{}
+		}
+		b.endpoints[all[i].Address] = at
+	}
+}
+
+// whereabouts is a place without the address.
+func whereabouts(at place) place {
+	at.address = netip.Addr{}
+	return at
+}
+
+// external says whether an address is one that counts for an endpoint at a place. That
+// it sends from that address itself makes no difference: it may forge it.
+func (b border) external(a netip.Addr, by place) bool {
+	at, known := b.endpoints[a]
+	return (!known || at == whereabouts(by)) && !b.single[a] &&
+		!slices.ContainsFunc(b.prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -282,6 +282,20 @@ func TestExternal(t *testing.T) {
 	}
 }
 
+// TestForgedSource checks that a Pod can't make peers endpoints by sending from their
+// addresses, while others' may be.
+func TestForgedSource(t *testing.T) {
+	c := newCalls("ab").call("a", 1, 2, 3).next(time.Second)
+	for i, at := range []byte{'a', 'a', 'b'} { // 1 and 2 are forged, 3 is behind the other one
+		forged := row(at, "", traffic.Counters{}).Who
+		forged.Address = far(i + 1)
+		c.docs[1].Endpoints = append(c.docs[1].Endpoints, peers.Endpoint{Who: forged})
+	}
+	if got := c.fanned(t, Internal{Endpoints: true}, "2/10s"); got != "1 a 2 since 1, 2 answered" {
+		t.Error(got)
+	}
+}
+
 // TestFanoutPeers checks which peers an alert names: the same in its end.
 func TestFanoutPeers(t *testing.T) {
 	c := newCalls("a").call("a", 40, 41).next(time.Second).call("a", span(0, 9)...).silent("a", 99).next(time.Second).quiet(30)
