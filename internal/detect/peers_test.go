@@ -634,3 +634,49 @@ func TestConnections(t *testing.T) {
 		}
 	}
 }
+
+// TestForgetPeers checks that nothing stays of endpoints that come and go, nor of
+// peers whose window is over.
+func TestForgetPeers(t *testing.T) {
+	c := newCalls("a")
+	for i := range 200 {
+		delete(c.pods, byte(i))
+		c.pods[byte(i+1)], c.uids[byte(i+1)] = peers.Connections{}, fmt.Sprint(i)
+		c.silent(string([]byte{byte(i + 1)}), span(i*50, 50)...).next(time.Second)
+	}
+	f, s := newFanouts(t, Internal{}, "60/10s", "1/5s,for=20s"), newScans(t, "2ports/10s", "100failed/5s")
+	most := 0
+	for _, doc := range append(c.docs, newCalls("a").quiet(60).docs...) {
+		f.Step(doc)
+		s.Step(doc)
+		most = max(most, len(f.entries), len(f.endpoints), len(s.entries), len(s.endpoints))
+	}
+	if most > 45 || len(f.endpoints) != 1 || len(s.endpoints) != 1 || len(s.attempts.waiting) != 0 {
+		t.Errorf("%d endpoints, in the end %d and %d, %d wait", most, len(f.endpoints), len(s.endpoints), len(s.attempts.waiting))
+	}
+	for _, e := range f.endpoints {
+		if len(e.states[0].last)+len(e.states[1].last) != 0 {
+			t.Errorf("peers stay: %d", len(e.states[0].last))
+		}
+	}
+}
+
+// FuzzParsePeers: what is understood is written so that it is understood again, as
+// the same rule.
+func FuzzParsePeers(f *testing.F) {
+	for _, text := range []string{"50/60s", "1/24h,answered,for=48h", "100ports/60s", "50failed/1m,for=2m", "9/", ",/=,"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if r, err := ParseFanout(text); err == nil {
+			if again, err := ParseFanout(r.String()); err != nil || again != r || r.Peers == 0 || r.Window == 0 {
+				t.Errorf("%q is %+v, %q is %+v, %v", text, r, r, again, err)
+			}
+		}
+		if r, err := ParseScan(text); err == nil {
+			if again, err := ParseScan(r.String()); err != nil || again != r || r.Amount == 0 || r.Window == 0 {
+				t.Errorf("%q is %+v, %q is %+v, %v", text, r, r, again, err)
+			}
+		}
+	})
+}
