@@ -83,7 +83,7 @@ type FanoutFinding struct {
 	Rule      Fanout
 	Attempted uint64       // different peers in the window before this sample
 	Answered  uint64       // those that answered
-	Estimated bool         // these numbers are, with the error StandardError
+	Estimated bool         // these numbers are, or were since it began, with the error StandardError
 	Peers     []netip.Addr // some of those that counted when it began, the last ones first
 }
 
@@ -93,7 +93,8 @@ const sampled = 10
 // fan is what a rule knows of an endpoint.
 type fan struct {
 	contacts
-	sample []netip.Addr // of the episode
+	estimated bool         // numbers of the episode
+	sample    []netip.Addr // of the episode
 }
 
 // Fanouts applies rules of fan-outs to samples, one after the other.
@@ -170,7 +171,8 @@ func (f *Fanouts) apply(rule int, e *endpoint[fan]) (found FanoutFinding, ok boo
 	if partly {
 		n[kind] = max(n[kind], s.sketches[kind].estimate(f.now, window))
 	}
-	found.Rule, found.Estimated = r, partly
+	s.estimated = partly || on != nil && s.estimated
+	found.Rule, found.Estimated = r, s.estimated
 	if on != nil {
 		found.Episode, ok = f.end(rule, e, n[kind], on.EndsBelow())
 	} else if found.Episode, ok = f.raise(rule, e, n[kind], r.Peers); ok {

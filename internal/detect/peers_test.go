@@ -282,6 +282,25 @@ func TestExternal(t *testing.T) {
 	}
 }
 
+// TestFanoutEstimated checks that an alert says that its numbers are estimated, and so
+// does its end, when they are exact again.
+func TestFanoutEstimated(t *testing.T) {
+	c := newCalls("a").each(5, "a", 0, 2000).quiet(30)
+	f := newFanouts(t, Internal{}, "9000/10s")
+	var got []string
+	for _, doc := range c.docs {
+		for _, found := range f.Step(doc) {
+			got = append(got, fmt.Sprint(found.Estimated, len(found.Peers)))
+			if off := float64(found.Peak)/10_000 - 1; math.Abs(off) > 4*StandardError || found.Ended.IsZero() != (found.Amount > 0) {
+				t.Errorf("%+v", found.Episode)
+			}
+		}
+	}
+	if want := []string{"true 10", "true 10"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestForgedSource checks that a Pod can't make peers endpoints by sending from their
 // addresses, while others' may be.
 func TestForgedSource(t *testing.T) {
