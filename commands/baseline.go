@@ -186,7 +186,7 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 		return err
 	}
 	w := &sampleWatch{interval: c.Duration("interval")}
-	if w.sources, err = e.sampleSources(c, b, instance, point, pods, met); err != nil {
+	if w.sources, err = e.sampleSources(c, b, instance, peersProgram, point, pods, met); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(c.Context)

@@ -178,7 +178,7 @@ func (co *completer) value(flag string) []string {
 		return sink.Kinds()
 	case "silence":
 		return co.labels()
-	case "name", "instance", "before", "after":
+	case "name", "instance", "peers-instance", "before", "after":
 		return co.loaded()
 	case "prog":
 		return co.programs()

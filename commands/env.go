@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -57,6 +58,8 @@ type Env struct {
 	ReaderGone func() bool
 	// Hostname is the name of this machine.
 	Hostname func() (string, error)
+	// Nameservers lists the DNS servers that the machine's files name.
+	Nameservers func() []netip.Addr
 	// Listen listens for TCP connections.
 	Listen func(address string) (net.Listener, error)
 	// Interfaces lists interface names, for completion.

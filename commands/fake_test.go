@@ -85,6 +85,9 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		Terminal:   func() (int, bool) { return 0, false },
 		ReaderGone: func() bool { return false },
 		Hostname:   func() (string, error) { return "node-1", nil },
+		Nameservers: func() []netip.Addr {
+			return []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("127.0.0.53")}
+		},
 		Listen: func(address string) (net.Listener, error) {
 			if strings.HasSuffix(address, ":1") {
 				return nil, &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}

@@ -25,25 +25,27 @@ import (
 func watchAlertsCommand(env *Env) *cli.Command {
 	return &cli.Command{
 		Name:  "alerts",
-		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert, bursts of traffic, what endpoints normally don't do",
+		Usage: "what rules notice, as it happens: packets from and to addresses on lists that alert, bursts of traffic, many peers, scans, what endpoints normally don't do",
 		Description: "The rule blocklist tells of the first hit of an entry and a far end, and again when there was none for ten seconds. " +
 			"Alerts are taken out of the ring buffer block_events, so one process reads them at a time; what comes while none does waits there. " +
 			"While it runs, domains on lists are asked for when it is time, and their addresses in answers that the program dns sees are blocked as they come.\n\n" +
-			"The rule burst, which --burst turns on, tells of Pods, containers and addresses that move at least so much in a window of so long, counted by pod-traffic: " +
-			"once when it begins, and once when there has been a fifth less for a window. for=TIME waits until it has lasted so long; " +
-			"mad=FACTOR wants it to be, besides, so many median absolute deviations above the mean of the last 120 windows of the same endpoint, of which it has to know 30.\n\n" +
+			"The other rules tell of Pods, containers and addresses, once when something begins, and once when there has been a fifth less for a window: " +
+			"burst, which --burst turns on, of those that move at least so many bytes or packets in a window of so long, counted by pod-traffic, or have so many connections, counted by peers; " +
+			"fanout (--fanout) of those that contact so many external peers, and scan (--scan) of those that try so many ports of a peer or fail to connect so often, both remembered by peers. " +
+			"for=TIME waits until it has lasted so long; " +
+			"mad=FACTOR of a burst wants it to be, besides, so many median absolute deviations above the mean of the last 120 windows of the same endpoint, of which it has to know 30.\n\n" +
 			"The rule baseline, which --baseline turns on, tells of endpoints that move much more than is usual at this hour of the week, " +
 			"and of peers and ports that they never contacted, by what bpfnet baseline learn has printed: a minute at a time, once for each.\n\n" +
-			"Without --rule, --burst and --baseline leave blocklist on where a program is loaded that reads lists.\n\n" +
+			"Without --rule, these leave blocklist on where a program is loaded that reads lists.\n\n" +
 			"--config reads all that from a file, which says besides what rules are called, how severe they are and to whom they apply; rules that it doesn't have are off, unless flags turn them on.",
 		Flags: append(append(eventFlags("alerts"),
 			&cli.StringSliceFlag{Name: "rule", DefaultText: "all rules", Usage: "only alerts of the `RULE`: " + strings.Join(alert.Rules(), ", ")},
 			&cli.StringFlag{Name: "list", Usage: "only hits of the list `NAME`; those of other lists are taken out, too"},
-			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of bursts those in the time until each rule may have fired: a window, and what for= and mad= take, and of deviations two windows of the baseline; exit 10 if that is anything"},
-			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, packets found no room in pod-traffic, or a sink didn't get all alerts"},
+			&cli.BoolFlag{Name: "once", Usage: "only what is there already, and of the other rules what they notice in the time until each may have fired: a window, and what for= and mad= take, and of deviations two windows of the baseline; exit 10 if that is anything"},
+			&cli.BoolFlag{Name: "strict", Usage: "exit 11 if events were lost, packets, connections or peers found no room in pod-traffic or peers, or a sink didn't get all alerts"},
 			sinkFlag(),
 			baselineFlag(),
-		), slices.Concat(configFlags(), burstFlags(), watchMetricsFlags())...),
+		), slices.Concat(configFlags(), ruleFlags(), watchMetricsFlags())...),
 		Action: func(c *cli.Context) error {
 			rules, err := env.readAlertRules(c)
 			if err != nil {

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -65,9 +66,18 @@ type sampleWatch struct {
 }
 
 // sampleRules makes the rules that look at samples.
-func (r alertRules) sampleRules() (rules []sampleRule) {
+func (r alertRules) sampleRules(internal detect.Internal) (rules []sampleRule) {
 	if len(r.bursts) > 0 {
 		rules = append(rules, burstRule{detect.New(r.bursts)})
+	}
+	if len(r.connections) > 0 {
+		rules = append(rules, connectionsRule{burstRule{detect.New(r.connections)}})
+	}
+	if len(r.fanouts) > 0 {
+		rules = append(rules, fanoutRule{detect.NewFanouts(r.fanouts, internal)})
+	}
+	if len(r.scans) > 0 {
+		rules = append(rules, scanRule{detect.NewScans(r.scans)})
 	}
 	for _, b := range r.baselines {
 		rules = append(rules, baselineRule{baseline.NewCheck(b.learned, b.Rule)})
@@ -77,17 +87,17 @@ func (r alertRules) sampleRules() (rules []sampleRule) {
 
 // watchSamples takes the first samples: what rules notice comes after these.
 func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatch, error) {
-	w := &sampleWatch{rules: r.sampleRules(), interval: r.interval}
-	pods, met := len(r.bursts) > 0, false
+	w := &sampleWatch{interval: r.interval}
+	pods, met := r.wantsPods(), r.wantsPeers()
 	if len(r.baselines) > 0 {
 		counted, contacted, err := e.baselineKinds(c, b, r.instance)
 		if err != nil {
 			return nil, err
 		}
-		pods, met = pods || counted, contacted
+		pods, met = pods || counted, met || contacted
 	}
 	var err error
-	if w.sources, err = e.sampleSources(c, b, r.instance, traffic.Point(r.observe), pods, met); err != nil {
+	if w.sources, err = e.sampleSources(c, b, r.instance, c.String("peers-instance"), traffic.Point(r.observe), pods, met); err != nil {
 		return nil, err
 	}
 	first, err := w.take(c.Context)
@@ -95,15 +105,22 @@ func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatc
 		return nil, err
 	}
 	e.notes(c, first.notes)
+	internal := detect.Internal{}
+	if len(r.fanouts) > 0 {
+		if internal, err = e.findInternal(c, b, r); err != nil {
+			return nil, err
+		}
+	}
+	w.rules = r.sampleRules(internal)
 	for _, rule := range w.rules {
 		rule.step(first)
 	}
-	e.noteLearning(c, r.bursts)
+	e.noteLearning(c, slices.Concat(r.bursts, r.connections))
 	return w, nil
 }
 
 // sampleSources takes samples of traffic and of peers.
-func (e *Env) sampleSources(c *cli.Context, b Backend, instance string, point traffic.Point, pods, met bool) (sources []sampleSource, err error) {
+func (e *Env) sampleSources(c *cli.Context, b Backend, instance, peersInstance string, point traffic.Point, pods, met bool) (sources []sampleSource, err error) {
 	if pods {
 		s, err := e.podSamples(c, b, instance, traffic.View{Point: point})
 		if err != nil {
@@ -112,7 +129,7 @@ func (e *Env) sampleSources(c *cli.Context, b Backend, instance string, point tr
 		sources = append(sources, s)
 	}
 	if met {
-		s, err := e.peerSamples(c, b, peersProgram, peers.View{Point: point})
+		s, err := e.peerSamples(c, b, peersInstance, peers.View{Point: point})
 		if err != nil {
 			return nil, err
 		}
@@ -158,11 +175,18 @@ func (w *sampleWatch) ready() bool {
 	return true
 }
 
-// conclude says what there is to know in the end, and returns the first error of
-// what couldn't be seen.
+// conclude says what there is to know in the end, what several rules say once, and
+// returns the first error of what couldn't be seen.
 func (w *sampleWatch) conclude(note func(string)) (lossy error) {
+	told := map[string]bool{}
 	for _, rule := range w.rules {
-		if err := rule.conclude(note); lossy == nil {
+		err := rule.conclude(func(text string) {
+			if !told[text] {
+				told[text] = true
+				note(text)
+			}
+		})
+		if lossy == nil {
 			lossy = err
 		}
 	}
@@ -211,7 +235,7 @@ func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) e
 	defer input.Close()
 	w := &alertWatch{
 		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-		samples: &sampleWatch{rules: rules.sampleRules()},
+		samples: &sampleWatch{rules: rules.sampleRules(detect.Internal{Prefixes: rules.internal, Endpoints: !rules.all})},
 	}
 	err = detect.Replay(input, source, func(s detect.Sample) error {
 		over, err := w.showSamples(samples{pods: s.Pods, peers: s.Peers})

@@ -1,0 +1,51 @@
+package commands
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	"bpfnet/internal/detect"
+	"bpfnet/internal/fault"
+)
+
+// episodes are what a rule has noticed that isn't over.
+type episodes interface {
+	Firing() int
+	TooFar() (apart, window time.Duration, tell bool)
+}
+
+// concludeEpisodes says what there is to know of episodes in the end.
+func concludeEpisodes(e episodes, what string, note func(string)) {
+	if n := e.Firing(); n > 0 {
+		note(fmt.Sprintf("%s that aren't over: %d", what, n))
+	}
+	if apart, window, tell := e.TooFar(); tell {
+		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: %s in between may not be seen", apart, window, what))
+	}
+}
+
+// lossOf says that something wasn't seen, and returns an error of kind fault.ErrLossy
+// if so.
+func lossOf(n uint64, what, short, hint string, note func(string)) error {
+	if n == 0 {
+		return nil
+	}
+	note(fmt.Sprintf("%s: %d", what, n))
+	return fault.New(fault.ErrLossy, "watch alerts: %s: %d", short, n).Hint("%s", hint)
+}
+
+// episodeLine is the beginning or the end of an episode for people. more is what else
+// there is to say.
+func episodeLine(rule string, form fmt.Stringer, ep detect.Episode, amount func(uint64) string, more string) string {
+	at, fate := ep.Started, "began"
+	if !ep.Ended.IsZero() {
+		at, fate = ep.Ended, "ended"
+	}
+	s := ep.Source
+	who := cmp.Or(podName(s.Namespace, s.Pod, s.PodUID), podContainer(s))
+	line := fmt.Sprintf("%s  %-10s  %-18s  %-7s  %8s of %-8s  %-39s  %-10s  %s",
+		at.Local().Format("15:04:05.000"), rule, form, fate, amount(ep.Amount), amount(ep.Threshold), s.Address, podPlace(s), who)
+	return strings.TrimRight(line+more, " ")
+}
