@@ -157,7 +157,7 @@ func TestDocuments(t *testing.T) {
 		"load peers", "attach tc peers --dev veth-a --direction both", "ping", "watch peers --interval 100ms --count 2",
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
-		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s",
+		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s", "watch alerts --replay testdata/peers.ndjson --fanout 2/10s --scan 2ports/10s --scan 2failed/10s",
 		"watch alerts --config ../deploy/alerts/rules.yaml --dry-run",
 		"baseline show testdata/baseline.json", "deviate", "watch alerts --replay testdata/deviating.ndjson --baseline testdata/baseline.json",
 		"status", "status --interval 100ms --once", "blocklist clear", "prog list", "link list", "programs",
