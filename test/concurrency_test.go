@@ -62,7 +62,7 @@ func TestCrowd(t *testing.T) {
 	for _, line := range []string{
 		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt", "load blocklist",
 		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
-		"attach tc port-filter --dev veth-b --direction egress",
+		"attach tc port-filter --dev veth-b --direction egress", "load peers",
 	} {
 		c.do(works, strings.Fields(line)...)
 	}
@@ -397,4 +397,5 @@ var readers = []string{
 	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
 	"blocklist list --hits", "blocklist lists", "endpoint list", "endpoint show pid:1",
+	"watch peers --once", "baseline learn --replay testdata/samples.ndjson", "baseline show testdata/baseline.json", "baseline diff testdata/baseline.json testdata/baseline.json",
 }
