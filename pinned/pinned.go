@@ -21,6 +21,8 @@
 package pinned
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,7 +30,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -166,9 +167,9 @@ func Mount() error {
 // Names lists the instances, sorted: the directories, not what somebody pinned
 // beside them. A root that doesn't exist has none.
 func (r Root) Names() ([]string, error) {
-	return list(string(r), func(e fs.DirEntry) bool {
-		return e.IsDir() && !strings.HasPrefix(e.Name(), tempPrefix)
-	})
+	objects, err := list(string(r))
+	objects = slices.DeleteFunc(objects, func(o Object) bool { return !o.dir || strings.HasPrefix(o.Name, tempPrefix) })
+	return namesOf(objects), err
 }
 
 // Exists says whether an instance of that name is loaded.
@@ -179,25 +180,67 @@ func (r Root) Exists(name string) bool {
 
 // List names the objects of one kind that an instance has, sorted.
 func (r Root) List(instance, kind string) ([]string, error) {
-	return list(filepath.Join(r.Instance(instance), kind), func(fs.DirEntry) bool { return true })
+	objects, err := r.Objects(instance, kind)
+	return namesOf(objects), err
 }
 
-func list(dir string, is func(fs.DirEntry) bool) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+// Object is what is pinned under a name.
+type Object struct {
+	Name  string
+	Inode uint64 // of the pin; what takes its place has another one
+	dir   bool
+}
+
+// Objects lists the objects of one kind that an instance has, sorted by name.
+func (r Root) Objects(instance, kind string) ([]Object, error) {
+	return list(filepath.Join(r.Instance(instance), kind))
+}
+
+func namesOf(objects []Object) []string {
+	names := make([]string, len(objects))
+	for i, o := range objects {
+		names[i] = o.Name
+	}
+	return names
+}
+
+// list lists a directory, with inodes, which os.ReadDir keeps to itself. One that
+// doesn't exist is empty.
+func list(dir string) ([]Object, error) {
+	f, err := os.Open(dir)
+	if err == nil {
+		defer f.Close()
+	}
+	var objects []Object
+	for buffer, n := make([]byte, 1<<15), 1; err == nil && n > 0; {
+		if n, err = unix.ReadDirent(int(f.Fd()), buffer); errors.Is(err, unix.EINTR) {
+			n, err = 1, nil
+		} else if err == nil {
+			objects = appendObjects(objects, buffer[:n])
+		}
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, permission("list", dir, err)
 	}
-	names := make([]string, 0, len(entries))
-	for _, e := range entries {
-		if is(e) {
-			names = append(names, Decode(e.Name()))
+	slices.SortFunc(objects, func(a, b Object) int { return strings.Compare(a.Name, b.Name) })
+	return objects, nil
+}
+
+// appendObjects appends what getdents64(2) returned.
+func appendObjects(objects []Object, entries []byte) []Object {
+	const lengthAt, typeAt, nameAt = 16, 18, 19 // in struct linux_dirent64
+	for len(entries) > nameAt {
+		length := int(binary.NativeEndian.Uint16(entries[lengthAt:]))
+		name, _, _ := bytes.Cut(entries[nameAt:length], []byte{0})
+		if file := string(name); file != "." && file != ".." {
+			objects = append(objects, Object{Decode(file), binary.NativeEndian.Uint64(entries), entries[typeAt] == unix.DT_DIR})
 		}
+		entries = entries[length:]
 	}
-	sort.Strings(names)
-	return names, nil
+	return objects
 }
 
 // Note returns the text that SetNote stored, "" when there is none.

@@ -277,6 +277,42 @@ func TestReaderFollowsTheRoot(t *testing.T) {
 	}
 }
 
+// Many objects take several reads of their directory, and one that takes the place of
+// another is told from it.
+func TestObjects(t *testing.T) {
+	r := testRoot(t)
+	defer mustLock(t, r)()
+	commit(t, r, "n", "s")
+	const many = 3000
+	for i := range many {
+		if err := r.SetNote("n", Targets, fmt.Sprintf("tcx_ingress:f.%04d", i), "text"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := r.Objects("n", Targets)
+	if err != nil || len(before) != many {
+		t.Fatalf("%d of %d: %v", len(before), many, err)
+	}
+	if err := os.Remove(r.Path("n", Targets, before[7].Name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetNote("n", Targets, before[7].Name, "text"); err != nil {
+		t.Fatal(err)
+	}
+	now, err := r.Objects("n", Targets)
+	if err != nil || len(now) != many {
+		t.Fatalf("%d of %d: %v", len(now), many, err)
+	}
+	for i, o := range now {
+		if want := fmt.Sprintf("tcx_ingress:f.%04d", i); o.Name != want || (o.Inode == before[i].Inode) == (i == 7) {
+			t.Fatalf("%d: %+v, was %+v", i, o, before[i])
+		}
+	}
+	if none, err := r.Objects("n", "nothing"); err != nil || len(none) != 0 {
+		t.Errorf("%v, %v", none, err)
+	}
+}
+
 func TestListSaysWhatIsNotAllowed(t *testing.T) {
 	err := permission("list", "/x", &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission})
 	if !errors.Is(err, fault.ErrPermission) || err.Error() != "list /x: permission denied" {
