@@ -26,6 +26,7 @@ type Engine struct {
 	root    pinned.Root
 	netns   string
 	timeout time.Duration
+	memory  memory
 }
 
 var _ API = (*Engine)(nil)

@@ -36,6 +36,7 @@ func (e *Engine) Instances(ctx context.Context, name string) ([]Instance, error)
 			if names, err = e.root.Names(); err != nil {
 				return err
 			}
+			e.memory.retain(names)
 		} else if err := e.mustExist(name); err != nil {
 			return err
 		}
@@ -241,11 +242,21 @@ func linkPin(hook, function string, t target) string {
 // attachments reads back every attachment of an instance: pinned links first,
 // then clsact filters of this network namespace.
 func (e *Engine) attachments(instance string) ([]Attachment, error) {
-	pins, err := e.root.List(instance, pinned.Links)
+	here, err := netns.Inode("")
 	if err != nil {
 		return nil, err
 	}
-	here, err := netns.Inode("")
+	links, err := e.linkAttachments(instance, here)
+	if err != nil {
+		return nil, err
+	}
+	filters, err := e.clsactAttachments(instance, here)
+	return append(links, filters...), err
+}
+
+// linkAttachments reads back pinned links: what is known of them stays known.
+func (e *Engine) linkAttachments(instance string, here uint64) ([]Attachment, error) {
+	pins, err := e.root.Objects(instance, pinned.Links)
 	if err != nil {
 		return nil, err
 	}
@@ -254,16 +265,25 @@ func (e *Engine) attachments(instance string) ([]Attachment, error) {
 		return nil, err
 	}
 	defer done()
+	name, done, err := nameOnce()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	docs := make([]Attachment, 0, len(pins))
+	before, now := e.memory.of(instance), make(map[string]knownLink, len(pins))
 	for _, pin := range pins {
-		doc, err := e.linkAttachment(instance, pin, here, devices)
-		if err != nil {
-			return nil, err
+		doc, ok := before[pin.Name].again(pin, here, name)
+		if !ok {
+			if doc, err = e.linkAttachment(instance, pin.Name, here, devices); err != nil {
+				return nil, err
+			}
 		}
 		docs = append(docs, doc)
+		now[pin.Name] = knownLink{pin.Inode, doc}
 	}
-	filters, err := e.clsactAttachments(instance, here)
-	return append(docs, filters...), err
+	e.memory.set(instance, now)
+	return docs, nil
 }
 
 func (e *Engine) linkAttachment(instance, pin string, here uint64, device byIndex) (Attachment, error) {
