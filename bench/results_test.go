@@ -196,8 +196,8 @@ distance from the median, of the ratio or, without one, of the value.
   blocklist have that shape, too, and replace others in which hardly an entry is
   the same.
 - scrape: the request of a client on the same machine until it has all of the
-  answer. Pods are cgroups without names, with one address each. CPU is the
-  exporter's for one scrape, as a part of 10 seconds of one CPU.
+  answer. Pods are cgroups, or veths, without names, with one address each. CPU is
+  the exporter's for one scrape, as a part of 10 seconds of one CPU.
 
 %s
 Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without
