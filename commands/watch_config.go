@@ -33,6 +33,8 @@ type alertSettings struct {
 	named             []string           // kinds of rules that were asked for; none: nothing was said
 	list              string             // "": all
 	instance, observe string
+	peers             string   // the instance that remembers them
+	prefixes          []string // that aren't external
 	interval          time.Duration
 	silences          []alertconfig.Silence
 	sinks             []sink.Spec
@@ -65,11 +67,12 @@ func (e *Env) readAlertSettings(c *cli.Context) (s alertSettings, err error) {
 	}
 	s.leaveOut(c)
 	s.list, s.instance, s.observe, s.interval = c.String("list"), c.String("instance"), c.String("observe"), c.Duration("interval")
+	s.peers, s.prefixes = c.String("peers-instance"), append(s.file.Internal, c.StringSlice("internal")...)
 	for _, given := range []struct {
 		flag string
 		to   *string
 		file string
-	}{{"list", &s.list, s.file.List}, {"instance", &s.instance, s.file.Instance}, {"observe", &s.observe, s.file.Observe}} {
+	}{{"list", &s.list, s.file.List}, {"instance", &s.instance, s.file.Instance}, {"observe", &s.observe, s.file.Observe}, {"peers-instance", &s.peers, s.file.Peers}} {
 		if !c.IsSet(given.flag) && given.file != "" {
 			*given.to = given.file
 		}
@@ -122,6 +125,9 @@ func (s *alertSettings) leaveOut(c *cli.Context) {
 	if off(alert.RuleBlocklist) {
 		s.file.List = ""
 	}
+	if off(alert.RuleFanout) {
+		s.file.Internal = nil
+	}
 	if len(s.named) > 0 || len(s.file.Kinds) == 0 {
 		return
 	}
@@ -150,6 +156,8 @@ type alertConfigDoc struct {
 	IntervalSeconds float64      `json:"interval_seconds"`
 	List            *string      `json:"list"`
 	Instance        string       `json:"instance"`
+	Peers           string       `json:"peers_instance"`
+	Internal        []string     `json:"internal"`
 	Observe         *string      `json:"observe"`
 	Rules           []ruleDoc    `json:"rules"`
 	Sinks           []string     `json:"sinks"`
@@ -180,7 +188,7 @@ func (e *Env) showAlertRules(c *cli.Context, r alertRules) error {
 		return err
 	}
 	doc := alertConfigDoc{
-		Schema: "bpfnet.alert_config/v1", IntervalSeconds: r.interval.Seconds(), List: alert.Known(r.list), Instance: r.instance, Observe: alert.Known(r.observe),
+		Schema: "bpfnet.alert_config/v1", IntervalSeconds: r.interval.Seconds(), List: alert.Known(r.list), Instance: r.instance, Peers: r.peers, Internal: list(r.prefixes), Observe: alert.Known(r.observe),
 		Rules: list(r.ruleDocs(c)), Sinks: []string{}, Silences: []silenceDoc{},
 	}
 	for _, s := range r.sinks {
@@ -234,6 +242,9 @@ func (d alertConfigDoc) table() output.Table {
 		return label + " " + *text
 	}
 	row("samples", d.Instance, "every "+time.Duration(d.IntervalSeconds*float64(time.Second)).String(), labelled("at", d.Observe))
+	if len(d.Internal) > 0 {
+		row("internal", strings.Join(d.Internal, ", "))
+	}
 	for _, r := range d.Rules {
 		where := ""
 		if r.Rule == alert.RuleBlocklist {

@@ -93,7 +93,7 @@ func (e *Env) findInternal(c *cli.Context, b Backend, r alertRules) (detect.Inte
 	if err != nil {
 		return in, err
 	}
-	attachments, err := b.Attachments(c.Context, c.String("peers-instance"))
+	attachments, err := b.Attachments(c.Context, r.peers)
 	if err != nil {
 		return in, err
 	}

@@ -148,23 +148,20 @@ func readRules[R interface {
 	return rules, nil
 }
 
-// noInternal is the value of --internal by which nothing is internal that isn't given.
-const noInternal = "none"
-
 func (r *alertRules) readInternal(c *cli.Context) error {
-	if c.IsSet("internal") && len(r.fanouts) == 0 {
+	if len(r.prefixes) > 0 && len(r.fanouts) == 0 {
 		return usage(c, "--internal is for --fanout")
 	}
-	for _, text := range c.StringSlice("internal") {
-		if text == noInternal {
+	for _, text := range r.prefixes {
+		prefix, err := alertconfig.ParseInternal(text)
+		switch {
+		case err != nil:
+			return fault.New(fault.ErrUsage, "%w", err)
+		case !prefix.IsValid():
 			r.all = true
-			continue
+		default:
+			r.internal = append(r.internal, prefix)
 		}
-		prefix, err := parsePrefix(text)
-		if err != nil {
-			return fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
-		}
-		r.internal = append(r.internal, prefix)
 	}
 	return nil
 }

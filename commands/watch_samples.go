@@ -97,7 +97,7 @@ func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatc
 		pods, met = pods || counted, met || contacted
 	}
 	var err error
-	if w.sources, err = e.sampleSources(c, b, r.instance, c.String("peers-instance"), traffic.Point(r.observe), pods, met); err != nil {
+	if w.sources, err = e.sampleSources(c, b, r.instance, r.peers, traffic.Point(r.observe), pods, met); err != nil {
 		return nil, err
 	}
 	first, err := w.take(c.Context)

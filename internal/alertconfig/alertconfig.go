@@ -3,6 +3,8 @@
 package alertconfig
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -18,11 +20,32 @@ type Config struct {
 	Interval time.Duration // between two samples
 	List     string        // only hits of this one
 	Instance string        // that counts
+	Peers    string        // the instance that remembers peers
+	Internal []string      // what ParseInternal reads
 	Observe  string        // where packets are counted
 	Kinds    []string      // of rules that are on
 	Rules    []Rule        // in the order of the file
 	Sinks    []string      // that sink.Parse reads
 	Silences []Silence
+}
+
+// NoInternal is instead of a prefix, and says that nothing is internal but what is given.
+const NoInternal = "none"
+
+// ParseInternal reads the prefix of peers that aren't external, or an address as the
+// prefix of itself. NoInternal is the zero value.
+func ParseInternal(text string) (netip.Prefix, error) {
+	if text == NoInternal {
+		return netip.Prefix{}, nil
+	}
+	if address, err := netip.ParseAddr(text); err == nil && address.Zone() == "" {
+		return netip.PrefixFrom(address, address.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return prefix, fmt.Errorf("read prefix %q: neither an address nor a prefix", text)
+	}
+	return prefix, nil
 }
 
 // Rule says what alerts of a kind of rule are like. Where several have the same text,

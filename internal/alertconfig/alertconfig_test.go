@@ -11,23 +11,28 @@ import (
 	"time"
 
 	"bpfnet/internal/alert"
+	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
 )
 
 func kinds() Kinds {
-	return Kinds{alert.RuleBlocklist: nil, alert.RuleBurst: func(text string) (string, error) {
-		b, err := detect.ParseBurst(text)
-		if err != nil {
-			return "", err
-		}
-		return b.String(), nil
-	}}
+	return Kinds{
+		alert.RuleBlocklist: nil, alert.RuleBurst: oneForm(detect.ParseBurst), alert.RuleFanout: oneForm(detect.ParseFanout),
+		alert.RuleScan: oneForm(detect.ParseScan), alert.RuleBaseline: oneForm(baseline.ParseRule),
+	}
+}
+
+func oneForm[R fmt.Stringer](parse func(string) (R, error)) func(string) (string, error) {
+	return func(text string) (string, error) {
+		r, err := parse(text)
+		return r.String(), err
+	}
 }
 
 // tell writes a configuration, a line for each thing.
 func tell(c Config) string {
-	lines := []string{fmt.Sprintf("interval=%s list=%s instance=%s observe=%s kinds=%s", c.Interval, c.List, c.Instance, c.Observe, c.Kinds)}
+	lines := []string{fmt.Sprintf("interval=%s list=%s instance=%s observe=%s peers=%s internal=%s kinds=%s", c.Interval, c.List, c.Instance, c.Observe, c.Peers, c.Internal, c.Kinds)}
 	for _, r := range c.Rules {
 		lines = append(lines, strings.Join([]string{r.Kind, r.Text, r.Name, string(r.Severity), r.Only.String(), r.Except.String()}, "|"))
 	}
@@ -43,11 +48,13 @@ func tell(c Config) string {
 func TestRead(t *testing.T) {
 	none := time.Time{}.Unix()
 	for text, want := range map[string]string{
-		"rules: {}": "interval=0s list= instance= observe= kinds=[]\n",
+		"rules: {}": "interval=0s list= instance= observe= peers= internal=[] kinds=[]\n",
 		`
 interval: 500ms
 list: feed
 instance: mine
+peers_instance: theirs
+internal: [10.96.0.0/12, "fd00::1", none]
 observe: cgroup
 rules:
   burst:
@@ -55,6 +62,7 @@ rules:
     - {when: "1GiB/1m,mad=8", name: exfil, severity: critical, only: 'namespace="shop",pod=~"web-.*"', except: ['pod="web-1"', container="b"]}
     - {when: 1GiB/1m}   # of no name
     - when: "1GiB/1m,mad=8"
+  fanout: [50/1m]
   blocklist:
     - only: list="c2"
       severity: critical
@@ -66,18 +74,19 @@ silences:
     until: "2026-01-02T04:04:06+01:00"
     comment: they are new
   - matchers: rule="burst"
-`: `interval=500ms list=feed instance=mine observe=cgroup kinds=[burst blocklist]
+`: `interval=500ms list=feed instance=mine observe=cgroup peers=theirs internal=[10.96.0.0/12 fd00::1 none] kinds=[burst fanout blocklist]
 burst|10MiB/10s||||
 burst|1GiB/60s,mad=8|exfil|critical|namespace="shop",pod=~"web-.*"|pod="web-1",container="b"
 burst|1GiB/60s||||
 burst|1GiB/60s,mad=8||||
+fanout|50/60s||||
 blocklist|||critical|list="c2"|
 blocklist|||||
 sink stdout
 sink exec=./page.sh,arg=a,arg=b
 sink alertmanager=http://127.0.0.1:9093
 ` + fmt.Sprintf("silence namespace=\"kube-system\",pod=~\"coredns-.*\"|1767323045|1767323046|they are new\nsilence rule=\"burst\"|%d|%d|\n", none, none),
-		"rules: {blocklist: }": "interval=0s list= instance= observe= kinds=[blocklist]\n",
+		"rules: {blocklist: }": "interval=0s list= instance= observe= peers= internal=[] kinds=[blocklist]\n",
 	} {
 		c, err := Read("rules.yaml", []byte(text), kinds())
 		if err != nil || tell(c) != want {
@@ -89,23 +98,25 @@ sink alertmanager=http://127.0.0.1:9093
 // TestReadErrors checks that what is wrong is told with its place, all of it at once.
 func TestReadErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                                    "f:1:1: nothing is in it",
-		"# nothing\n":                         "f:1:1: nothing is in it",
-		"null":                                "f:1:1: the file isn't a mapping but nothing",
-		"- a":                                 "f:1:1: the file isn't a mapping but a list",
-		"a: [":                                "f:1:1: did not find expected node content",
-		"a: b\n\tc: d":                        "f:2:1: found a tab character that violates indentation",
-		"list: a\n---\nlist: b":               "f:2:1: a second document begins here",
-		"list: a\nlist: b":                    "f:2:1: list is given twice, first in line 1",
-		"list: a\n'list': a":                  "f:2:1: list is given twice, first in line 1",
-		"list: [a]":                           "f:1:7: list isn't a text but a list",
-		"list: ''":                            "f:1:7: list is empty",
-		"list: \"a\\x01\"":                    "f:1:7: list has a control character",
-		"list:":                               "f:1:6: list is empty",
-		"list: &a x\ninstance: *a":            "f:2:11: instance isn't a text but an alias, which isn't read",
-		"<<: {list: a}":                       `f:1:1: unknown key "<<"`,
-		"[a]: b":                              "f:1:1: a key isn't a text but a list",
-		"rules: {brust: [a]}":                 `f:1:9: unknown key "brust"`,
+		"":                          "f:1:1: nothing is in it",
+		"# nothing\n":               "f:1:1: nothing is in it",
+		"null":                      "f:1:1: the file isn't a mapping but nothing",
+		"- a":                       "f:1:1: the file isn't a mapping but a list",
+		"a: [":                      "f:1:1: did not find expected node content",
+		"a: b\n\tc: d":              "f:2:1: found a tab character that violates indentation",
+		"list: a\n---\nlist: b":     "f:2:1: a second document begins here",
+		"list: a\nlist: b":          "f:2:1: list is given twice, first in line 1",
+		"list: a\n'list': a":        "f:2:1: list is given twice, first in line 1",
+		"list: [a]":                 "f:1:7: list isn't a text but a list",
+		"list: ''":                  "f:1:7: list is empty",
+		"list: \"a\\x01\"":          "f:1:7: list has a control character",
+		"list:":                     "f:1:6: list is empty",
+		"list: &a x\ninstance: *a":  "f:2:11: instance isn't a text but an alias, which isn't read",
+		"<<: {list: a}":             `f:1:1: unknown key "<<"`,
+		"[a]: b":                    "f:1:1: a key isn't a text but a list",
+		"rules: {brust: [a]}":       `f:1:9: unknown key "brust"`,
+		"internal: [10.0.0.0/8, x]": `f:1:24: read prefix "x": neither an address nor a prefix`,
+		"rules: {scan: [9ports/1s]}\ninternal: [10.0.0.1]": "f:2:11: internal is for the rule fanout, which isn't on",
 		"interval: 10":                        `f:1:11: interval "10" is no time like 1s or 500ms`,
 		"interval: 1ms":                       "f:1:11: interval 1ms is too short: the least is 10ms",
 		"observe: xdp":                        `f:1:10: observe "xdp": no such observe`,

@@ -16,20 +16,38 @@ import (
 
 // file reads the whole.
 func (r *reader) file(n *yaml.Node) {
-	var list *yaml.Node
+	var list, internal *yaml.Node
 	sinks, silences := map[string]int{}, map[string]int{}
 	r.mapping(n, "the file", fields{
-		"interval": r.interval,
-		"list":     func(n *yaml.Node) { r.config.List, _ = r.text(n, "list"); list = n },
-		"instance": r.setText("instance", &r.config.Instance),
-		"observe":  r.setWord("observe", &r.config.Observe, string(traffic.TC), string(traffic.Cgroup)),
-		"rules":    r.rules,
-		"sinks":    func(n *yaml.Node) { r.list(n, "sinks", func(n *yaml.Node) { r.sink(n, sinks) }) },
-		"silences": func(n *yaml.Node) { r.list(n, "silences", func(n *yaml.Node) { r.silence(n, silences) }) },
+		"interval":       r.interval,
+		"list":           func(n *yaml.Node) { r.config.List, _ = r.text(n, "list"); list = n },
+		"instance":       r.setText("instance", &r.config.Instance),
+		"internal":       func(n *yaml.Node) { r.list(n, "internal", r.internal); internal = n },
+		"peers_instance": r.setText("peers_instance", &r.config.Peers),
+		"observe":        r.setWord("observe", &r.config.Observe, string(traffic.TC), string(traffic.Cgroup)),
+		"rules":          r.rules,
+		"sinks":          func(n *yaml.Node) { r.list(n, "sinks", func(n *yaml.Node) { r.sink(n, sinks) }) },
+		"silences":       func(n *yaml.Node) { r.list(n, "silences", func(n *yaml.Node) { r.silence(n, silences) }) },
 	})
-	if kinds := r.config.Kinds; r.config.List != "" && len(kinds) > 0 && !slices.Contains(kinds, alert.RuleBlocklist) {
+	off := func(kind string) bool { return len(r.config.Kinds) > 0 && !slices.Contains(r.config.Kinds, kind) }
+	if r.config.List != "" && off(alert.RuleBlocklist) {
 		_ = r.wrong(list, "list is for the rule %s, which isn't on", alert.RuleBlocklist).Hint("rules: {%s: , …}", alert.RuleBlocklist)
 	}
+	if internal != nil && off(alert.RuleFanout) {
+		_ = r.wrong(internal, "internal is for the rule %s, which isn't on", alert.RuleFanout).Hint("rules: {%s: [50/60s]}", alert.RuleFanout)
+	}
+}
+
+// internal reads a prefix.
+func (r *reader) internal(n *yaml.Node) {
+	text, ok := r.text(n, "internal")
+	if !ok {
+		return
+	}
+	if _, err := ParseInternal(text); err != nil {
+		r.at(n.Line, n.Column, err)
+	}
+	r.config.Internal = append(r.config.Internal, text)
 }
 
 func (r *reader) interval(n *yaml.Node) {
