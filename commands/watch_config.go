@@ -241,7 +241,7 @@ func (d alertConfigDoc) table() output.Table {
 		}
 		return label + " " + *text
 	}
-	row("samples", d.Instance, "every "+time.Duration(d.IntervalSeconds*float64(time.Second)).String(), labelled("at", d.Observe))
+	row("samples", d.Instance+", "+d.Peers, "every "+time.Duration(d.IntervalSeconds*float64(time.Second)).String(), labelled("at", d.Observe))
 	if len(d.Internal) > 0 {
 		row("internal", strings.Join(d.Internal, ", "))
 	}
