@@ -248,6 +248,13 @@ static __always_inline struct peer_key key_of(const struct flow_key *flow)
 	};
 }
 
+/* Whether an entry is new: false if it was there before. Kernels older than 6.4 return an int from
+ * a map's function, whose sign isn't extended where the verifier calls it directly. */
+static __always_inline _Bool insert(void *map, const void *key, const void *value)
+{
+	return (int)bpf_map_update_elem(map, key, value, BPF_NOEXIST) != -EEXIST;
+}
+
 /* The entry of a flow's peer, made if it is new; NULL when there is none at once again. */
 static __always_inline struct peer_entry *entry_of(const struct flow_key *flow, __u64 now)
 {
@@ -257,7 +264,7 @@ static __always_inline struct peer_entry *entry_of(const struct flow_key *flow, 
 
 	if (entry)
 		return entry;
-	if (bpf_map_update_elem(&peer_entries, &key, &fresh, BPF_NOEXIST) != -EEXIST)
+	if (insert(&peer_entries, &key, &fresh))
 		add_row(PEERS_MADE);
 	return bpf_map_lookup_elem(&peer_entries, &key);
 }
@@ -287,7 +294,7 @@ static __always_inline _Bool begin(void *flows, const struct flow_key *key, stru
 	_Bool same;
 
 	if (!found)
-		return bpf_map_update_elem(flows, key, fresh, BPF_NOEXIST) != -EEXIST;
+		return insert(flows, key, fresh);
 	lock = lock_of(key);
 	if (!lock)
 		return 0;
