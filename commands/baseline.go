@@ -181,7 +181,7 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 	}
 	defer b.Close()
 	instance, point := c.String("instance"), traffic.Point(c.String("observe"))
-	pods, met, err := e.baselineKinds(c, b, instance)
+	pods, met, err := e.baselineKinds(c, b, instance, peersProgram)
 	if err != nil {
 		return err
 	}
@@ -217,16 +217,19 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 
 // baselineKinds says of what there are samples: of traffic, of peers. There has to be
 // one of them.
-func (e *Env) baselineKinds(c *cli.Context, b Backend, instance string) (pods, met bool, err error) {
+func (e *Env) baselineKinds(c *cli.Context, b Backend, instance, peersInstance string) (pods, met bool, err error) {
+	absent := func(instance, program, what string) {
+		e.note(c, "note: %s is not loaded, so nothing is known of %s: bpfnet load %s; bpfnet attach tc %s --dev DEVICE --direction both", instance, what, program, program)
+	}
 	_, missing := b.Attachments(c.Context, instance)
-	_, alone := b.Attachments(c.Context, peersProgram)
+	_, alone := b.Attachments(c.Context, peersInstance)
 	switch {
 	case missing != nil && alone != nil:
 		return false, false, notLoaded(missing, podTraffic)
 	case missing != nil:
-		e.note(c, "note: %s is not loaded, so nothing is known of volumes: bpfnet load %s; bpfnet attach tc %s --dev DEVICE --direction both", instance, podTraffic, podTraffic)
+		absent(instance, podTraffic, "volumes")
 	case alone != nil:
-		e.note(c, "note: %s is not loaded, so nothing is known of peers and ports: bpfnet load %s; bpfnet attach tc %s --dev DEVICE --direction both", peersProgram, peersProgram, peersProgram)
+		absent(peersInstance, peersProgram, "peers and ports")
 	}
 	return missing == nil, alone == nil, nil
 }

@@ -66,13 +66,14 @@ func pointsOf(in *datapath.Instance) (points []traffic.Point) {
 
 type fakePeers struct {
 	*fake
+	name    string
 	samples uint64
 }
 
 // Sample has peers of the endpoint at veth-a and of one in a cgroup; later ones have
 // another attempt of the first, a peer that is new, and one that nobody has read.
 func (f *fakePeers) Sample(context.Context) (peers.Sample, error) {
-	in, err := f.instance("peers")
+	in, err := f.instance(f.name)
 	if err != nil {
 		return peers.Sample{}, err
 	}

@@ -90,7 +90,7 @@ func (e *Env) watchSamples(c *cli.Context, b Backend, r alertRules) (*sampleWatc
 	w := &sampleWatch{interval: r.interval}
 	pods, met := r.wantsPods(), r.wantsPeers()
 	if len(r.baselines) > 0 {
-		counted, contacted, err := e.baselineKinds(c, b, r.instance)
+		counted, contacted, err := e.baselineKinds(c, b, r.instance, r.peers)
 		if err != nil {
 			return nil, err
 		}
