@@ -3,7 +3,6 @@ package counter
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"slices"
 	"time"
 
@@ -33,7 +32,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(attachments)}
-	return s, r.read("interfaces", func(m *ebpf.Map) error { return s.readInterfaces(ctx, m) })
+	return s, datapath.ReadMap(r.api, r.instance, "interfaces", func(m *ebpf.Map) error { return s.readInterfaces(ctx, m) })
 }
 
 // devices names the interfaces that are attached.
@@ -73,17 +72,4 @@ func sum(perCPU []byte) Classes {
 		}
 	}
 	return sum
-}
-
-// read opens a map of the instance for fn.
-func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
-	m, err := r.api.OpenMap(r.instance, name, true)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	if err := fn(m); err != nil {
-		return fmt.Errorf("read %s/%s: %w", r.instance, name, err)
-	}
-	return nil
 }

@@ -110,6 +110,19 @@ func (e *Engine) OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error
 	return m, nil
 }
 
+// ReadMap opens a pinned map of a loaded instance for fn.
+func ReadMap(api API, instance, name string, fn func(*ebpf.Map) error) error {
+	m, err := api.OpenMap(instance, name, true)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if err := fn(m); err != nil {
+		return fmt.Errorf("read %s/%s: %w", instance, name, err)
+	}
+	return nil
+}
+
 func (e *Engine) mustExist(name string) error {
 	if err := e.root.Check(); err != nil {
 		return err

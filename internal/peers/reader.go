@@ -72,7 +72,7 @@ func (r *Reader) readClock() error {
 }
 
 func (r *Reader) readRows(ctx context.Context, s *Sample) error {
-	return r.read("peer_rows", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "peer_rows", func(m *ebpf.Map) error {
 		return maps.Walk(ctx, m, func(key, value []byte) error {
 			switch bpf.PeerRow(binary.NativeEndian.Uint32(key)) {
 			case bpf.PeersMade:
@@ -88,7 +88,7 @@ func (r *Reader) readRows(ctx context.Context, s *Sample) error {
 // readPeers reads keys of bpf.PeerKey and values of bpf.PeerEntry. Most are as in the
 // sample before, so they are compared as bytes.
 func (r *Reader) readPeers(ctx context.Context, s *Sample) error {
-	return r.read("peer_entries", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "peer_entries", func(m *ebpf.Map) error {
 		if r.before == nil {
 			r.before = maps.NewSnapshot(int(m.KeySize()), int(m.ValueSize()))
 		}
@@ -128,25 +128,12 @@ func counters(value []byte) Counters {
 
 // readEndpoints reads keys of bpf.EndpointKey and values of bpf.EndpointCounters.
 func (r *Reader) readEndpoints(ctx context.Context, s *Sample) error {
-	return r.read("peer_endpoints", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "peer_endpoints", func(m *ebpf.Map) error {
 		return maps.Walk(ctx, m, func(key, value []byte) error {
 			s.Endpoints[endpointKey(key, key[16:], key[24])] = Connections{Opened: sum(value, 16, 0), Received: sum(value, 16, 8)}
 			return nil
 		})
 	})
-}
-
-// read opens a map of the instance for fn.
-func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
-	m, err := r.api.OpenMap(r.instance, name, true)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	if err := fn(m); err != nil {
-		return fmt.Errorf("read %s/%s: %w", r.instance, name, err)
-	}
-	return nil
 }
 
 // time is a time of CLOCK_BOOTTIME.

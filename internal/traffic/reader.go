@@ -90,7 +90,7 @@ func Attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
 }
 
 func (r *Reader) readRows(ctx context.Context, s *Sample) error {
-	return r.read("rows", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "rows", func(m *ebpf.Map) error {
 		counted := map[bpf.TrafficRow]Counters{}
 		err := maps.Walk(ctx, m, func(key, value []byte) error {
 			counted[bpf.TrafficRow(binary.NativeEndian.Uint32(key))] = sum(value)
@@ -104,7 +104,7 @@ func (r *Reader) readRows(ctx context.Context, s *Sample) error {
 }
 
 func (r *Reader) readPods(ctx context.Context, s *Sample) error {
-	return r.read("pods", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "pods", func(m *ebpf.Map) error {
 		return maps.Walk(ctx, m, func(key, value []byte) error {
 			s.Pods[Key{Point: TC, Address: address(key), IfIndex: binary.NativeEndian.Uint32(key[16:])}] = sum(value)
 			return nil
@@ -113,25 +113,12 @@ func (r *Reader) readPods(ctx context.Context, s *Sample) error {
 }
 
 func (r *Reader) readCgroupPods(ctx context.Context, s *Sample) error {
-	return r.read("cgroup_pods", func(m *ebpf.Map) error {
+	return datapath.ReadMap(r.api, r.instance, "cgroup_pods", func(m *ebpf.Map) error {
 		return maps.Walk(ctx, m, func(key, value []byte) error {
 			s.Pods[Key{Point: Cgroup, Address: address(key), CgroupID: binary.NativeEndian.Uint64(key[16:])}] = sum(value)
 			return nil
 		})
 	})
-}
-
-// read opens a map of the instance for fn.
-func (r *Reader) read(name string, fn func(*ebpf.Map) error) error {
-	m, err := r.api.OpenMap(r.instance, name, true)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	if err := fn(m); err != nil {
-		return fmt.Errorf("read %s/%s: %w", r.instance, name, err)
-	}
-	return nil
 }
 
 // countersSize is the size of a bpf.PodCounters.
@@ -162,7 +149,7 @@ type Entry struct {
 // Interfaces lists the indexes of the interfaces that have entries at tc.
 func (r *Reader) Interfaces(ctx context.Context) ([]uint32, error) {
 	found := map[uint32]bool{}
-	err := r.read("pods", func(m *ebpf.Map) error {
+	err := datapath.ReadMap(r.api, r.instance, "pods", func(m *ebpf.Map) error {
 		return maps.Walk(ctx, m, func(key, _ []byte) error {
 			found[binary.NativeEndian.Uint32(key[16:])] = true
 			return nil
