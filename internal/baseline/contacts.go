@@ -61,7 +61,7 @@ func (c *contacts) step(doc peers.Document, earlier bool) (over []meetings) {
 	c.advance(doc.Time, doc.IntervalSeconds)
 	full := doc.Loss.Peers + doc.Loss.Endpoints
 	if !began {
-		c.lost += fresh(c.full, full)
+		c.lost += sample.Grown(c.full, full)
 	}
 	c.full = full
 	if begin := c.begin(c.now); !begin.Equal(c.open) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"bpfnet/internal/sample"
 	"bpfnet/internal/traffic"
 )
 
@@ -58,7 +59,7 @@ func (m *meter) step(doc traffic.Document) (over []window) {
 	before, known := m.advance(doc.Time, doc.IntervalSeconds)
 	known = known && doc.ObservedAt == m.point
 	if known {
-		m.mapFull += fresh(m.full, doc.Loss.MapFull)
+		m.mapFull += sample.Grown(m.full, doc.Loss.MapFull)
 	}
 	m.point, m.full = doc.ObservedAt, doc.Loss.MapFull
 	for i := range doc.Pods {
@@ -81,14 +82,6 @@ func (m *meter) step(doc traffic.Document) (over []window) {
 		from = to
 	}
 	return over
-}
-
-// fresh is by how much a counter grew that may have begun anew.
-func fresh(before, now uint64) uint64 {
-	if now < before {
-		return now
-	}
-	return now - before
 }
 
 // count notes by how much counters grew. What new ones have came since the sample

@@ -129,17 +129,9 @@ func (b *book[S]) advance(h head) {
 	b.known = b.last != nil && h.interval != nil && h.point == b.last.point
 	if b.known {
 		b.longest = max(b.longest, elapsed)
-		b.lost += grown(b.last.lost, h.lost)
+		b.lost += sample.Grown(b.last.lost, h.lost)
 	}
 	b.last = &h
-}
-
-// grown is by how much a counter grew that may have begun anew.
-func grown(before, now uint64) uint64 {
-	if now < before {
-		return now
-	}
-	return now - before
 }
 
 // meet finds the entry of a place in a sample; was is when it was there before, and

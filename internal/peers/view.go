@@ -97,8 +97,8 @@ func (w *Watch) Take(s Sample) {
 	if s.First {
 		w.before = nil
 	} else {
-		w.unseen += int64(grown(w.before.Made, s.Made))
-		w.noRoom += grown(w.before.NoRoom, s.NoRoom)
+		w.unseen += int64(sample.Grown(w.before.Made, s.Made))
+		w.noRoom += sample.Grown(w.before.NoRoom, s.NoRoom)
 	}
 	for _, e := range s.Peers {
 		isNew := e.Before == nil
@@ -110,14 +110,6 @@ func (w *Watch) Take(s Sample) {
 		}
 	}
 	w.lost = uint64(max(int64(w.lost), w.unseen))
-}
-
-// grown is by how much a counter grew, that is lower if it began anew.
-func grown(before, now uint64) uint64 {
-	if now < before {
-		return now
-	}
-	return now - before
 }
 
 // Document shows the last sample that was taken.

@@ -22,6 +22,14 @@ func PerSecond(grown uint64, elapsed time.Duration) *uint64 {
 	return &rate
 }
 
+// Grown is by how much a counter grew that may have begun anew.
+func Grown(before, now uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
 // Interval is the time between two samples in seconds, in steps of a
 // millisecond; nil when there is none.
 func Interval(elapsed time.Duration) *float64 {
