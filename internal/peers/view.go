@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"bpfnet/internal/endpoint"
@@ -33,10 +32,8 @@ type View struct {
 const DefaultSort = "-last_seen"
 
 var fields = sample.Fields[Peer]{
-	"address": func(a, b Peer) int { return a.Address.Compare(b.Address) },
-	"pod": func(a, b Peer) int {
-		return cmp.Or(compareText(a.Namespace, b.Namespace), compareText(a.Pod, b.Pod), compareText(a.Container, b.Container))
-	},
+	"address":   func(a, b Peer) int { return a.Address.Compare(b.Address) },
+	"pod":       func(a, b Peer) int { return a.ComparePods(b.Who) },
 	"devname":   sample.By(func(p Peer) string { return sample.Value(p.DevName) }),
 	"peer":      func(a, b Peer) int { return a.Peer.Address.Compare(b.Peer.Address) },
 	"transport": sample.By(func(p Peer) string { return p.Transport }),
@@ -53,8 +50,6 @@ var fields = sample.Fields[Peer]{
 	"first_seen": func(a, b Peer) int { return a.FirstSeen.Compare(b.FirstSeen) },
 	"last_seen":  func(a, b Peer) int { return a.LastSeen.Compare(b.LastSeen) },
 }
-
-func compareText(a, b *string) int { return cmp.Compare(sample.Value(a), sample.Value(b)) }
 
 // SortFields lists what View.Sort can name.
 func SortFields() []string { return fields.Names() }
@@ -139,9 +134,9 @@ func (w *Watch) endpoints(point traffic.Point) (shown []Endpoint, others int) {
 			keys = append(keys, key)
 		}
 	}
-	slices.SortFunc(keys, compareKeys)
+	slices.SortFunc(keys, traffic.Key.Compare)
 	for _, key := range keys {
-		who := w.who(key)
+		who := traffic.WhoOf(key, w.now.Devices, w.Owner)
 		if !w.shows(key, who) {
 			others++
 			continue
@@ -149,10 +144,6 @@ func (w *Watch) endpoints(point traffic.Point) (shown []Endpoint, others int) {
 		shown = append(shown, Endpoint{Who: who, Connections: w.now.Endpoints[key]})
 	}
 	return shown, others
-}
-
-func compareKeys(a, b traffic.Key) int {
-	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.IfIndex, b.IfIndex), cmp.Compare(a.CgroupID, b.CgroupID))
 }
 
 // candidate is a peer that may be shown.
@@ -167,7 +158,7 @@ func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 		if key.Endpoint.Point != point {
 			continue
 		}
-		who := w.who(key.Endpoint)
+		who := traffic.WhoOf(key.Endpoint, w.now.Devices, w.Owner)
 		if !w.shows(key.Endpoint, who) || !w.showsPeer(key, e) {
 			others++
 			continue
@@ -176,7 +167,7 @@ func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 	}
 	compare := fields.Compare(w.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(compare(a.Peer, b.Peer), compareKeys(a.key.Endpoint, b.key.Endpoint), a.key.Address.Compare(b.key.Address),
+		return cmp.Or(compare(a.Peer, b.Peer), a.key.Endpoint.Compare(b.key.Endpoint), a.key.Address.Compare(b.key.Address),
 			cmp.Compare(a.key.Protocol, b.key.Protocol), cmp.Compare(a.key.Port, b.key.Port))
 	})
 	if w.Limit > 0 && len(all) > w.Limit {
@@ -190,27 +181,8 @@ func (w *Watch) peers(point traffic.Point) (shown []Peer, others int) {
 	return shown, others
 }
 
-func (w *Watch) who(key traffic.Key) traffic.Who {
-	who := traffic.Who{Address: key.Address}
-	if key.Point == traffic.TC {
-		who.IfIndex = &key.IfIndex
-		if name, ok := w.now.Devices[key.IfIndex]; ok {
-			who.DevName = &name
-		}
-	} else {
-		id := strconv.FormatUint(key.CgroupID, 10)
-		who.CgroupID = &id
-	}
-	if w.Owner != nil {
-		who.Name(w.Owner(key))
-	}
-	return who
-}
-
 func (w *Watch) shows(key traffic.Key, who traffic.Who) bool {
-	return (w.Device == "" || sample.Value(who.DevName) == w.Device) &&
-		(!w.Address.IsValid() || w.Address.Contains(key.Address)) &&
-		(w.Match == nil || w.Match(key))
+	return who.Fits(w.Device, w.Address) && (w.Match == nil || w.Match(key))
 }
 
 func (w *Watch) showsPeer(key Key, e Entry) bool {

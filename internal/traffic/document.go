@@ -93,9 +93,7 @@ const DefaultSort = "-bytes"
 
 var fields = sample.Fields[Pod]{
 	"address": func(a, b Pod) int { return a.Address.Compare(b.Address) },
-	"pod": func(a, b Pod) int {
-		return cmp.Or(compareText(a.Namespace, b.Namespace), compareText(a.Pod, b.Pod), compareText(a.Container, b.Container))
-	},
+	"pod":     func(a, b Pod) int { return a.ComparePods(b.Who) },
 	"devname": sample.By(func(p Pod) string { return sample.Value(p.DevName) }),
 	"bytes":   sample.By(func(p Pod) uint64 { return p.bytes() }),
 	"packets": sample.By(func(p Pod) uint64 { return p.packets() }),
@@ -116,8 +114,6 @@ var fields = sample.Fields[Pod]{
 	"receive_bytes_per_second":    sample.By(func(p Pod) uint64 { return sample.Value(p.ReceiveBytesPerSecond) }),
 	"receive_packets_per_second":  sample.By(func(p Pod) uint64 { return sample.Value(p.ReceivePacketsPerSecond) }),
 }
-
-func compareText(a, b *string) int { return cmp.Compare(sample.Value(a), sample.Value(b)) }
 
 // SortFields lists what View.Sort can name.
 func SortFields() []string { return fields.Names() }
@@ -195,35 +191,54 @@ func (v View) pods(point Point, rates rates, now Sample) []candidate {
 		if key.Point != point {
 			continue
 		}
-		pod := Pod{Who: Who{Address: key.Address}, Traffic: rates.traffic(rates.pod(key))}
-		if point == TC {
-			pod.IfIndex = &key.IfIndex
-		} else {
-			id := strconv.FormatUint(key.CgroupID, 10)
-			pod.CgroupID = &id
-		}
-		if name, ok := now.Devices[key.IfIndex]; ok && point == TC {
-			pod.DevName = &name
-		}
-		if v.Owner != nil {
-			pod.Name(v.Owner(key))
-		}
+		pod := Pod{Who: WhoOf(key, now.Devices, v.Owner), Traffic: rates.traffic(rates.pod(key))}
 		all = append(all, candidate{Pod: pod, key: key})
 	}
 	return all
 }
 
-// Name takes over whose it is; known: whether that is.
-func (p *Who) Name(owner endpoint.Owner, known bool) {
+// WhoOf is whose the counters of a key are: devices has the names of interfaces, and
+// owner who is behind a key; nil: nobody is known.
+func WhoOf(key Key, devices map[uint32]string, owner func(Key) (endpoint.Owner, bool)) Who {
+	w := Who{Address: key.Address}
+	if key.Point == TC {
+		w.IfIndex = &key.IfIndex
+		if name, ok := devices[key.IfIndex]; ok {
+			w.DevName = &name
+		}
+	} else {
+		id := strconv.FormatUint(key.CgroupID, 10)
+		w.CgroupID = &id
+	}
+	if owner != nil {
+		w.name(owner(key))
+	}
+	return w
+}
+
+// name takes over whose it is; known: whether that is.
+func (w *Who) name(owner endpoint.Owner, known bool) {
 	if !known {
 		return
 	}
 	if owner.Pod != nil {
-		p.Namespace, p.Pod, p.PodUID = owner.Pod.Namespace, owner.Pod.Name, &owner.Pod.UID
+		w.Namespace, w.Pod, w.PodUID = owner.Pod.Namespace, owner.Pod.Name, &owner.Pod.UID
 	}
 	if owner.Container != nil {
-		p.Container, p.ContainerID = owner.Container.Name, &owner.Container.ID
+		w.Container, w.ContainerID = owner.Container.Name, &owner.Container.ID
 	}
+}
+
+// ComparePods orders by the names of Pods and containers.
+func (w Who) ComparePods(o Who) int {
+	text := func(a, b *string) int { return cmp.Compare(sample.Value(a), sample.Value(b)) }
+	return cmp.Or(text(w.Namespace, o.Namespace), text(w.Pod, o.Pod), text(w.Container, o.Container))
+}
+
+// Fits says whether it is behind a device, "" for any, and in a prefix, the zero value
+// for any.
+func (w Who) Fits(device string, prefix netip.Prefix) bool {
+	return (device == "" || sample.Value(w.DevName) == device) && (!prefix.IsValid() || prefix.Contains(w.Address))
 }
 
 // arrange sorts Pods, ties by address, device and cgroup, and hides those that
@@ -231,24 +246,16 @@ func (p *Who) Name(owner endpoint.Owner, known bool) {
 func (v View) arrange(all []candidate) []candidate {
 	compare := fields.Compare(v.sort())
 	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(compare(a.Pod, b.Pod), a.Address.Compare(b.Address),
-			cmp.Compare(a.key.IfIndex, b.key.IfIndex), cmp.Compare(a.key.CgroupID, b.key.CgroupID))
+		return cmp.Or(compare(a.Pod, b.Pod), a.key.Compare(b.key))
 	})
 	shown := 0
 	for i := range all {
-		all[i].hidden = !v.matches(all[i].Pod) || v.Match != nil && !v.Match(all[i].key) || v.Limit > 0 && shown == v.Limit
+		all[i].hidden = !all[i].Fits(v.Device, v.Address) || v.Match != nil && !v.Match(all[i].key) || v.Limit > 0 && shown == v.Limit
 		if !all[i].hidden {
 			shown++
 		}
 	}
 	return all
-}
-
-func (v View) matches(pod Pod) bool {
-	if v.Device != "" && sample.Value(pod.DevName) != v.Device {
-		return false
-	}
-	return !v.Address.IsValid() || v.Address.Contains(pod.Address)
 }
 
 // change is counters and by how much they grew.

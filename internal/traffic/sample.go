@@ -5,6 +5,7 @@
 package traffic
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -48,6 +49,11 @@ type Key struct {
 	Address  netip.Addr
 	IfIndex  uint32 // at tc: the device; otherwise 0
 	CgroupID uint64 // at cgroup: the socket's cgroup; otherwise 0
+}
+
+// Compare orders keys of one point.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(k.Address.Compare(o.Address), cmp.Compare(k.IfIndex, o.IfIndex), cmp.Compare(k.CgroupID, o.CgroupID))
 }
 
 // Row names counters of packets that belong to no Pod's entry.
