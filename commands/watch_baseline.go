@@ -10,7 +10,6 @@ import (
 
 	"bpfnet/internal/alert"
 	"bpfnet/internal/baseline"
-	"bpfnet/internal/fault"
 	"bpfnet/output"
 )
 
@@ -80,17 +79,13 @@ func (r baselineRule) conclude(note func(string)) error {
 	if apart, window, tell := r.TooFar(); tell {
 		note(fmt.Sprintf("samples were up to %s apart, longer than a window of %s: how much was moved in between wasn't judged", apart, window))
 	}
+	const noRoom = ", because there was no room"
 	packets, contacts := r.Lost()
-	for _, lost := range []struct {
-		count      uint64
-		what, hint string
-	}{{packets, "packets of no endpoint's counters", moreRoom}, {contacts, "peers and connections that weren't seen", morePeers}} {
-		if lost.count > 0 {
-			note(fmt.Sprintf("%s, because there was no room: %d", lost.what, lost.count))
-			return fault.New(fault.ErrLossy, "watch alerts: %s: %d", lost.what, lost.count).Hint("%s", lost.hint)
-		}
+	if what := "packets of no endpoint's counters"; packets > 0 {
+		return lossOf(packets, what+noRoom, what, moreRoom, note)
 	}
-	return nil
+	what := "peers and connections that weren't seen"
+	return lossOf(contacts, what+noRoom, what, morePeers, note)
 }
 
 // morePeers is how peers that found no room come to have one.
@@ -98,26 +93,10 @@ const morePeers = "bpfnet load peers --max-entries peer_entries=N   makes room f
 
 // baselineLine is a deviation for people.
 func baselineLine(f baseline.Finding) string {
-	at, fate := f.Started, "began"
-	if !f.Ended.IsZero() {
-		at, fate = f.Ended, "ended"
-	}
-	s := f.Source
-	who := podName(s.Namespace, s.Pod, s.PodUID)
-	if who == "" {
-		who = podContainer(s)
-	}
-	what, much := string(f.Reason), fmt.Sprintf("%8s %-11s", output.Count(f.Amount), "new")
-	detail := ""
-	if f.News != nil {
-		detail = strings.Join(f.Items[:min(len(f.Items), 3)], ", ")
-	}
 	if d := f.Deviation; d != nil {
-		number := volumeNumber(string(d.Metric))
-		what, much = string(d.Metric), fmt.Sprintf("%8s of %-8s", number(f.Amount), number(f.Threshold))
-		detail = fmt.Sprintf("score %.1f", d.Score)
+		metric := string(d.Metric)
+		return episodeLine(alert.RuleBaseline, metric, f.Episode, ofThreshold(f.Episode, volumeNumber(metric)), fmt.Sprintf("score %.1f", d.Score))
 	}
-	line := fmt.Sprintf("%s  %-10s  %-18s  %-7s  %s  %-39s  %-10s  %s  %s",
-		at.Local().Format("15:04:05.000"), alert.RuleBaseline, what, fate, much, s.Address, podPlace(s), who, detail)
-	return strings.TrimRight(line, " ")
+	amount := fmt.Sprintf("%8s %-11s", output.Count(f.Amount), "new")
+	return episodeLine(alert.RuleBaseline, string(f.Reason), f.Episode, amount, strings.Join(f.Items[:min(len(f.Items), 3)], ", "))
 }

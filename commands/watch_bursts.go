@@ -7,7 +7,6 @@ import (
 
 	"bpfnet/internal/alert"
 	"bpfnet/internal/detect"
-	"bpfnet/output"
 )
 
 // burstRule looks for bursts of bytes and packets.
@@ -44,12 +43,9 @@ func (r burstRule) ready() bool { return r.Ready() }
 
 func burstsFound(bursts []detect.Finding) (all []found) {
 	for _, f := range bursts {
-		all = append(all, foundAs(alert.OfBurst(f), f.Rule.String(), func() string {
-			amount := output.Count
-			if f.Rule.Metric == detect.Bytes {
-				amount = output.Bytes
-			}
-			return episodeLine(alert.RuleBurst, f.Rule, f.Episode, amount, "")
+		rule := f.Rule.String()
+		all = append(all, foundAs(alert.OfBurst(f), rule, func() string {
+			return episodeLine(alert.RuleBurst, rule, f.Episode, ofThreshold(f.Episode, volumeNumber(string(f.Rule.Metric))), "")
 		}))
 	}
 	return all

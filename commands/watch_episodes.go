@@ -36,16 +36,22 @@ func lossOf(n uint64, what, short, hint string, note func(string)) error {
 	return fault.New(fault.ErrLossy, "watch alerts: %s: %d", short, n).Hint("%s", hint)
 }
 
+// ofThreshold is how much of the threshold there is, in as many columns as episodeLine
+// wants.
+func ofThreshold(ep detect.Episode, number func(uint64) string) string {
+	return fmt.Sprintf("%8s of %-8s", number(ep.Amount), number(ep.Threshold))
+}
+
 // episodeLine is the beginning or the end of an episode for people. more is what else
 // there is to say.
-func episodeLine(rule string, form fmt.Stringer, ep detect.Episode, amount func(uint64) string, more string) string {
+func episodeLine(rule, form string, ep detect.Episode, amount, more string) string {
 	at, fate := ep.Started, "began"
 	if !ep.Ended.IsZero() {
 		at, fate = ep.Ended, "ended"
 	}
 	s := ep.Source
 	who := cmp.Or(podName(s.Namespace, s.Pod, s.PodUID), podContainer(s))
-	line := fmt.Sprintf("%s  %-10s  %-18s  %-7s  %8s of %-8s  %-39s  %-10s  %s",
-		at.Local().Format("15:04:05.000"), rule, form, fate, amount(ep.Amount), amount(ep.Threshold), s.Address, podPlace(s), who)
-	return strings.TrimRight(line+more, " ")
+	line := fmt.Sprintf("%s  %-10s  %-18s  %-7s  %s  %-39s  %-10s  %s  %s",
+		at.Local().Format("15:04:05.000"), rule, form, fate, amount, s.Address, podPlace(s), who, more)
+	return strings.TrimRight(line, " ")
 }

@@ -22,8 +22,9 @@ func (r fanoutRule) step(s samples) (all []found) {
 		return nil
 	}
 	for _, f := range r.Step(*s.peers) {
-		all = append(all, foundAs(alert.OfFanout(f), f.Rule.String(), func() string {
-			return episodeLine(alert.RuleFanout, f.Rule, f.Episode, output.Count, someText(f.Ended.IsZero(), f.Peers))
+		rule := f.Rule.String()
+		all = append(all, foundAs(alert.OfFanout(f), rule, func() string {
+			return episodeLine(alert.RuleFanout, rule, f.Episode, ofThreshold(f.Episode, output.Count), someText(f.Ended.IsZero(), f.Peers))
 		}))
 	}
 	return all
@@ -46,7 +47,7 @@ func someText[T any](on bool, of []T) string {
 	if !on || len(of) == 0 {
 		return ""
 	}
-	text := "  " + strings.Trim(fmt.Sprint(of[:min(most, len(of))]), "[]")
+	text := strings.Trim(fmt.Sprint(of[:min(most, len(of))]), "[]")
 	if len(of) > most {
 		text += " ..."
 	}
@@ -61,12 +62,13 @@ func (r scanRule) step(s samples) (all []found) {
 		return nil
 	}
 	for _, f := range r.Step(*s.peers) {
-		all = append(all, foundAs(alert.OfScan(f), f.Rule.String(), func() string {
+		rule := f.Rule.String()
+		all = append(all, foundAs(alert.OfScan(f), rule, func() string {
 			ends := make([]alert.End, len(f.Ports))
 			for i, p := range f.Ports {
 				ends[i] = alert.End{Address: p.Address, Port: alert.Known(p.Port)}
 			}
-			return episodeLine(alert.RuleScan, f.Rule, f.Episode, output.Count, someText(f.Ended.IsZero(), ends))
+			return episodeLine(alert.RuleScan, rule, f.Episode, ofThreshold(f.Episode, output.Count), someText(f.Ended.IsZero(), ends))
 		}))
 	}
 	return all
