@@ -47,16 +47,7 @@ func watchPodsCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			whose, err := selectOne(c, "dev", "pod", "container", "pid")
-			if err != nil {
-				return err
-			}
-			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
-				if whose.isEndpoint() {
-					if view.Match, err = env.podsOf(c, b, view.Point, whose); err != nil {
-						return stream{}, err
-					}
-				}
+			return env.watchPlaces(c, view.Point, &view.Match, func(b Backend, p *output.Printer) (stream, error) {
 				return env.podStream(c, b, p, c.String("instance"), view)
 			})
 		},
@@ -115,6 +106,22 @@ func placeFlags(rows string) []cli.Flag {
 	}
 }
 
+// watchPlaces is watch with the flags of placeFlags, whose entries it chooses by match.
+func (e *Env) watchPlaces(c *cli.Context, point traffic.Point, match *func(traffic.Key) bool, open func(Backend, *output.Printer) (stream, error)) error {
+	whose, err := selectOne(c, "dev", "pod", "container", "pid")
+	if err != nil {
+		return err
+	}
+	return e.watch(c, func(b Backend, p *output.Printer) (stream, error) {
+		if whose.isEndpoint() {
+			if *match, err = e.podsOf(c, b, point, whose); err != nil {
+				return stream{}, err
+			}
+		}
+		return open(b, p)
+	})
+}
+
 func podView(c *cli.Context) (traffic.View, error) {
 	view := traffic.View{
 		Point: traffic.Point(c.String("observe")), Sort: c.String("sort"), Limit: c.Int("limit"), Device: c.String("dev"),
@@ -133,11 +140,7 @@ func prefixOf(c *cli.Context, flag string) (netip.Prefix, error) {
 	if text == "" {
 		return netip.Prefix{}, nil
 	}
-	prefix, err := parsePrefix(text)
-	if err != nil {
-		return prefix, fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
-	}
-	return prefix, nil
+	return parsePrefix(text)
 }
 
 // parsePrefix reads a prefix, or an address as the prefix of itself.
@@ -145,7 +148,11 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	if address, err := netip.ParseAddr(text); err == nil {
 		return netip.PrefixFrom(address, address.BitLen()), nil
 	}
-	return netip.ParsePrefix(text)
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return prefix, fault.New(fault.ErrUsage, "read prefix %q: neither an address nor a prefix", text)
+	}
+	return prefix, nil
 }
 
 // stream is what a command shows again and again.

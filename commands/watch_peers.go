@@ -29,16 +29,7 @@ func watchPeersCommand(env *Env) *cli.Command {
 			if err != nil {
 				return err
 			}
-			whose, err := selectOne(c, "dev", "pod", "container", "pid")
-			if err != nil {
-				return err
-			}
-			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
-				if whose.isEndpoint() {
-					if view.Match, err = env.podsOf(c, b, view.Point, whose); err != nil {
-						return stream{}, err
-					}
-				}
+			return env.watchPlaces(c, view.Point, &view.Match, func(b Backend, p *output.Printer) (stream, error) {
 				return env.peerStream(c, b, p, c.String("instance"), view)
 			})
 		},
