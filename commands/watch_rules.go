@@ -101,7 +101,7 @@ func (r alertRules) gate() *alertGate { return newAlertGate(r.file.Rules, r.sile
 
 // readSampled reads the rules that look at samples.
 func (r *alertRules) readSampled(c *cli.Context) error {
-	bursts, err := readRules(c, r.alertSettings, alert.RuleBurst, detect.ParseBurst, func(b detect.Burst) detect.Timing { return b.Timing })
+	bursts, err := readRules(c, r.alertSettings, alert.RuleBurst, detect.ParseBurst)
 	if err != nil {
 		return err
 	}
@@ -112,10 +112,10 @@ func (r *alertRules) readSampled(c *cli.Context) error {
 			r.bursts = append(r.bursts, b)
 		}
 	}
-	if r.fanouts, err = readRules(c, r.alertSettings, alert.RuleFanout, detect.ParseFanout, func(f detect.Fanout) detect.Timing { return f.Timing }); err != nil {
+	if r.fanouts, err = readRules(c, r.alertSettings, alert.RuleFanout, detect.ParseFanout); err != nil {
 		return err
 	}
-	if r.scans, err = readRules(c, r.alertSettings, alert.RuleScan, detect.ParseScan, func(s detect.Scan) detect.Timing { return s.Timing }); err != nil {
+	if r.scans, err = readRules(c, r.alertSettings, alert.RuleScan, detect.ParseScan); err != nil {
 		return err
 	}
 	if err := r.readInternal(c); err != nil {
@@ -131,7 +131,8 @@ func (r *alertRules) readSampled(c *cli.Context) error {
 func readRules[R interface {
 	comparable
 	fmt.Stringer
-}](c *cli.Context, s alertSettings, kind string, parse func(string) (R, error), timing func(R) detect.Timing) (rules []R, err error) {
+	Times() detect.Timing
+}](c *cli.Context, s alertSettings, kind string, parse func(string) (R, error)) (rules []R, err error) {
 	for _, text := range s.texts(c, kind) {
 		r, err := parse(text)
 		if err != nil {
@@ -140,7 +141,7 @@ func readRules[R interface {
 		if slices.Contains(rules, r) {
 			return nil, usage(c, "--%s %s is given twice", kind, r)
 		}
-		if s.interval > timing(r).Window {
+		if s.interval > r.Times().Window {
 			return nil, usage(c, "--interval %s is longer than the window of --%s %s", s.interval, kind, r)
 		}
 		rules = append(rules, r)

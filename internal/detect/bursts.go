@@ -79,11 +79,7 @@ type Detector struct {
 // New returns a Detector that has seen no sample.
 func New(rules []Burst) *Detector {
 	d := &Detector{rules: rules}
-	timings := make([]Timing, len(rules))
-	for i, r := range rules {
-		timings[i] = r.Timing
-	}
-	d.book = newBook(timings, d.newState)
+	d.book = newBook(rules, d.newState)
 	for _, r := range rules {
 		d.needs = max(d.needs, milliseconds(r.Window+r.Lasting+r.Learning()))
 	}

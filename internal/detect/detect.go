@@ -52,3 +52,6 @@ type Timing struct {
 	Window  time.Duration // whole seconds
 	Lasting time.Duration // how long it has to last, whole seconds; 0: it needn't
 }
+
+// Times is the timing of any rule.
+func (t Timing) Times() Timing { return t }

@@ -103,9 +103,11 @@ type book[S any] struct {
 // milliseconds is a time on the samples' clock.
 func milliseconds(d time.Duration) clock { return clock(d / time.Millisecond) }
 
-func newBook[S any](timings []Timing, fresh func(rule int) S) book[S] {
-	b := book[S]{timings: timings, fresh: fresh, entries: map[place]*entry[S]{}, endpoints: map[identity]*endpoint[S]{}}
-	for _, t := range timings {
+func newBook[S any, R interface{ Times() Timing }](rules []R, fresh func(rule int) S) book[S] {
+	b := book[S]{fresh: fresh, entries: map[place]*entry[S]{}, endpoints: map[identity]*endpoint[S]{}}
+	for _, r := range rules {
+		t := r.Times()
+		b.timings = append(b.timings, t)
 		b.keep = max(b.keep, milliseconds(2*t.Window))
 		b.needs = max(b.needs, milliseconds(t.Window+t.Lasting))
 	}

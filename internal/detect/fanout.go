@@ -107,11 +107,7 @@ type Fanouts struct {
 // NewFanouts returns Fanouts that have seen no sample.
 func NewFanouts(rules []Fanout, internal Internal) *Fanouts {
 	f := &Fanouts{rules: rules, border: newBorder(internal)}
-	timings := make([]Timing, len(rules))
-	for i, r := range rules {
-		timings[i] = r.Timing
-	}
-	f.book = newBook(timings, func(int) fan { return fan{contacts: contacts{since: f.before, pruned: f.before}} })
+	f.book = newBook(rules, func(int) fan { return fan{contacts: contacts{since: f.before, pruned: f.before}} })
 	return f
 }
 

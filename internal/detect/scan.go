@@ -100,16 +100,10 @@ type Scans struct {
 // NewScans returns Scans that have seen no sample.
 func NewScans(rules []Scan) *Scans {
 	s := &Scans{rules: rules}
-	timings := make([]Timing, len(rules))
-	for i, r := range rules {
-		timings[i] = r.Timing
-		if r.Sign == Failed && s.attempts == nil {
-			s.attempts = newAttempts()
-		}
-	}
-	s.book = newBook(timings, s.newScan)
+	s.book = newBook(rules, s.newScan)
 	for _, r := range rules {
 		if r.Sign == Failed {
+			s.attempts = newAttempts()
 			s.keep = max(s.keep, milliseconds(r.Window+2*Grace))
 			s.needs = max(s.needs, milliseconds(r.Window+r.Lasting+Grace))
 		}
