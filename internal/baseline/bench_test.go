@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
 )
 
@@ -49,37 +50,31 @@ func (f *feed) next() {
 
 // BenchmarkStep takes a sample a second of many endpoints.
 func BenchmarkStep(b *testing.B) {
-	b.Run("learn", func(b *testing.B) {
-		before := heap()
-		f, l := crowded(), Learn(crowd())
-		size := heap() - before
-		b.ResetTimer()
-		for range b.N {
-			b.StopTimer()
-			f.next()
-			pods, met := f.pod(), f.peers()
-			b.StartTimer()
-			l.Pods(pods)
-			l.Peers(met)
-		}
-		b.ReportMetric(float64(size)/many, "bytes/endpoint")
-		runtime.KeepAlive(l)
+	type take func(traffic.Document, peers.Document)
+	run := func(name string, open func() take) {
+		b.Run(name, func(b *testing.B) {
+			before := heap()
+			f, take := crowded(), open()
+			size := heap() - before
+			b.ResetTimer()
+			for range b.N {
+				b.StopTimer()
+				f.next()
+				pods, met := f.pod(), f.peers()
+				b.StartTimer()
+				take(pods, met)
+			}
+			b.ReportMetric(float64(size)/many, "bytes/endpoint")
+			runtime.KeepAlive(take)
+		})
+	}
+	run("learn", func() take {
+		l := Learn(crowd())
+		return func(pods traffic.Document, met peers.Document) { l.Pods(pods); l.Peers(met) }
 	})
-	b.Run("check", func(b *testing.B) {
-		before := heap()
-		f, c := crowded(), checked(b, crowd(), "")
-		size := heap() - before
-		b.ResetTimer()
-		for range b.N {
-			b.StopTimer()
-			f.next()
-			pods, met := f.pod(), f.peers()
-			b.StartTimer()
-			c.Pods(pods)
-			c.Peers(met)
-		}
-		b.ReportMetric(float64(size)/many, "bytes/endpoint")
-		runtime.KeepAlive(c)
+	run("check", func() take {
+		c := checked(b, crowd(), "")
+		return func(pods traffic.Document, met peers.Document) { c.Pods(pods); c.Peers(met) }
 	})
 }
 

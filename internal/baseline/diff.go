@@ -28,7 +28,9 @@ type Difference struct {
 func Diff(a, b Document, score float64) []Difference {
 	all := []Difference{}
 	before, after := a.known(), b.known()
-	for _, name := range slices.Sorted(maps.Keys(union(before, after))) {
+	either := maps.Clone(before)
+	maps.Copy(either, after)
+	for _, name := range slices.Sorted(maps.Keys(either)) {
 		x, y := before[name], after[name]
 		switch {
 		case y == nil:
@@ -47,17 +49,6 @@ func Diff(a, b Document, score float64) []Difference {
 	}
 	for i := range all {
 		all[i].Schema = DifferenceSchema
-	}
-	return all
-}
-
-func union[V any](a, b map[string]V) map[string]bool {
-	all := map[string]bool{}
-	for key := range a {
-		all[key] = true
-	}
-	for key := range b {
-		all[key] = true
 	}
 	return all
 }
@@ -101,5 +92,5 @@ func volumes(endpoint string, before, after *known, score float64) (all []Differ
 			})
 		}
 	}
-	return slices.Clip(all)
+	return all
 }

@@ -1,6 +1,7 @@
 package baseline
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -57,15 +58,7 @@ func usualOf(values []weighted, most uint64) Usual {
 
 // median sorts values.
 func median(values []weighted) float64 {
-	slices.SortFunc(values, func(a, b weighted) int {
-		switch {
-		case a.value < b.value:
-			return -1
-		case a.value > b.value:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(values, func(a, b weighted) int { return cmp.Compare(a.value, b.value) })
 	sum := 0.0
 	for _, v := range values {
 		sum += v.weight
