@@ -33,8 +33,6 @@ func openAlertmanager(s Spec, o Options) (driver, error) {
 
 func (d *alertmanager) most() int { return 100 }
 
-func (d *alertmanager) close() { d.client.CloseIdleConnections() }
-
 func (d *alertmanager) every() time.Duration { return repeatTime }
 
 // observe gives an alert its labels, and its end those that it had: what tells alerts

@@ -42,8 +42,6 @@ func openElasticsearch(s Spec, o Options) (driver, error) {
 
 func (d *elasticsearch) most() int { return 200 }
 
-func (d *elasticsearch) close() { d.client.CloseIdleConnections() }
-
 func (d *elasticsearch) deliver(ctx context.Context, events []Event) result {
 	body, err := d.body(events)
 	if err != nil {

@@ -40,8 +40,6 @@ func openOTLP(s Spec, o Options) (driver, error) {
 
 func (d *otlp) most() int { return 200 }
 
-func (d *otlp) close() { d.client.CloseIdleConnections() }
-
 func (d *otlp) deliver(ctx context.Context, events []Event) result {
 	body, err := d.body(events)
 	if err != nil {

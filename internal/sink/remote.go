@@ -60,6 +60,8 @@ func openRemote(s Spec, o Options, path ...string) (*remote, error) {
 	return r, r.authenticate(s, o)
 }
 
+func (r *remote) close() { r.client.CloseIdleConnections() }
+
 // authenticate makes requests carry what a spec says who asks.
 func (r *remote) authenticate(s Spec, o Options) error {
 	r.auth = func(*http.Request) error { return nil }

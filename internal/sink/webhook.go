@@ -32,8 +32,6 @@ func openWebhook(s Spec, o Options) (driver, error) {
 
 func (d *webhook) most() int { return 1 }
 
-func (d *webhook) close() { d.client.CloseIdleConnections() }
-
 func (d *webhook) deliver(ctx context.Context, events []Event) result {
 	header, body := jsonHeader(), events[0].Document
 	if d.key != nil {
