@@ -6,6 +6,7 @@ import (
 
 	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
+	"bpfnet/internal/sample"
 )
 
 // BaselineObserved is what the rule baseline has seen.
@@ -54,7 +55,7 @@ func OfBaseline(f baseline.Finding) Alert {
 	evidence := BaselineEvidence{Endpoint: endpointOf(f.Episode), Name: f.Name, Reason: baselineReason(f), Sample: []string{}}
 	same := []string{RuleBaseline, f.Rule.Options(), string(f.Reason), f.Name}
 	if f.Reason != baseline.Unknown { // that one is of all its Pods
-		same = append(append(same, identityOf(f.Episode)...), optional(f.Source.ContainerID))
+		same = append(append(same, identityOf(f.Episode)...), sample.Value(f.Source.ContainerID))
 	}
 	if d := f.Deviation; d != nil {
 		metric, direction, hour, basis := string(d.Metric), string(d.Direction), d.Hour, string(d.Basis)

@@ -1,8 +1,6 @@
 package alert
 
-import (
-	"bpfnet/internal/detect"
-)
+import "bpfnet/internal/detect"
 
 // ScanObserved is what the rule scan has counted in the window before the alert.
 type ScanObserved struct {

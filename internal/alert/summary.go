@@ -3,6 +3,8 @@ package alert
 import (
 	"fmt"
 	"net/netip"
+
+	"bpfnet/internal/sample"
 )
 
 // Lasts says whether a second alert comes when it is over.
@@ -29,7 +31,7 @@ func (a Alert) Summary() string {
 	return a.Rule + ": " + a.pod()
 }
 
-func (a Alert) pod() string { return optional(a.K8s.Namespace) + "/" + optional(a.K8s.Pod) }
+func (a Alert) pod() string { return sample.Value(a.K8s.Namespace) + "/" + sample.Value(a.K8s.Pod) }
 
 func (a Alert) ofPacket(e BlocklistEvidence) string {
 	fate, list := "went on", "a list that is gone"
@@ -65,10 +67,9 @@ func (a Alert) who(e Endpoint) string {
 }
 
 func (a Alert) ofBurst(e BurstEvidence) string {
-	who := a.who(e.Endpoint)
 	seen, _ := a.Observed.(BurstObserved)
 	wanted, _ := a.Expected.(BurstExpected)
-	return a.ofEpisode(wanted.Burst, who, seen.Amount, seen.Peak, wanted.Threshold, seen.Metric)
+	return a.ofEpisode(wanted.Burst, a.who(e.Endpoint), seen.Amount, seen.Peak, wanted.Threshold, seen.Metric)
 }
 
 // ofEpisode tells how much of something there is, or was if it is over.
@@ -109,11 +110,4 @@ func (e End) String() string {
 		return e.Address.String()
 	}
 	return netip.AddrPortFrom(e.Address, *e.Port).String()
-}
-
-func optional(text *string) string {
-	if text == nil {
-		return ""
-	}
-	return *text
 }
