@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/baseline"
-	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/nearest"
 	"bpfnet/internal/traffic"
@@ -104,7 +103,7 @@ func (e *Env) baselineLearn(c *cli.Context) error {
 	}
 	l := &learning{Learner: baseline.Learn(earlier)}
 	if c.IsSet("replay") {
-		err = e.learnRecording(c, l)
+		err = e.replay(c, func(s samples) error { l.take(s); return nil })
 	} else {
 		err = e.learnLive(c, l)
 	}
@@ -155,22 +154,6 @@ func (l *learning) take(s samples) {
 	if s.peers != nil {
 		l.Peers(*s.peers)
 	}
-}
-
-func (e *Env) learnRecording(c *cli.Context, l *learning) error {
-	source, input, err := e.input(c.Context, c.String("replay"))
-	if err != nil {
-		return err
-	}
-	defer input.Close()
-	err = detect.Replay(input, source, func(s detect.Sample) error {
-		l.take(samples{pods: s.Pods, peers: s.Peers})
-		return c.Context.Err()
-	})
-	if c.Context.Err() != nil {
-		return nil // with what there was until then
-	}
-	return err
 }
 
 // learnLive takes samples until --for is over or the command is interrupted.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"bpfnet/internal/alertconfig"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/nearest"
 )
@@ -63,11 +64,18 @@ func tickFlags(interval time.Duration) []cli.Flag {
 	}
 }
 
+func checkInterval(c *cli.Context, interval time.Duration) error {
+	if interval < alertconfig.LeastInterval {
+		return usage(c, "--interval %s is too short: the least is %s", interval, alertconfig.LeastInterval)
+	}
+	return nil
+}
+
 // readTicks reads tickFlags.
 func readTicks(c *cli.Context) (ticks, error) {
 	t := ticks{interval: c.Duration("interval"), count: c.Int("count")}
-	if t.interval < 10*time.Millisecond {
-		return t, usage(c, "--interval %s is too short: the least is 10ms", t.interval)
+	if err := checkInterval(c, t.interval); err != nil {
+		return t, err
 	}
 	if t.count < 0 || c.IsSet("count") && t.count == 0 {
 		return t, usage(c, "--count %d: the least is 1", t.count)

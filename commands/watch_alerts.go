@@ -79,9 +79,7 @@ func watchAlertsCommand(env *Env) *cli.Command {
 // watchAlerts shows alerts until there were enough, the time is over, the command
 // is interrupted or nobody reads its output any more.
 func (e *Env) watchAlerts(c *cli.Context, p *output.Printer, b Backend, sinks alertSinks, rules alertRules) error {
-	w := &alertWatch{
-		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, list: rules.list, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-	}
+	w := newAlertWatch(c, p, sinks, rules)
 	if rules.sampled() {
 		var err error
 		if w.samples, err = e.watchSamples(c, b, rules); err != nil {
@@ -199,6 +197,13 @@ type alertWatch struct {
 	strict  bool
 	shown   atomic.Uint64
 	lost    uint64 // how many lost events a note has told of
+}
+
+func newAlertWatch(c *cli.Context, p *output.Printer, sinks alertSinks, rules alertRules) *alertWatch {
+	return &alertWatch{
+		stream: p.Stream(), sinks: sinks, gate: newAlertGate(rules.file.Rules, rules.silences), note: sinks.note, list: rules.list,
+		most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
+	}
 }
 
 // lossInterval is the time between two looks whether events were lost.

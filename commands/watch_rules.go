@@ -10,7 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/alert"
-	"bpfnet/internal/alertconfig"
 	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
@@ -96,9 +95,6 @@ func (e *Env) readAlertRules(c *cli.Context) (r alertRules, err error) {
 	return r, checkEventFlags(c)
 }
 
-// gate decides which alerts are told.
-func (r alertRules) gate() *alertGate { return newAlertGate(r.file.Rules, r.silences) }
-
 // readSampled reads the rules that look at samples.
 func (r *alertRules) readSampled(c *cli.Context) error {
 	bursts, err := readRules(c, r.alertSettings, alert.RuleBurst, detect.ParseBurst)
@@ -121,8 +117,8 @@ func (r *alertRules) readSampled(c *cli.Context) error {
 	if err := r.readInternal(c); err != nil {
 		return err
 	}
-	if r.interval < alertconfig.LeastInterval {
-		return usage(c, "--interval %s is too short: the least is %s", r.interval, alertconfig.LeastInterval)
+	if err := checkInterval(c, r.interval); err != nil {
+		return err
 	}
 	return traffic.View{Point: traffic.Point(r.observe)}.Check()
 }

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -228,27 +229,33 @@ func (e *Env) replayAlerts(c *cli.Context, sinks alertSinks, rules alertRules) e
 		return err
 	}
 	c.Context = e.Interrupts(c.Context)
+	w := newAlertWatch(c, p, sinks, rules)
+	w.samples = &sampleWatch{rules: rules.sampleRules(detect.Internal{Prefixes: rules.internal, Endpoints: !rules.all})}
+	err = e.replay(c, func(s samples) error {
+		over, err := w.showSamples(s)
+		if err == nil && over {
+			err = errEnough
+		}
+		return err
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return w.conclude(err)
+}
+
+// replay reads the samples of --replay, until the command is interrupted.
+func (e *Env) replay(c *cli.Context, step func(samples) error) error {
 	source, input, err := e.input(c.Context, c.String("replay"))
 	if err != nil {
 		return err
 	}
 	defer input.Close()
-	w := &alertWatch{
-		stream: p.Stream(), sinks: sinks, gate: rules.gate(), note: sinks.note, most: c.Uint64("count"), once: c.Bool("once"), strict: c.Bool("strict"),
-		samples: &sampleWatch{rules: rules.sampleRules(detect.Internal{Prefixes: rules.internal, Endpoints: !rules.all})},
-	}
 	err = detect.Replay(input, source, func(s detect.Sample) error {
-		over, err := w.showSamples(samples{pods: s.Pods, peers: s.Peers})
-		switch {
-		case err != nil:
-			return err
-		case over:
-			return errEnough
-		}
-		return c.Context.Err()
+		return cmp.Or(step(samples{pods: s.Pods, peers: s.Peers}), c.Context.Err())
 	})
-	if errors.Is(err, errEnough) || c.Context.Err() != nil {
-		err = nil
+	if c.Context.Err() != nil {
+		return nil // with what there was until then
 	}
-	return w.conclude(err)
+	return err
 }
