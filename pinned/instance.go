@@ -126,11 +126,6 @@ func (s *Stage) Finish() error { return removeTree(s.oldDir()) }
 // Abort drops a stage that wasn't committed.
 func (s *Stage) Abort() error { return removeTree(s.dir) }
 
-// OldPath returns where a replaced object is between Commit and Finish.
-func (s *Stage) OldPath(kind, name string) string {
-	return filepath.Join(s.oldDir(), kind, Encode(name))
-}
-
 func (s *Stage) oldDir() string { return filepath.Join(string(s.root), oldPrefix+Encode(s.name)) }
 
 func (s *Stage) rename(from, to string) error {

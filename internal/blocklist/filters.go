@@ -95,24 +95,6 @@ func (f *Filters) Set(exact *Filters) {
 	}
 }
 
-// Include sets the bits that are set in more.
-func (f *Filters) Include(more *Filters) {
-	from := more.all()
-	for i, words := range f.all() {
-		for j, word := range from[i] {
-			if word&^words[j] != 0 {
-				words[j] |= word
-			}
-		}
-	}
-}
-
-// Words returns the words of the maps filters4, lengths4, filters6 and
-// coarse_filters6.
-func (f *Filters) Words() map[string][]uint64 {
-	return map[string][]uint64{"filters4": f.four, "lengths4": f.lengths, "filters6": f.six, "coarse_filters6": f.coarse}
-}
-
 // add sets the bits of a prefix. Entries of the allow list set none but those of
 // their length: they are looked for only where another list matches.
 func (f *Filters) add(p prefix, allow bool) {
