@@ -63,8 +63,6 @@ func (r baselineRule) step(s samples) (found []found) {
 	return found
 }
 
-func (r baselineRule) ready() bool { return r.Ready() }
-
 // conclude says what there is to know of deviations in the end.
 func (r baselineRule) conclude(note func(string)) error {
 	if n := r.Firing(); n > 0 {
@@ -87,9 +85,6 @@ func (r baselineRule) conclude(note func(string)) error {
 	what := "peers and connections that weren't seen"
 	return lossOf(contacts, what+noRoom, what, morePeers, note)
 }
-
-// morePeers is how peers that found no room come to have one.
-const morePeers = "bpfnet load peers --max-entries peer_entries=N   makes room for more peers"
 
 // baselineLine is a deviation for people.
 func baselineLine(f baseline.Finding) string {

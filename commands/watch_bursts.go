@@ -24,6 +24,14 @@ func (r burstRule) conclude(note func(string)) error {
 	return lossOf(r.Lost(), "packets that no endpoint's counters have, because the map was full", "packets of no endpoint's counters", moreRoom, note)
 }
 
+// concludeBursts says what there is to know of bursts in the end.
+func (r burstRule) concludeBursts(what string, note func(string)) {
+	concludeEpisodes(r, what, note)
+	if n := r.Learning(); n > 0 {
+		note(fmt.Sprintf("what is usual isn't known yet for endpoints, once for each rule that wants it: %d", n))
+	}
+}
+
 // connectionsRule looks for bursts of connections.
 type connectionsRule struct{ burstRule }
 
@@ -38,8 +46,6 @@ func (r connectionsRule) conclude(note func(string)) error {
 	r.concludeBursts("bursts of connections", note)
 	return lossOf(r.Lost(), "connections that no endpoint's counters have, because the map was full", "connections of no endpoint's counters", moreEndpoints, note)
 }
-
-func (r burstRule) ready() bool { return r.Ready() }
 
 func burstsFound(bursts []detect.Finding) (all []found) {
 	for _, f := range bursts {
@@ -57,19 +63,5 @@ func (e *Env) noteLearning(c *cli.Context, rules []detect.Burst) {
 		if r.Factor > 0 {
 			e.note(c, "note: --burst %s is learning: it tells nothing of an endpoint that was watched for less than %s", r, r.Learning())
 		}
-	}
-}
-
-// How what found no room comes to have some.
-const (
-	moreRoom      = "bpfnet load pod-traffic --max-entries pods=N   makes room for more addresses"
-	moreEndpoints = "bpfnet load peers --max-entries peer_endpoints=N   makes room for more addresses"
-)
-
-// concludeBursts says what there is to know of bursts in the end.
-func (r burstRule) concludeBursts(what string, note func(string)) {
-	concludeEpisodes(r, what, note)
-	if n := r.Learning(); n > 0 {
-		note(fmt.Sprintf("what is usual isn't known yet for endpoints, once for each rule that wants it: %d", n))
 	}
 }

@@ -26,6 +26,13 @@ func concludeEpisodes(e episodes, what string, note func(string)) {
 	}
 }
 
+// How what found no room comes to have some.
+const (
+	moreRoom      = "bpfnet load pod-traffic --max-entries pods=N   makes room for more addresses"
+	moreEndpoints = "bpfnet load peers --max-entries peer_endpoints=N   makes room for more addresses"
+	morePeers     = "bpfnet load peers --max-entries peer_entries=N   makes room for more peers"
+)
+
 // lossOf says that something wasn't seen, and returns an error of kind fault.ErrLossy
 // if so.
 func lossOf(n uint64, what, short, hint string, note func(string)) error {

@@ -30,8 +30,6 @@ func (r fanoutRule) step(s samples) (all []found) {
 	return all
 }
 
-func (r fanoutRule) ready() bool { return r.Ready() }
-
 func (r fanoutRule) conclude(note func(string)) error {
 	concludeEpisodes(r, "fan-outs", note)
 	return lostPeers(r.Lost(), note)
@@ -73,8 +71,6 @@ func (r scanRule) step(s samples) (all []found) {
 	}
 	return all
 }
-
-func (r scanRule) ready() bool { return r.Ready() }
 
 func (r scanRule) conclude(note func(string)) error {
 	concludeEpisodes(r, "scans", note)

@@ -27,8 +27,8 @@ type samples struct {
 type sampleRule interface {
 	// step looks at the next samples.
 	step(samples) []found
-	// ready says whether everything that one look is to find may have been found.
-	ready() bool
+	// Ready says whether everything that one look is to find may have been found.
+	Ready() bool
 	// conclude says what there is to know in the end, and returns an error of kind
 	// fault.ErrLossy if something couldn't be seen.
 	conclude(note func(string)) error
@@ -169,7 +169,7 @@ func (w *sampleWatch) read(ctx context.Context, to chan<- samples) error {
 // ready says whether one look is over.
 func (w *sampleWatch) ready() bool {
 	for _, rule := range w.rules {
-		if !rule.ready() {
+		if !rule.Ready() {
 			return false
 		}
 	}
