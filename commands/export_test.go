@@ -64,6 +64,34 @@ func get(t *testing.T, url string) string {
 	return string(body)
 }
 
+// steady is what a scrape says, but for Go, the process, and what differs from one time
+// to the next.
+func steady(text string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(text) {
+		name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
+		varies := strings.HasPrefix(line, "bpfnet_build_info") || strings.HasPrefix(line, "bpfnet_scrape_duration_seconds")
+		if strings.HasPrefix(name, "bpfnet_") && !varies {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
+
+// goldenMetrics compares metrics with a file.
+func goldenMetrics(t *testing.T, file, got string) {
+	t.Helper()
+	if os.Getenv("UPDATE_SCRIPTS") != "" {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil || got != string(want) {
+		t.Errorf("%v; UPDATE_SCRIPTS=1 keeps\n%s", err, got)
+	}
+}
+
 // attachedTraffic is fakeTraffic attached to the Pod's interface, too.
 type attachedTraffic struct{ traffic.Sampler }
 
@@ -75,8 +103,7 @@ func (a attachedTraffic) Sample(ctx context.Context) (traffic.Sample, error) {
 	return s, err
 }
 
-// TestExposition has all of what a scrape says, but for Go, the process, and what
-// differs from one time to the next.
+// TestExposition has all of what a scrape says.
 func TestExposition(t *testing.T) {
 	f := scriptFake()
 	f.traffic = attachedTraffic{f.traffic}
@@ -98,24 +125,7 @@ func TestExposition(t *testing.T) {
 	address := f.served(t, &stderr, "export prometheus --listen 127.0.0.1:0 --run-stats")
 	text := get(t, "http://"+address+"/metrics")
 
-	var kept strings.Builder
-	for line := range strings.Lines(text) {
-		name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
-		varies := strings.HasPrefix(line, "bpfnet_build_info") || strings.HasPrefix(line, "bpfnet_scrape_duration_seconds")
-		if strings.HasPrefix(name, "bpfnet_") && !varies {
-			kept.WriteString(line)
-		}
-	}
-	const golden = "testdata/metrics.prom"
-	if os.Getenv("UPDATE_SCRIPTS") != "" {
-		if err := os.WriteFile(golden, []byte(kept.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil || kept.String() != string(want) {
-		t.Errorf("%v; UPDATE_SCRIPTS=1 keeps\n%s", err, kept.String())
-	}
+	goldenMetrics(t, "testdata/metrics.prom", steady(text))
 	if body := get(t, "http://"+address+"/-/healthy"); body != "bpfnet is healthy.\n" {
 		t.Errorf("healthy: %q", body)
 	}

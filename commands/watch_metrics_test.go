@@ -3,14 +3,12 @@ package commands
 import (
 	"bytes"
 	"context"
-	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestWatchExposition has all of what a scrape of a watch says, but for Go, the process,
-// and what differs from one time to the next.
+// TestWatchExposition has all of what a scrape of a watch says.
 func TestWatchExposition(t *testing.T) {
 	f := scriptFake()
 	var stderr bytes.Buffer
@@ -21,30 +19,14 @@ func TestWatchExposition(t *testing.T) {
 	}
 	stderr.Reset()
 	address := f.served(t, &stderr, "watch alerts --listen 127.0.0.1:0 --sink exec=true --sink exec=false --sink stdout")
-	var kept strings.Builder
+	var kept string
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		kept.Reset()
-		for line := range strings.Lines(get(t, "http://"+address+"/metrics")) {
-			name := strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE ")
-			varies := strings.HasPrefix(line, "bpfnet_build_info") || strings.HasPrefix(line, "bpfnet_scrape_duration_seconds")
-			if strings.HasPrefix(name, "bpfnet_") && !varies {
-				kept.WriteString(line)
-			}
-		}
-		if text := kept.String(); strings.Contains(text, `bpfnet_sink_deliveries_total{sink="exec=true"} 2`) && strings.Contains(text, `bpfnet_sink_refused_total{sink="exec=false"} 2`) {
+		kept = steady(get(t, "http://"+address+"/metrics"))
+		if strings.Contains(kept, `bpfnet_sink_deliveries_total{sink="exec=true"} 2`) && strings.Contains(kept, `bpfnet_sink_refused_total{sink="exec=false"} 2`) {
 			break
 		}
 	}
-	const golden = "testdata/watch_metrics.prom"
-	if os.Getenv("UPDATE_SCRIPTS") != "" {
-		if err := os.WriteFile(golden, []byte(kept.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil || kept.String() != string(want) {
-		t.Errorf("%v; UPDATE_SCRIPTS=1 keeps\n%s", err, kept.String())
-	}
+	goldenMetrics(t, "testdata/watch_metrics.prom", kept)
 	if body := get(t, "http://"+address+"/-/healthy"); body != "bpfnet is healthy.\n" {
 		t.Errorf("healthy: %q", body)
 	}

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
@@ -178,14 +179,19 @@ func watch(t testing.TB, source Source, most int) *watched {
 // text is what a scrape by HTTP answers.
 func (w *watched) text() string {
 	w.Helper()
-	handler, err := w.Handler()
+	return scraped(w, w.Handler)
+}
+
+func scraped(t testing.TB, open func() (http.Handler, error)) string {
+	t.Helper()
+	handler, err := open()
 	if err != nil {
-		w.Fatal(err)
+		t.Fatal(err)
 	}
 	answer := httptest.NewRecorder()
 	handler.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
 	if answer.Code != 200 {
-		w.Fatalf("%d: %s", answer.Code, answer.Body)
+		t.Fatalf("%d: %s", answer.Code, answer.Body)
 	}
 	return answer.Body.String()
 }

@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"maps"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -19,16 +18,7 @@ import (
 // scrapeWatch is what a scrape of a watch answers.
 func scrapeWatch(t *testing.T, w *Watch) string {
 	t.Helper()
-	handler, err := w.Handler()
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer := httptest.NewRecorder()
-	handler.ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
-	if answer.Code != 200 {
-		t.Fatalf("%d: %s", answer.Code, answer.Body)
-	}
-	return answer.Body.String()
+	return scraped(t, w.Handler)
 }
 
 // seriesOf are the series of a text whose names begin with something.
