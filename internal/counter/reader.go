@@ -6,10 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"bpfnet/internal/datapath"
-	"bpfnet/internal/maps"
 )
 
 // Reader is the Sampler of a loaded instance. It opens the maps for each
@@ -32,7 +29,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	s := Sample{Time: time.Now(), Interfaces: map[uint32]Classes{}, Devices: devices(attachments)}
-	return s, datapath.ReadMap(r.api, r.instance, "interfaces", func(m *ebpf.Map) error { return s.readInterfaces(ctx, m) })
+	return s, datapath.WalkMap(ctx, r.api, r.instance, "interfaces", s.see)
 }
 
 // devices names the interfaces that are attached.
@@ -46,17 +43,14 @@ func devices(attachments []datapath.Attachment) map[uint32]string {
 	return names
 }
 
-// readInterfaces keeps the interfaces that have counted something or are
-// attached.
-func (s *Sample) readInterfaces(ctx context.Context, m *ebpf.Map) error {
-	return maps.Walk(ctx, m, func(key, value []byte) error {
-		index, sum := binary.NativeEndian.Uint32(key), sum(value)
-		_, attached := s.Devices[index]
-		if attached || sum.total().Packets > 0 {
-			s.Interfaces[index] = sum
-		}
-		return nil
-	})
+// see keeps an interface that has counted something or is attached.
+func (s *Sample) see(key, value []byte) error {
+	index, sum := binary.NativeEndian.Uint32(key), sum(value)
+	_, attached := s.Devices[index]
+	if attached || sum.total().Packets > 0 {
+		s.Interfaces[index] = sum
+	}
+	return nil
 }
 
 // counterSize is the size of a bpf.Counter.

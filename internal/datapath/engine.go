@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/probe"
 	"bpfnet/pinned"
@@ -121,6 +122,11 @@ func ReadMap(api API, instance, name string, fn func(*ebpf.Map) error) error {
 		return fmt.Errorf("read %s/%s: %w", instance, name, err)
 	}
 	return nil
+}
+
+// WalkMap calls fn with each entry of a pinned map of a loaded instance.
+func WalkMap(ctx context.Context, api API, instance, name string, fn func(key, value []byte) error) error {
+	return ReadMap(api, instance, name, func(m *ebpf.Map) error { return maps.Walk(ctx, m, fn) })
 }
 
 func (e *Engine) mustExist(name string) error {

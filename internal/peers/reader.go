@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -72,16 +71,14 @@ func (r *Reader) readClock() error {
 }
 
 func (r *Reader) readRows(ctx context.Context, s *Sample) error {
-	return datapath.ReadMap(r.api, r.instance, "peer_rows", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, value []byte) error {
-			switch bpf.PeerRow(binary.NativeEndian.Uint32(key)) {
-			case bpf.PeersMade:
-				s.Made = sum(value, 8, 0)
-			case bpf.PeersNoRoom:
-				s.NoRoom = sum(value, 8, 0)
-			}
-			return nil
-		})
+	return datapath.WalkMap(ctx, r.api, r.instance, "peer_rows", func(key, value []byte) error {
+		switch bpf.PeerRow(binary.NativeEndian.Uint32(key)) {
+		case bpf.PeersMade:
+			s.Made = sum(value, 8, 0)
+		case bpf.PeersNoRoom:
+			s.NoRoom = sum(value, 8, 0)
+		}
+		return nil
 	})
 }
 
@@ -105,7 +102,7 @@ func (r *Reader) readPeers(ctx context.Context, s *Sample) error {
 
 func peerKey(key []byte) Key {
 	return Key{
-		Endpoint: endpointKey(key, key[32:], key[43]), Address: address(key[16:]),
+		Endpoint: endpointKey(key, key[32:], key[43]), Address: traffic.ReadAddress(key[16:]),
 		Port: binary.NativeEndian.Uint16(key[40:]), Protocol: key[42],
 	}
 }
@@ -128,11 +125,9 @@ func counters(value []byte) Counters {
 
 // readEndpoints reads keys of bpf.EndpointKey and values of bpf.EndpointCounters.
 func (r *Reader) readEndpoints(ctx context.Context, s *Sample) error {
-	return datapath.ReadMap(r.api, r.instance, "peer_endpoints", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, value []byte) error {
-			s.Endpoints[endpointKey(key, key[16:], key[24])] = Connections{Opened: sum(value, 16, 0), Received: sum(value, 16, 8)}
-			return nil
-		})
+	return datapath.WalkMap(ctx, r.api, r.instance, "peer_endpoints", func(key, value []byte) error {
+		s.Endpoints[endpointKey(key, key[16:], key[24])] = Connections{Opened: sum(value, 16, 0), Received: sum(value, 16, 8)}
+		return nil
 	})
 }
 
@@ -143,13 +138,10 @@ func (r *Reader) time(ns uint64) time.Time { return r.boot.Add(time.Duration(ns)
 func endpointKey(at, place []byte, hook byte) traffic.Key {
 	where := binary.NativeEndian.Uint64(place)
 	if bpf.PeerHook(hook) == bpf.PeerCgroup {
-		return traffic.Key{Point: traffic.Cgroup, Address: address(at), CgroupID: where}
+		return traffic.Key{Point: traffic.Cgroup, Address: traffic.ReadAddress(at), CgroupID: where}
 	}
-	return traffic.Key{Point: traffic.TC, Address: address(at), IfIndex: uint32(where)}
+	return traffic.Key{Point: traffic.TC, Address: traffic.ReadAddress(at), IfIndex: uint32(where)}
 }
-
-// address reads an ip_addr_t: IPv6, or IPv4 mapped into it.
-func address(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b[:16])).Unmap() }
 
 // sum adds up the numbers at an offset of the values that all CPUs have.
 func sum(perCPU []byte, size, at int) (total uint64) {

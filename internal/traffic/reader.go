@@ -90,34 +90,28 @@ func Attached(attachments []datapath.Attachment) ([]Point, map[uint32]string) {
 }
 
 func (r *Reader) readRows(ctx context.Context, s *Sample) error {
-	return datapath.ReadMap(r.api, r.instance, "rows", func(m *ebpf.Map) error {
-		counted := map[bpf.TrafficRow]Counters{}
-		err := maps.Walk(ctx, m, func(key, value []byte) error {
-			counted[bpf.TrafficRow(binary.NativeEndian.Uint32(key))] = sum(value)
-			return nil
-		})
-		for _, row := range rows {
-			s.Rows[row.Row] = counted[row.index]
-		}
-		return err
+	counted := map[bpf.TrafficRow]Counters{}
+	err := datapath.WalkMap(ctx, r.api, r.instance, "rows", func(key, value []byte) error {
+		counted[bpf.TrafficRow(binary.NativeEndian.Uint32(key))] = sum(value)
+		return nil
 	})
+	for _, row := range rows {
+		s.Rows[row.Row] = counted[row.index]
+	}
+	return err
 }
 
 func (r *Reader) readPods(ctx context.Context, s *Sample) error {
-	return datapath.ReadMap(r.api, r.instance, "pods", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, value []byte) error {
-			s.Pods[Key{Point: TC, Address: address(key), IfIndex: binary.NativeEndian.Uint32(key[16:])}] = sum(value)
-			return nil
-		})
+	return datapath.WalkMap(ctx, r.api, r.instance, "pods", func(key, value []byte) error {
+		s.Pods[Key{Point: TC, Address: ReadAddress(key), IfIndex: binary.NativeEndian.Uint32(key[16:])}] = sum(value)
+		return nil
 	})
 }
 
 func (r *Reader) readCgroupPods(ctx context.Context, s *Sample) error {
-	return datapath.ReadMap(r.api, r.instance, "cgroup_pods", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, value []byte) error {
-			s.Pods[Key{Point: Cgroup, Address: address(key), CgroupID: binary.NativeEndian.Uint64(key[16:])}] = sum(value)
-			return nil
-		})
+	return datapath.WalkMap(ctx, r.api, r.instance, "cgroup_pods", func(key, value []byte) error {
+		s.Pods[Key{Point: Cgroup, Address: ReadAddress(key), CgroupID: binary.NativeEndian.Uint64(key[16:])}] = sum(value)
+		return nil
 	})
 }
 
@@ -136,9 +130,9 @@ func sum(perCPU []byte) Counters {
 	return total
 }
 
-// address reads the ip_addr_t that a key begins with: IPv6, or IPv4 mapped into
+// ReadAddress reads the ip_addr_t that a key begins with: IPv6, or IPv4 mapped into
 // it.
-func address(key []byte) netip.Addr { return netip.AddrFrom16([16]byte(key[:16])).Unmap() }
+func ReadAddress(key []byte) netip.Addr { return netip.AddrFrom16([16]byte(key[:16])).Unmap() }
 
 // Entry is the traffic of one address at one interface.
 type Entry struct {
@@ -149,11 +143,9 @@ type Entry struct {
 // Interfaces lists the indexes of the interfaces that have entries at tc.
 func (r *Reader) Interfaces(ctx context.Context) ([]uint32, error) {
 	found := map[uint32]bool{}
-	err := datapath.ReadMap(r.api, r.instance, "pods", func(m *ebpf.Map) error {
-		return maps.Walk(ctx, m, func(key, _ []byte) error {
-			found[binary.NativeEndian.Uint32(key[16:])] = true
-			return nil
-		})
+	err := datapath.WalkMap(ctx, r.api, r.instance, "pods", func(key, _ []byte) error {
+		found[binary.NativeEndian.Uint32(key[16:])] = true
+		return nil
 	})
 	return slices.Sorted(gomaps.Keys(found)), err
 }
@@ -174,7 +166,7 @@ func (r *Reader) Take(ctx context.Context, indexes []uint32) (map[uint32][]Entry
 	err = maps.Walk(ctx, m, func(key, value []byte) error {
 		index := binary.NativeEndian.Uint32(key[16:])
 		if _, ok := taken[index]; ok {
-			taken[index] = append(taken[index], Entry{address(key), sum(value)})
+			taken[index] = append(taken[index], Entry{ReadAddress(key), sum(value)})
 			keys = append(keys, bytes.Clone(key))
 		}
 		return nil
