@@ -191,14 +191,15 @@ func checkAlertRules(c *cli.Context, named []string, r alertRules) error {
 		return usage(c, "--list is for the rule %s", alert.RuleBlocklist)
 	}
 	for _, samples := range []struct {
-		flag, what string
-		wanted     bool
+		flag, what, hint string
+		wanted           bool
 	}{
-		{"replay", "samples", r.sampled()}, {"interval", "samples", r.sampled()}, {"observe", "samples", r.sampled()},
-		{"instance", "samples of Pods", r.wantsPods() || len(r.baselines) > 0}, {"peers-instance", "samples of peers", r.wantsPeers() || len(r.baselines) > 0},
+		{"replay", "samples", "--burst 10MiB/10s", r.sampled()}, {"interval", "samples", "--burst 10MiB/10s", r.sampled()}, {"observe", "samples", "--burst 10MiB/10s", r.sampled()},
+		{"instance", "samples of Pods", "--burst 10MiB/10s", r.wantsPods() || len(r.baselines) > 0},
+		{"peers-instance", "samples of peers", "--fanout 50/60s", r.wantsPeers() || len(r.baselines) > 0},
 	} {
 		if c.IsSet(samples.flag) && !samples.wanted {
-			return usage(c, "--%s: no rule looks at %s", samples.flag, samples.what).Hint("--%s %s", sampledRules[0].flag, sampledRules[0].example)
+			return usage(c, "--%s: no rule looks at %s", samples.flag, samples.what).Hint("%s", samples.hint)
 		}
 	}
 	if !c.IsSet("replay") {
