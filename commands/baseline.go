@@ -43,7 +43,8 @@ func baselineCommand(env *Env) *cli.Command {
 					&cli.DurationFlag{Name: "window", Value: learnWindow, Usage: "learn how much is moved in `TIME`, a whole part of an hour"},
 					&cli.DurationFlag{Name: "interval", Value: learnInterval, Usage: "`TIME` between two samples"},
 					&cli.StringFlag{Name: "instance", Value: podTraffic, Usage: "loaded instance `NAME` that counts"},
-					&cli.StringFlag{Name: "observe", Usage: "where packets are counted, `tc|cgroup`; default: as watch pods"},
+					&cli.StringFlag{Name: "peers-instance", Value: peersProgram, Usage: "loaded instance `NAME` that remembers peers"},
+					&cli.StringFlag{Name: "observe", Usage: "where packets are seen, `tc|cgroup`; default: as watch pods and watch peers"},
 				},
 				Action: env.baselineLearn,
 			},
@@ -121,7 +122,7 @@ func checkLearn(c *cli.Context) error {
 		return usage(c, "--window: %v", err)
 	}
 	if c.IsSet("replay") {
-		for _, flag := range []string{"for", "interval", "instance", "observe"} {
+		for _, flag := range []string{"for", "interval", "instance", "peers-instance", "observe"} {
 			if c.IsSet(flag) {
 				return usage(c, "--replay and --%s exclude each other", flag)
 			}
@@ -163,13 +164,13 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 		return err
 	}
 	defer b.Close()
-	instance, point := c.String("instance"), traffic.Point(c.String("observe"))
-	pods, met, err := e.baselineKinds(c, b, instance, peersProgram)
+	instance, peersInstance, point := c.String("instance"), c.String("peers-instance"), traffic.Point(c.String("observe"))
+	pods, met, err := e.baselineKinds(c, b, instance, peersInstance)
 	if err != nil {
 		return err
 	}
 	w := &sampleWatch{interval: c.Duration("interval")}
-	if w.sources, err = e.sampleSources(c, b, instance, peersProgram, point, pods, met); err != nil {
+	if w.sources, err = e.sampleSources(c, b, instance, peersInstance, point, pods, met); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(c.Context)

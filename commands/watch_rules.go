@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"bpfnet/internal/alert"
+	"bpfnet/internal/alertconfig"
 	"bpfnet/internal/baseline"
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
