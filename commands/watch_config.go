@@ -155,8 +155,8 @@ type alertConfigDoc struct {
 	Schema          string       `json:"schema"`
 	IntervalSeconds float64      `json:"interval_seconds"`
 	List            *string      `json:"list"`
-	Instance        string       `json:"instance"`
-	Peers           string       `json:"peers_instance"`
+	Instance        *string      `json:"instance"`
+	PeersInstance   *string      `json:"peers_instance"`
 	Internal        []string     `json:"internal"`
 	Observe         *string      `json:"observe"`
 	Rules           []ruleDoc    `json:"rules"`
@@ -188,8 +188,14 @@ func (e *Env) showAlertRules(c *cli.Context, r alertRules) error {
 		return err
 	}
 	doc := alertConfigDoc{
-		Schema: "bpfnet.alert_config/v1", IntervalSeconds: r.interval.Seconds(), List: alert.Known(r.list), Instance: r.instance, Peers: r.peers, Internal: list(r.prefixes), Observe: alert.Known(r.observe),
+		Schema: "bpfnet.alert_config/v1", IntervalSeconds: r.interval.Seconds(), List: alert.Known(r.list), Internal: list(r.prefixes), Observe: alert.Known(r.observe),
 		Rules: list(r.ruleDocs(c)), Sinks: []string{}, Silences: []silenceDoc{},
+	}
+	if r.wantsPods() || len(r.baselines) > 0 {
+		doc.Instance = &r.instance
+	}
+	if r.wantsPeers() || len(r.baselines) > 0 {
+		doc.PeersInstance = &r.peers
 	}
 	for _, s := range r.sinks {
 		doc.Sinks = append(doc.Sinks, s.Name())
@@ -241,7 +247,11 @@ func (d alertConfigDoc) table() output.Table {
 		}
 		return label + " " + *text
 	}
-	row("samples", d.Instance+", "+d.Peers, "every "+time.Duration(d.IntervalSeconds*float64(time.Second)).String(), labelled("at", d.Observe))
+	for _, instance := range []*string{d.Instance, d.PeersInstance} {
+		if instance != nil {
+			row("samples", *instance, "every "+time.Duration(d.IntervalSeconds*float64(time.Second)).String(), labelled("at", d.Observe))
+		}
+	}
 	if len(d.Internal) > 0 {
 		row("internal", strings.Join(d.Internal, ", "))
 	}
