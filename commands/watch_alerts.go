@@ -287,7 +287,8 @@ func (w *alertWatch) show(ctx context.Context, events []blocklist.Event) error {
 		device := w.devices.of(ctx, event)
 		found := alert.OfBlocklist(event, device, processes[i], loss.Events)
 		found.K8s = w.pods.of(ctx, event)
-		if err := w.tell(foundAs(found, "", func() string { return alertLine(event, device, processes[i]) }), event.Time); err != nil {
+		pod := podName(found.K8s.Namespace, found.K8s.Pod, nil)
+		if err := w.tell(foundAs(found, "", func() string { return alertLine(event, device, pod, processes[i]) }), event.Time); err != nil {
 			return err
 		}
 	}
@@ -405,9 +406,9 @@ func (d *deviceNames) of(ctx context.Context, e blocklist.Event) *string {
 	return d.names[e.IfIndex]
 }
 
-// alertLine is a hit for people.
-func alertLine(e blocklist.Event, device *string, process *alert.Process) string {
-	fate, list, place, whose := "alerted", e.Entry.List, "#"+strconv.FormatUint(uint64(e.IfIndex), 10), ""
+// alertLine is a hit for people, with what may be long at its end.
+func alertLine(e blocklist.Event, device *string, pod string, process *alert.Process) string {
+	fate, list, place := "alerted", e.Entry.List, "#"+strconv.FormatUint(uint64(e.IfIndex), 10)
 	if e.Dropped {
 		fate = "dropped"
 	}
@@ -417,14 +418,14 @@ func alertLine(e blocklist.Event, device *string, process *alert.Process) string
 	if device != nil {
 		place = *device
 	}
+	more := []string{place, pod, "", e.Entry.Reason}
 	if process != nil {
-		whose = process.String()
+		more[2] = process.String()
 	}
-	network := alert.NetworkOf(e)
-	line := fmt.Sprintf("%s  %-10s  %-18s  %s  %-4s  %-45s  %-10s  %-16s  %s",
-		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, optional(network.Transport),
-		endText(e.Source)+" -> "+endText(e.Destination), place, whose, e.Entry.Reason)
-	return strings.TrimRight(line, " ")
+	more = slices.DeleteFunc(more, func(text string) bool { return text == "" })
+	return fmt.Sprintf("%s  %-9s  %-16s  %s  %-4s  %-34s  %s",
+		e.Time.Format("15:04:05.000"), list, e.Entry.Prefix, fate, optional(alert.NetworkOf(e).Transport),
+		endText(e.Source)+" -> "+endText(e.Destination), strings.Join(more, "  "))
 }
 
 func endText(end netip.AddrPort) string {

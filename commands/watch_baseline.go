@@ -3,7 +3,6 @@ package commands
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -88,10 +87,14 @@ func (r baselineRule) conclude(note func(string)) error {
 
 // baselineLine is a deviation for people.
 func baselineLine(f baseline.Finding) string {
-	if d := f.Deviation; d != nil {
-		metric := string(d.Metric)
-		return episodeLine(alert.RuleBaseline, metric, f.Episode, ofThreshold(f.Episode, volumeNumber(metric)), fmt.Sprintf("score %.1f", d.Score))
+	what, much, detail := string(f.Reason), muchOf(output.Count(f.Amount), "new"), ""
+	if f.News != nil {
+		detail = someText(true, 2, f.Items)
 	}
-	amount := fmt.Sprintf("%8s %-11s", output.Count(f.Amount), "new")
-	return episodeLine(alert.RuleBaseline, string(f.Reason), f.Episode, amount, strings.Join(f.Items[:min(len(f.Items), 3)], ", "))
+	if d := f.Deviation; d != nil {
+		number := volumeNumber(string(d.Metric))
+		what, much = string(d.Metric), muchOf(number(f.Amount), "of "+number(f.Threshold))
+		detail = fmt.Sprintf("score %.1f", d.Score)
+	}
+	return lineOf(alert.RuleBaseline, what, f.Started, f.Ended, much, f.Source, detail)
 }

@@ -49,9 +49,8 @@ func (r connectionsRule) conclude(note func(string)) error {
 
 func burstsFound(bursts []detect.Finding) (all []found) {
 	for _, f := range bursts {
-		rule := f.Rule.String()
-		all = append(all, foundAs(alert.OfBurst(f), rule, func() string {
-			return episodeLine(alert.RuleBurst, rule, f.Episode, ofThreshold(f.Episode, volumeNumber(string(f.Rule.Metric))), "")
+		all = append(all, foundAs(alert.OfBurst(f), f.Rule.String(), func() string {
+			return episodeLine(alert.RuleBurst, f.Rule, f.Episode, volumeNumber(string(f.Rule.Metric)), "")
 		}))
 	}
 	return all

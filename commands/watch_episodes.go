@@ -8,6 +8,7 @@ import (
 
 	"bpfnet/internal/detect"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/traffic"
 )
 
 // episodes are what a rule has noticed that isn't over.
@@ -43,22 +44,23 @@ func lossOf(n uint64, what, short, hint string, note func(string)) error {
 	return fault.New(fault.ErrLossy, "watch alerts: %s: %d", short, n).Hint("%s", hint)
 }
 
-// ofThreshold is how much of the threshold there is, in as many columns as episodeLine
-// wants.
-func ofThreshold(ep detect.Episode, number func(uint64) string) string {
-	return fmt.Sprintf("%8s of %-8s", number(ep.Amount), number(ep.Threshold))
-}
-
 // episodeLine is the beginning or the end of an episode for people. more is what else
 // there is to say.
-func episodeLine(rule, form string, ep detect.Episode, amount, more string) string {
-	at, fate := ep.Started, "began"
-	if !ep.Ended.IsZero() {
-		at, fate = ep.Ended, "ended"
+func episodeLine(rule string, form fmt.Stringer, ep detect.Episode, amount func(uint64) string, more string) string {
+	return lineOf(rule, form.String(), ep.Started, ep.Ended, muchOf(amount(ep.Amount), "of "+amount(ep.Threshold)), ep.Source, more)
+}
+
+// muchOf has two columns.
+func muchOf(amount, than string) string { return fmt.Sprintf("%6s %-9s", amount, than) }
+
+// lineOf is a line for people of who did something, the name before the address. What
+// is usual fits into 120 columns.
+func lineOf(rule, what string, started, ended time.Time, much string, s traffic.Who, more string) string {
+	at, fate := started, "began"
+	if !ended.IsZero() {
+		at, fate = ended, "ended"
 	}
-	s := ep.Source
-	who := cmp.Or(podName(s.Namespace, s.Pod, s.PodUID), podContainer(s))
-	line := fmt.Sprintf("%s  %-10s  %-18s  %-7s  %s  %-39s  %-10s  %s  %s",
-		at.Local().Format("15:04:05.000"), rule, form, fate, amount, s.Address, podPlace(s), who, more)
+	who := cmp.Or(podName(s.Namespace, s.Pod, s.PodUID), podContainer(s), s.Address.String())
+	line := fmt.Sprintf("%s  %-9s  %-16s  %s  %s  %-16s  %-6s  %s", at.Local().Format("15:04:05.000"), rule, what, fate, much, who, podPlace(s), more)
 	return strings.TrimRight(line, " ")
 }

@@ -22,9 +22,8 @@ func (r fanoutRule) step(s samples) (all []found) {
 		return nil
 	}
 	for _, f := range r.Step(*s.peers) {
-		rule := f.Rule.String()
-		all = append(all, foundAs(alert.OfFanout(f), rule, func() string {
-			return episodeLine(alert.RuleFanout, rule, f.Episode, ofThreshold(f.Episode, output.Count), someText(f.Ended.IsZero(), f.Peers))
+		all = append(all, foundAs(alert.OfFanout(f), f.Rule.String(), func() string {
+			return episodeLine(alert.RuleFanout, f.Rule, f.Episode, output.Count, someText(f.Ended.IsZero(), 2, f.Peers))
 		}))
 	}
 	return all
@@ -40,8 +39,7 @@ func lostPeers(n uint64, note func(string)) error {
 }
 
 // someText has the first of what an alert names, as long as it is on.
-func someText[T any](on bool, of []T) string {
-	const most = 3
+func someText[T any](on bool, most int, of []T) string {
 	if !on || len(of) == 0 {
 		return ""
 	}
@@ -60,13 +58,12 @@ func (r scanRule) step(s samples) (all []found) {
 		return nil
 	}
 	for _, f := range r.Step(*s.peers) {
-		rule := f.Rule.String()
-		all = append(all, foundAs(alert.OfScan(f), rule, func() string {
+		all = append(all, foundAs(alert.OfScan(f), f.Rule.String(), func() string {
 			ends := make([]alert.End, len(f.Ports))
 			for i, p := range f.Ports {
 				ends[i] = alert.End{Address: p.Address, Port: alert.Known(p.Port)}
 			}
-			return episodeLine(alert.RuleScan, rule, f.Episode, ofThreshold(f.Episode, output.Count), someText(f.Ended.IsZero(), ends))
+			return episodeLine(alert.RuleScan, f.Rule, f.Episode, output.Count, someText(f.Ended.IsZero(), 1, ends))
 		}))
 	}
 	return all
