@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// defaultListen is where metrics are served.
-	defaultListen = "127.0.0.1:9736"
+	// exportPort is where metrics are served unless --listen says otherwise.
+	exportPort    = "9736"
+	defaultListen = "127.0.0.1:" + exportPort
 	// defaultPodSeries is far above the Pods that a node may have.
 	defaultPodSeries = 5000
 )
@@ -57,7 +58,7 @@ func (e *Env) exportPrometheus(c *cli.Context) (err error) {
 		return usage(c, "--max-series %d: a number of series can't be negative", c.Int("max-series"))
 	}
 	address, webConfig := c.String("listen"), c.String("web-config")
-	if err := e.checkServing(address, webConfig); err != nil {
+	if err := e.checkServing(address, webConfig, exportPort); err != nil {
 		return err
 	}
 	b, err := e.backend(c)
@@ -102,16 +103,16 @@ func webConfigFlag() cli.Flag {
 	return &cli.StringFlag{Name: "web-config", Usage: "`FILE` with TLS and passwords, in the format of Prometheus' exporters", DefaultText: "neither"}
 }
 
-// checkServing refuses what metrics can't be served by.
-func (e *Env) checkServing(address, webConfig string) error {
-	if err := checkListen(address); err != nil || webConfig == "" {
+// checkServing refuses what metrics can't be served by; port is the usual one.
+func (e *Env) checkServing(address, webConfig, port string) error {
+	if err := checkListen(address, port); err != nil || webConfig == "" {
 		return err
 	}
 	return e.checkWebConfig(webConfig)
 }
 
 // checkListen refuses what isn't an address and a port.
-func checkListen(address string) error {
+func checkListen(address, usual string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = net.LookupPort("tcp", port)
@@ -121,7 +122,7 @@ func checkListen(address string) error {
 	}
 	if err != nil {
 		return fault.New(fault.ErrUsage, "--listen %q isn't an address and a port", address).
-			Hint("%s, [::1]:9736, or :9736 for all addresses", defaultListen)
+			Hint("127.0.0.1:%[1]s, [::1]:%[1]s, or :%[1]s for all addresses", usual)
 	}
 	return nil
 }

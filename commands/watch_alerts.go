@@ -149,9 +149,10 @@ func (e *Env) alertPlaces(c *cli.Context, b Backend, name string) (*deviceNames,
 		return nil, err
 	case loaded == "":
 		return nil, fault.New(fault.ErrNotFound, "watch alerts: blocklist is not loaded").
-			Hint("bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both")
+			Hint("bpfnet load blocklist; bpfnet attach tc blocklist --dev DEVICE --direction both").
+			Hint("--burst, --fanout, --scan and --baseline turn on rules that look at pod-traffic and peers")
 	case len(attachments) == 0:
-		e.note(c, "note: %s is not attached, so nothing is noticed: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
+		e.note(c, "note: %s is not attached, so the rule blocklist notices nothing: bpfnet attach tc %s --dev DEVICE --direction both", loaded, loaded)
 	}
 	overview, err := b.Blocklist().Overview(c.Context)
 	if err != nil {
@@ -173,7 +174,7 @@ func (e *Env) checkAlertLists(c *cli.Context, lists []blocklist.List, name strin
 	if !slices.ContainsFunc(chosen, func(l blocklist.List) bool {
 		return l.Action == blocklist.Alert || l.Action == blocklist.AlertAndDrop
 	}) {
-		e.note(c, "note: no list alerts yet: bpfnet blocklist add ADDRESS makes one that does, bpfnet blocklist action alert+drop --list NAME has one do so")
+		e.note(c, "note: no list alerts yet, so the rule blocklist notices nothing: bpfnet blocklist add ADDRESS makes one that does, bpfnet blocklist action alert+drop --list NAME has one do so")
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func (e *Env) checkWatchMetrics(c *cli.Context) error {
 	case c.IsSet("replay"):
 		return usage(c, "--replay and --listen exclude each other")
 	}
-	return e.checkServing(watchAddress(c.String("listen")), c.String("web-config"))
+	return e.checkServing(watchAddress(c.String("listen")), c.String("web-config"), watchPort)
 }
 
 // watchAddress is the address of --listen, with a port.
