@@ -18,15 +18,18 @@ import (
 
 func kinds() Kinds {
 	return Kinds{
-		alert.RuleBlocklist: nil, alert.RuleBurst: oneForm(detect.ParseBurst), alert.RuleFanout: oneForm(detect.ParseFanout),
-		alert.RuleScan: oneForm(detect.ParseScan), alert.RuleBaseline: oneForm(baseline.ParseRule),
+		alert.RuleBlocklist: nil, alert.RuleBurst: form(detect.ParseBurst), alert.RuleFanout: form(detect.ParseFanout),
+		alert.RuleScan: form(detect.ParseScan), alert.RuleBaseline: form(baseline.ParseRule),
 	}
 }
 
-func oneForm[R fmt.Stringer](parse func(string) (R, error)) func(string) (string, error) {
+func form[R fmt.Stringer](parse func(string) (R, error)) func(string) (string, error) {
 	return func(text string) (string, error) {
-		r, err := parse(text)
-		return r.String(), err
+		rule, err := parse(text)
+		if err != nil {
+			return "", err
+		}
+		return rule.String(), nil
 	}
 }
 
@@ -191,8 +194,14 @@ func TestExamples(t *testing.T) {
 	if slices.Equal(commented, deployed) {
 		t.Error("nothing is commented out")
 	}
-	if _, err := Read("all", commented, kinds()); err != nil {
+	c, err := Read("all", commented, kinds())
+	if err != nil {
 		t.Errorf("%v\n%s", err, commented)
+	}
+	for _, kind := range alert.Rules() {
+		if !slices.Contains(c.Kinds, kind) {
+			t.Errorf("deploy/alerts/rules.yaml has no example of the rule %s", kind)
+		}
 	}
 }
 
