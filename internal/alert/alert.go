@@ -66,7 +66,7 @@ type K8s struct {
 type Loss struct {
 	Events  uint64  `json:"events"`   // of packets that programs tell of
 	MapFull *uint64 `json:"map_full"` // packets, or connections, that no endpoint's counters have; null: the rule doesn't look at any
-	Peers   *uint64 `json:"peers"`    // peers that made room for others before they were read; null: the rule doesn't look at any
+	Peers   *uint64 `json:"peers"`    // peers that made room for others before they were read, and of a baseline connections that found none; null: the rule doesn't look at any
 }
 
 // fingerprint is a hash of what makes two alerts the same: 16 hexadecimal digits,

@@ -69,6 +69,8 @@ func OfBaseline(f baseline.Finding) Alert {
 	}
 	if f.Counted {
 		a.Loss.MapFull = &f.Lost
+	} else {
+		a.Loss.Peers = &f.Lost
 	}
 	a.Fingerprint = fingerprint(same...)
 	a.Observed, a.Expected, a.Evidence = observed, expected, evidence

@@ -46,7 +46,7 @@ type Finding struct {
 	Reason  Reason
 	Name    string // of the endpoint in the baseline
 	Window  time.Duration
-	Counted bool // traffic was: Lost is of that
+	Counted bool // traffic was: Lost is of that; else of peers and connections
 	detect.Episode
 	*Deviation // of a volume
 	*News      // of anything else
@@ -158,6 +158,9 @@ func (c *Check) Peers(doc peers.Document) (found []Finding) {
 		}
 		found = append(found, c.quieten(w.end, Peers, Ports, Unknown)...)
 		c.closed.peers++
+	}
+	for i := range found {
+		found[i].Lost = c.contacts.lost
 	}
 	return found
 }
