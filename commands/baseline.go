@@ -121,6 +121,9 @@ func checkLearn(c *cli.Context) error {
 	if err := baseline.CheckWindow(c.Duration("window")); err != nil {
 		return usage(c, "--window: %v", err)
 	}
+	if err := checkStdin(c, "merge", c.String("merge"), "replay"); err != nil {
+		return err
+	}
 	if c.IsSet("replay") {
 		for _, flag := range []string{"for", "interval", "instance", "peers-instance", "observe"} {
 			if c.IsSet(flag) {

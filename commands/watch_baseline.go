@@ -32,6 +32,9 @@ func (e *Env) readBaselines(c *cli.Context, s alertSettings) (rules []learnedRul
 		if slices.ContainsFunc(rules, func(l learnedRule) bool { return l.Rule == r }) {
 			return nil, usage(c, "--baseline %s is given twice", r)
 		}
+		if err := checkStdin(c, "baseline", r.File, "config", "replay"); err != nil {
+			return nil, err
+		}
 		d, err := e.readBaseline(c.Context, r.File)
 		if err != nil {
 			return nil, err

@@ -91,8 +91,8 @@ func (e *Env) readAlertConfig(c *cli.Context) (alertconfig.Config, error) {
 	if !c.IsSet("config") {
 		return alertconfig.Config{}, nil
 	}
-	if c.String("config") == "-" && c.String("replay") == "-" {
-		return alertconfig.Config{}, usage(c, "--config and --replay can't both be stdin")
+	if err := checkStdin(c, "config", c.String("config"), "replay"); err != nil {
+		return alertconfig.Config{}, err
 	}
 	name, input, err := e.input(c.Context, c.String("config"))
 	if err != nil {
@@ -111,6 +111,16 @@ func (e *Env) readAlertConfig(c *cli.Context) (alertconfig.Config, error) {
 		kinds[sampled.rule] = sampled.form
 	}
 	return alertconfig.Read(name, text, kinds)
+}
+
+// checkStdin refuses to read stdin for a flag and for one of others, too.
+func checkStdin(c *cli.Context, flag, name string, others ...string) error {
+	for _, other := range others {
+		if name == "-" && c.String(other) == "-" {
+			return usage(c, "--%s and --%s can't both be stdin", flag, other)
+		}
+	}
+	return nil
 }
 
 // leaveOut drops what the file has of rules that are off, and says what is asked for:
