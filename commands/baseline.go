@@ -197,9 +197,20 @@ func (e *Env) learnLive(c *cli.Context, l *learning) error {
 	if ctx.Err() == nil {
 		return err
 	}
-	last, stop := context.WithTimeout(context.WithoutCancel(ctx), lastLook)
+	late, err := lookOnce(context.WithoutCancel(ctx), look)
+	if late && l.samples > 0 {
+		e.note(c, "note: a last sample took longer than %s, so what was since the one before wasn't learned", lastLook)
+		return nil
+	}
+	return err
+}
+
+// lookOnce says whether a look takes too long for one when the time is over.
+func lookOnce(ctx context.Context, look func(context.Context) error) (late bool, err error) {
+	ctx, stop := context.WithTimeout(ctx, lastLook)
 	defer stop()
-	return look(last)
+	err = look(ctx)
+	return err != nil && ctx.Err() != nil, err
 }
 
 // baselineKinds says of what there are samples: of traffic, of peers. There has to be
