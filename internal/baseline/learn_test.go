@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -291,5 +292,19 @@ func TestLearnMany(t *testing.T) {
 	scattered.bound()
 	if len(scattered) > mostPeers || len(scattered) < mostPeers/2 {
 		t.Errorf("%d prefixes", len(scattered))
+	}
+}
+
+// TestBoundAtOnce checks that peers that have hardly anything in common are put together
+// in time: a crawler meets so many in a window.
+func TestBoundAtOnce(t *testing.T) {
+	scattered, random, began := peerSet{}, rand.New(rand.NewPCG(1, 2)), time.Now()
+	for range 70_000 {
+		a := random.Uint32()
+		scattered.add(netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)}), 32))
+	}
+	scattered.bound()
+	if took := time.Since(began); len(scattered) != mostPeers || took > 20*time.Second {
+		t.Errorf("%d prefixes after %s", len(scattered), took)
 	}
 }

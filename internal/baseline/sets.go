@@ -50,29 +50,39 @@ var (
 )
 
 // bound puts peers together until there are no more than mostPeers: as long as it can
-// it takes the longest prefixes, and of those the ones with the most peers.
+// it takes the longest prefixes, and of those the ones with the most peers. Those of a
+// length have no peers in common.
 func (s peerSet) bound() {
-	for level := range levels4 {
-		for len(s) > mostPeers {
-			inside := map[netip.Prefix]int{}
-			for p := range s {
-				levels := levels6
-				if p.Addr().Is4() {
-					levels = levels4
-				}
-				if outer, err := p.Addr().Prefix(levels[level]); err == nil && outer.Bits() < p.Bits() {
-					inside[outer]++
-				}
-			}
-			fullest := slices.MaxFunc(append(slices.Collect(maps.Keys(inside)), netip.Prefix{}), func(a, b netip.Prefix) int {
-				return cmp.Or(cmp.Compare(inside[a], inside[b]), b.Addr().Compare(a.Addr()))
-			})
-			if inside[fullest] < 2 {
+	for level := 0; level < len(levels4) && len(s) > mostPeers; level++ {
+		inside := s.inside(level)
+		fullest := slices.SortedFunc(maps.Keys(inside), func(a, b netip.Prefix) int {
+			return cmp.Or(cmp.Compare(len(inside[b]), len(inside[a])), a.Addr().Compare(b.Addr()))
+		})
+		for _, outer := range fullest {
+			if len(s) <= mostPeers || len(inside[outer]) < 2 {
 				break
 			}
-			s.add(fullest)
+			for _, p := range inside[outer] {
+				delete(s, p)
+			}
+			s[outer] = true
 		}
 	}
+}
+
+// inside are the prefixes of a level, with those of the set that each has.
+func (s peerSet) inside(level int) map[netip.Prefix][]netip.Prefix {
+	all := map[netip.Prefix][]netip.Prefix{}
+	for p := range s {
+		levels := levels6
+		if p.Addr().Is4() {
+			levels = levels4
+		}
+		if outer, err := p.Addr().Prefix(levels[level]); err == nil && outer.Bits() < p.Bits() {
+			all[outer] = append(all[outer], p)
+		}
+	}
+	return all
 }
 
 // list writes a set in its order.
