@@ -35,7 +35,7 @@ func (r fanoutRule) conclude(note func(string)) error {
 }
 
 func lostPeers(n uint64, note func(string)) error {
-	return lossOf(n, "peers that made room for others before they were read", "peers that weren't read", morePeers, note)
+	return lossOf(n, "peers that made room for others before they were read, or whose endpoints were too many", "peers that weren't read", morePeers, note)
 }
 
 // someText has the first of what an alert names, as long as it is on.

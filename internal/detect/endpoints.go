@@ -154,6 +154,15 @@ func (b *book[S]) meet(who *traffic.Who) (e *entry[S], was clock, first bool) {
 	return e, was, first
 }
 
+// mostPlaces is how many places are known of which no counters are. Who forges the
+// addresses that it sends from makes as many as it likes.
+const mostPlaces = 1 << 16
+
+// isFull says whether there is no room for a place without counters.
+func (b *book[S]) isFull(who *traffic.Who) bool {
+	return len(b.entries) >= mostPlaces && b.entries[placeOf(who)] == nil
+}
+
 // own says whose an entry is, which may be known only later.
 func (b *book[S]) own(e *entry[S], id identity, who *traffic.Who) {
 	switch {
@@ -224,7 +233,7 @@ func (b *book[S]) forget() {
 // Ready says whether the samples span the time in which every rule may have fired.
 func (b *book[S]) Ready() bool { return b.now-b.began >= b.needs }
 
-// Lost is how much found no room, since the first sample.
+// Lost is how much found no room, since the first sample: also here.
 func (b *book[S]) Lost() uint64 { return b.lost }
 
 // TooFar returns the longest time between two samples, and the shortest window, if it

@@ -129,6 +129,10 @@ func takePeers[S any](b *book[S], doc *peers.Document, contact func(e *endpoint[
 	}
 	for i := range doc.Peers {
 		row := &doc.Peers[i]
+		if b.isFull(&row.Who) {
+			b.lost++
+			continue
+		}
 		e, _, _ := b.meet(&row.Who)
 		if b.known && row.NewAttempts != nil && row.NewAnswers != nil && row.NewRefusals != nil {
 			// What the sample tells of last may have been long before it, if that is late.

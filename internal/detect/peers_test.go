@@ -316,6 +316,29 @@ func TestForgedSource(t *testing.T) {
 }
 
 // TestFanoutPeers checks which peers an alert names: the same in its end.
+// TestForgedSources: who sends from as many addresses as it likes fills no memory, and
+// nobody who has counters is forgotten for it.
+func TestForgedSources(t *testing.T) {
+	f, s, c := newFanouts(t, Internal{}, "50/60s"), newScans(t, "50failed/60s"), newCalls("a")
+	f.Step(c.docs[0])
+	s.Step(c.docs[0])
+	for n := range 3 {
+		c.call("a", span(100*n, 100)...).next(time.Second)
+		doc := &c.docs[len(c.docs)-1]
+		forged := doc.Peers[0]
+		for i := range mostPlaces / 2 {
+			forged.Address = netip.AddrFrom4([4]byte{100, 64 + byte(n), byte(i >> 8), byte(i)})
+			doc.Peers = append(doc.Peers, forged)
+		}
+		_ = f.Step(*doc)
+		_ = s.Step(*doc)
+	}
+	const rest = mostPlaces/2 + 1 // with the Pod's own place
+	if len(f.entries) != mostPlaces || len(s.entries) != mostPlaces || f.Lost() != rest || s.Lost() != rest || f.Firing() != 1 {
+		t.Errorf("%d and %d places, lost %d and %d, firing %d", len(f.entries), len(s.entries), f.Lost(), s.Lost(), f.Firing())
+	}
+}
+
 func TestFanoutPeers(t *testing.T) {
 	c := newCalls("a").call("a", 40, 41).next(time.Second).call("a", span(0, 9)...).silent("a", 99).next(time.Second).quiet(30)
 	for rule, want := range map[string]string{
