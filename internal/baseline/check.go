@@ -34,8 +34,9 @@ const easing = 0.8
 
 // Bounds of what is kept of an instance and of what is told of it.
 const (
-	mostNews   = 4096
-	mostSample = 10
+	mostNews    = 4096
+	mostSample  = 10
+	mostUnknown = 1 << 16 // endpoints, besides
 )
 
 // Finding is that an endpoint deviates, or that this is over. Its episode starts when
@@ -307,6 +308,10 @@ func (c *Check) unknown(id instance, where seen, idle bool, begin, end time.Time
 	}
 	f := c.begin(Unknown, id, where, begin)
 	id.id = "" // of the endpoint, whichever Pod it is
+	if len(c.news) >= mostUnknown && c.news[source{id, Unknown}] == nil {
+		c.contacts.lost++
+		return nil
+	}
 	return c.tell(source{id, Unknown}, f, []string{id.name}, nil, len(c.known), end)
 }
 

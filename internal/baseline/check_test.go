@@ -3,12 +3,14 @@ package baseline
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"bpfnet/internal/detect"
+	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
 )
 
@@ -284,6 +286,42 @@ func TestCheckFlood(t *testing.T) {
 	}
 	if total != 3 || len(c.news[source{instanceOf(keyOf(traffic.TC, &f.pods["web"].who), &f.pods["web"].who), Peers}].of) != mostNews {
 		t.Errorf("%d alerts", total)
+	}
+}
+
+// TestForgedSources checks that who sends from as many addresses as it likes, or contacts
+// many, fills no memory, and that what is left out is counted.
+func TestForgedSources(t *testing.T) {
+	f, c := newFeed("web"), checked(t, weeks(t), ",unknown")
+	f.check(c)
+	told, forged := 0, 0
+	for range 3 {
+		f.wait(time.Minute)
+		doc := f.peers()
+		one, index := uint64(1), uint32(1)
+		for range mostPlaces {
+			forged++
+			doc.Peers = append(doc.Peers, peers.Peer{
+				Who:       traffic.Who{Address: netip.AddrFrom4([4]byte{100, byte(forged >> 16), byte(forged >> 8), byte(forged)}), IfIndex: &index},
+				Transport: "icmp", Peer: peers.Remote{Address: netip.MustParseAddr("198.51.100.1")}, NewAttempts: &one,
+			})
+		}
+		told += len(c.Peers(doc))
+	}
+	if _, lost := c.Lost(); told != mostUnknown || len(c.news) != mostUnknown || lost != uint64(forged-told) {
+		t.Errorf("told %d of %d, lost %d", told, forged, lost)
+	}
+	l := newContacts(time.Hour)
+	for range 9 {
+		f.wait(time.Minute)
+		for range mostPlaces {
+			forged++
+			f.pods["web"].met = append(f.pods["web"].met, remote{netip.AddrFrom4([4]byte{100, byte(forged >> 16), byte(forged >> 8), byte(forged)}), "icmp"})
+		}
+		l.step(f.peers(), false)
+	}
+	if l.remotes != mostRemotes || l.lost != mostPlaces {
+		t.Errorf("%d peers, lost %d", l.remotes, l.lost)
 	}
 }
 

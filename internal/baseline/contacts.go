@@ -17,9 +17,17 @@ type contacts struct {
 	timeline
 	open    time.Time // when the window began that isn't over
 	entries map[traffic.Key]*contacted
+	remotes int    // of all entries
 	lost    uint64 // peers and connections that found no room, since the first sample
 	full    uint64 // in the last sample
 }
+
+// What is known of a window at most. Who forges the addresses that it sends from, or
+// contacts many, makes as many as it likes.
+const (
+	mostPlaces  = 1 << 16 // that have no counters
+	mostRemotes = 1 << 19
+)
 
 // contacted is whom an endpoint's address has contacted in the window.
 type contacted struct {
@@ -73,16 +81,31 @@ func (c *contacts) step(doc peers.Document, earlier bool) (over []meetings) {
 	}
 	for i := range doc.Peers {
 		p := &doc.Peers[i]
-		e := c.entry(doc.ObservedAt, &p.Who)
-		if p.NewAttempts == nil && earlier || sample.Value(p.NewAttempts) > 0 {
-			e.remotes[remote{p.Peer.Address.Unmap().WithZone(""), portOf(p.Transport, p.Peer.Port)}] = true
-		}
+		c.meet(doc.ObservedAt, p, p.NewAttempts == nil && earlier || sample.Value(p.NewAttempts) > 0)
 	}
 	if c.now.Equal(c.open.Add(c.window)) {
 		over = append(over, c.close()...)
 		c.open = c.now
 	}
 	return over
+}
+
+// meet takes a peer, which has been contacted or only answered.
+func (c *contacts) meet(point traffic.Point, p *peers.Peer, contacted bool) {
+	if len(c.entries) >= mostPlaces && c.entries[keyOf(point, &p.Who)] == nil {
+		c.lost++
+		return
+	}
+	e := c.entry(point, &p.Who)
+	r := remote{p.Peer.Address.Unmap().WithZone(""), portOf(p.Transport, p.Peer.Port)}
+	switch {
+	case !contacted || e.remotes[r]:
+	case c.remotes >= mostRemotes:
+		c.lost++
+	default:
+		e.remotes[r] = true
+		c.remotes++
+	}
 }
 
 func (c *contacts) entry(point traffic.Point, who *traffic.Who) *contacted {
@@ -124,7 +147,7 @@ func (c *contacts) close() []meetings {
 		over.all = append(over.all, *m)
 	}
 	slices.SortFunc(over.all, func(a, b meeting) int { return a.compare(b.instance) })
-	c.entries = map[traffic.Key]*contacted{}
+	c.entries, c.remotes = map[traffic.Key]*contacted{}, 0
 	return []meetings{over}
 }
 
