@@ -103,10 +103,10 @@ type Backend interface {
 	// Answers opens the answers that a loaded instance of dns sees, which one
 	// reader takes out.
 	Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error)
-	// LostAnswers is how many answers an instance of dns found no room for.
 	// InterfaceBytes and InterfaceKinds say what the kernel knows of interfaces.
 	InterfaceBytes() (datapath.InterfaceBytes, error)
 	InterfaceKinds(indexes []uint32) (map[uint32]string, error)
+	// LostAnswers is how many answers an instance of dns found no room for.
 	LostAnswers(instance string) (uint64, error)
 	Close() error
 }
