@@ -168,6 +168,20 @@ func TestReadErrors(t *testing.T) {
 }
 
 // TestExamples checks the files that people begin with.
+// TestReadMany checks that a file as long as may be is read, or refused, in time.
+func TestReadMany(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("rules:\n  blocklist:\n")
+	for i := range 1 << 15 {
+		fmt.Fprintf(&text, "    - only: pod=\"%d\"\n", i)
+	}
+	began := time.Now()
+	c, err := Read("rules.yaml", []byte(text.String()), kinds())
+	if took := time.Since(began); took > 20*time.Second || len(c.Rules) != mostRules || !errors.Is(err, fault.ErrUsage) || !strings.Contains(err.Error(), "rules.yaml:1003:7: there are more than 1000 rules") {
+		t.Errorf("%d rules after %s: %v", len(c.Rules), took, err)
+	}
+}
+
 func TestExamples(t *testing.T) {
 	guide, err := os.ReadFile("../../docs/alerts.md")
 	if err != nil {

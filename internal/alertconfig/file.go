@@ -169,8 +169,15 @@ type placed struct {
 	line int
 }
 
+// mostRules is how many a file may have: each is compared with those before it.
+const mostRules = 1000
+
 // add adds a rule to those of its kind, unless it never could apply.
 func (r *reader) add(n *yaml.Node, before []placed, rule Rule) []placed {
+	if len(r.config.Rules) == mostRules {
+		r.wrong(n, "there are more than %d rules", mostRules)
+		return before
+	}
 	for _, b := range before {
 		if b.Text != rule.Text {
 			continue
