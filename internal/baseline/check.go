@@ -375,6 +375,9 @@ func (c *Check) tell(from source, f Finding, items []string, sample map[string][
 		}
 		youngest := n.episodes[len(n.episodes)-1]
 		youngest.last = end
+		if begun == nil && len(n.of) >= mostNews {
+			continue // it may have been counted in a window before
+		}
 		youngest.Amount++
 		youngest.Peak++
 		if len(n.of) < mostNews {

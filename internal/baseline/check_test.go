@@ -289,6 +289,24 @@ func TestCheckFlood(t *testing.T) {
 	}
 }
 
+// TestCheckFloodAmount checks that what is new in a window and not remembered, because it
+// is too much, isn't counted again in each that follows.
+func TestCheckFloodAmount(t *testing.T) {
+	f, c := newFeed("web"), checked(t, weeks(t), "")
+	f.check(c)
+	for range 5 {
+		for i := range mostNews + 1000 {
+			f.meet("web", "443/tcp", fmt.Sprintf("203.0.%d.%d", i/250, i%250))
+		}
+		f.wait(time.Minute).check(c)
+	}
+	for _, n := range c.news {
+		if e := n.episodes[0]; len(n.episodes) != 1 || e.Amount != mostNews+1000 || len(e.Items) != mostNews {
+			t.Errorf("%d episodes, %d items, amount %d", len(n.episodes), len(e.Items), e.Amount)
+		}
+	}
+}
+
 // TestForgedSources checks that who sends from as many addresses as it likes, or contacts
 // many, fills no memory, and that what is left out is counted.
 func TestForgedSources(t *testing.T) {
