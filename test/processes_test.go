@@ -142,13 +142,13 @@ bpfnet --netns $HOST blocklist action alert --list watched`)
 		{"one of IPv6", "fd77::1", n.podA, listen, "echo $$; exec < <(sleep 60); exec socat -u STDIN TCP6:[fd77::4]:80%[1]d,bind=[fd77::1%[1]d],retry=20,interval=.1", "socat", 1},
 		{"one of the host", "10.77.0.1", n.host, "sleep 60 & exec 3<>/dev/udp/10.77.0.1%d/53; echo $$; echo x >&3; wait", "", "bash", 1},
 	} {
-		for k := 10 + 5*i; ; k++ {
+		for k := 10 + 7*i; ; k++ {
 			pid, began := n.run(t, c.ns, fmt.Sprintf(c.script, k)), time.Now()
 			if c.peer != "" {
 				n.run(t, n.podB, fmt.Sprintf(c.peer, k))
 			}
 			got := w.of(fmt.Sprint(c.prefix, k)).Evidence.Process
-			if got == nil && k < 14+5*i {
+			if got == nil && k < 16+7*i {
 				t.Logf("%s: again", c.what)
 				time.Sleep(time.Second)
 				continue

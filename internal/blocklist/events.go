@@ -96,6 +96,7 @@ type eventSource struct {
 	state    *state     // the lists as they were last read
 	settings uint32     // id of the map that it has the settings of
 	checked  time.Time
+	booted   time.Time // when CLOCK_BOOTTIME was 0
 	events   []Event
 }
 
@@ -288,16 +289,31 @@ func (e *eventSource) peek() (next *state, id uint32, err error) {
 	return next, id, nil
 }
 
+// clockStep is by how much the clock of people has to be another for times to follow
+// it. Reading two clocks one after the other takes a moment, which differs: what came
+// later is not to seem earlier for it.
+const clockStep = 100 * time.Millisecond
+
+func (e *eventSource) readClock() error {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	booted := time.Now().Round(0).Add(-time.Duration(up.Nano()))
+	if booted.Sub(e.booted).Abs() > clockStep {
+		e.booted = booted
+	}
+	return nil
+}
+
 // describe makes events of records.
 func (e *eventSource) describe(records [][]byte) error {
 	if err := e.follow(); err != nil {
 		return err
 	}
-	var clock unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &clock); err != nil {
-		return fmt.Errorf("read the clock: %w", err)
+	if err := e.readClock(); err != nil {
+		return err
 	}
-	booted := time.Now().Add(-time.Duration(clock.Nano()))
 	e.events = e.events[:0]
 	e.state.forgetDomains()           // they change without the settings
 	entries := map[bpf.HitKey]Entry{} // a scan meets one again and again
@@ -306,7 +322,7 @@ func (e *eventSource) describe(records [][]byte) error {
 		if _, err := binary.Decode(record, binary.NativeEndian, &raw); err != nil {
 			return fmt.Errorf("read events of map block_events: a record of %d bytes: %w", len(record), err)
 		}
-		event, found := newEvent(raw, booted), false
+		event, found := newEvent(raw, e.booted), false
 		if event.Entry, found = entries[raw.Entry]; !found {
 			event.Entry = e.state.known(raw.Entry)
 			entries[raw.Entry] = event.Entry
