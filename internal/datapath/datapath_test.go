@@ -35,9 +35,11 @@ func tcHook(d Direction) string {
 	return "tcx_" + string(d)
 }
 
+// open waits a minute for other writers: an emulated machine takes seconds to
+// load a program.
 func open(t *testing.T, root, ns string) *Engine {
 	t.Helper()
-	e, err := Open(Options{Root: root, NetNS: ns})
+	e, err := Open(Options{Root: root, NetNS: ns, LockTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
