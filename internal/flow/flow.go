@@ -121,3 +121,10 @@ type Sampler interface {
 	Sample(ctx context.Context) (Sample, error)
 	Close() error
 }
+
+// Request says whose samples to open.
+type Request struct {
+	Instance string // a loaded instance; if there is none of that name, counting begins now and ends with the sampler
+	Filter   Filter // of what begins to be counted; a loaded instance counts what it was loaded for
+	Backend  string // the mechanism to take, "tp_btf", "fexit" or "sock_diag"; empty: the best that works
+}
