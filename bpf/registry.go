@@ -24,6 +24,17 @@ type Program struct {
 	// but data sections, of the program of that name.
 	Shared string
 
+	// Mechanisms are the ways in which it can do its work, best first, of which the
+	// first that the kernel takes is loaded; empty: there is one.
+	Mechanisms []Mechanism
+
+	// Seed names the iterator that is run once before tracing begins; "" if it has none.
+	Seed string
+
+	// AtRoot says that its cgroup programs belong to those that trace, and are
+	// attached with them, at the root of cgroup2.
+	AtRoot bool
+
 	// Object is the compiled ELF object.
 	Object []byte
 	// Spec parses Object; each call returns a fresh copy.
@@ -36,7 +47,14 @@ type Hook struct {
 	Feature string // name of the probe that it depends on
 }
 
+// Mechanism is a way in which a program does its work.
+type Mechanism struct {
+	Name    string   // "tp_btf"
+	Without []string // programs of the object that it leaves out
+}
+
 var (
+	hookTrace  = Hook{"trace", "tp_btf"}
 	hookTC     = Hook{"tc", "tc"}
 	hookXDP    = Hook{"xdp", "xdp"}
 	hookCgroup = Hook{"cgroup", "cgroup_skb"}
@@ -59,7 +77,7 @@ type Map struct {
 
 // Catalogue returns the built-in programs, sorted by name.
 func Catalogue() []Program {
-	return []Program{blocklist(), dns(), peers(), podTraffic(), portFilter(), xdpCounter()}
+	return []Program{blocklist(), dns(), flows(), peers(), podTraffic(), portFilter(), xdpCounter()}
 }
 
 func blocklist() Program {
@@ -116,6 +134,48 @@ func blockMaps() []Map {
 // blockFeatures are the features that consulting the lists depends on.
 func blockFeatures() []string {
 	return []string{"map_array", "map_hash", "map_in_map", "map_percpu_array", "ring_buffer"}
+}
+
+// FlowFilter are the parameters of flows, by what they choose.
+const (
+	FlowPID         = "pid"
+	FlowCgroup      = "cgroup_id"
+	FlowCgroupLevel = "cgroup_level"
+	FlowPort        = "port"
+	FlowProtocol    = "protocol"
+)
+
+func flows() Program {
+	lengths := []string{"flows_sent", "flows_received"}
+	returns := []string{"flows_inet_sendmsg", "flows_inet6_sendmsg", "flows_inet_recvmsg", "flows_inet6_recvmsg"}
+	return Program{
+		Name:    "flows",
+		Summary: "count what each process sends and receives through each socket",
+		Hooks:   []Hook{hookTrace},
+		Parameters: []Parameter{
+			{Name: FlowPID, Type: "u32", Default: "0", Summary: "count only this process; 0: all"},
+			{Name: FlowCgroup, Type: "u64", Default: "0", Summary: "count only processes of this cgroup, and those below it; 0: all"},
+			{Name: FlowCgroupLevel, Type: "u32", Default: "0", Summary: "how far cgroup_id is below the root"},
+			{Name: FlowPort, Type: "u16", Default: "0", Summary: "count only sockets with this port, here or at the peer; 0: all"},
+			{Name: FlowProtocol, Type: "u16", Default: "0", Summary: "count only sockets of this protocol, as a number; 0: all"},
+		},
+		Maps: []Map{
+			{"flow_sockets", "counters of sockets that are open, in their own memory"},
+			{"closed_flows", "counters of sockets that were closed, a ring"},
+			{"opened_flows", "connections that were opened, a ring"},
+			{"flow_totals", "how many records there ever were in both, and what found no room"},
+		},
+		Features: []string{"map_array", "map_sk_storage"},
+		Mechanisms: []Mechanism{
+			{"tp_btf", append(returns, "flows_inet_sendpage")},
+			{"fexit", lengths},
+			{"fexit", append(lengths, "flows_inet_sendpage")}, // Linux 6.5 and later have no sendpage
+		},
+		Seed:   "flows_seed",
+		AtRoot: true,
+		Object: _FlowsBytes,
+		Spec:   loadFlows,
+	}
 }
 
 func peers() Program {

@@ -37,6 +37,14 @@ type (
 	// PeerRow is a key of the map peer_rows, whose values are numbers.
 	PeerRow = peersPeerRow
 
+	// FlowRecord is a value of the maps closed_flows and opened_flows, and what
+	// flows_dump writes. Times are ns of CLOCK_BOOTTIME, IPv4 addresses are mapped.
+	FlowRecord = flowsFlowRecord
+	// FlowEnding says who has ended a connection.
+	FlowEnding = flowsFlowEnding
+	// FlowSums is the value of the map flow_totals.
+	FlowSums = flowsFlowSums
+
 	// PolicyPage is a page of a policy that holds verdicts.
 	PolicyPage = portFilterPolicyPage
 	// PolicyHeader is page PolicyHeaderPage of a policy.
@@ -214,3 +222,19 @@ const (
 func PolicyIndex(side PortSide, protocol PortProtocol, port uint16) (page uint32, entry int) {
 	return (uint32(side)*3+uint32(protocol))*256 + uint32(port>>8), int(port & 0xff)
 }
+
+// What the flags of a FlowRecord say.
+const (
+	FlowInward    = flowsFlowFlagFLOW_INWARD
+	FlowExisted   = flowsFlowFlagFLOW_EXISTED
+	FlowInherited = flowsFlowFlagFLOW_INHERITED
+	FlowRest      = flowsFlowFlagFLOW_REST
+)
+
+// What a FlowRecord's Ending says.
+const (
+	FlowEndedLocal   = flowsFlowEndingENDING_LOCAL
+	FlowEndedPeer    = flowsFlowEndingENDING_PEER
+	FlowEndedAborted = flowsFlowEndingENDING_ABORTED
+	FlowEndedRefused = flowsFlowEndingENDING_REFUSED
+)

@@ -37,6 +37,9 @@ func (e *Engine) Attach(ctx context.Context, reqs ...AttachRequest) (Attached, e
 		if err != nil {
 			return err
 		}
+		if err := e.seed(at, existing); err != nil {
+			return err
+		}
 		var done []step
 		for _, at = range reqs {
 			steps, err := e.attach(at, existing)
@@ -411,8 +414,17 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 	if err != nil {
 		return nil, err
 	}
+	builtin, _ := lookupBuiltin(e.root.Spec(req.Name).Source)
 	var spots []spot
+	if builtin.AtRoot && req.Program == "" {
+		if spots, err = e.rootSpots(req); err != nil {
+			return nil, err
+		}
+	}
 	for _, c := range fitting {
+		if c.runsAlone(builtin) {
+			continue
+		}
 		kind, what, ok := strings.Cut(c.section, "/")
 		if !ok || what == "" {
 			return nil, fault.New(fault.ErrUsage, "program %s: section %q doesn't say what to trace", c.name, c.section).
@@ -421,6 +433,29 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 		spots = append(spots, spot{candidate: c, hook: hookTrace, at: target{Trace: kind + "/" + what}})
 	}
 	return spots, nil
+}
+
+// rootSpots are those of cgroup programs that belong to those that trace.
+func (e *Engine) rootSpots(req AttachRequest) (spots []spot, err error) {
+	req.Hook = "cgroup"
+	if req.Cgroup, err = probe.Cgroup2Mount(); err != nil {
+		return nil, fault.New(fault.ErrUnsupported, "%w", err).Hint("mount -t cgroup2 none /sys/fs/cgroup")
+	}
+	return e.cgroupSpots(req)
+}
+
+// seed runs the iterator that is to run before the first program of an instance traces.
+func (e *Engine) seed(req AttachRequest, existing []Attachment) error {
+	builtin, _ := lookupBuiltin(e.root.Spec(req.Name).Source)
+	if req.Hook != "trace" || req.DryRun || builtin.Seed == "" || len(existing) > 0 {
+		return nil
+	}
+	prog, err := e.openProgram(req.Name, builtin.Seed)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	return runIterator(prog)
 }
 
 func (e *Engine) attachTrace(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {

@@ -54,27 +54,37 @@ func (e *Engine) cgroupSpots(req AttachRequest) ([]spot, error) {
 }
 
 func (e *Engine) attachCgroup(req AttachRequest, s spot, prog *ebpf.Program) (Attachment, error) {
-	dir, err := os.Open(s.at.Cgroup)
+	l, err := cgroupLink(s.at.Cgroup, s.candidate, prog)
 	if err != nil {
-		return Attachment{}, fmt.Errorf("open cgroup: %w", err)
-	}
-	defer dir.Close()
-	// Not AttachCgroup: where links are missing it falls back to an attachment
-	// that can't be pinned.
-	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: prog, Attach: s.cgroupAttach()})
-	if errors.Is(err, unix.EPERM) && e.heldExclusively(dir, s.cgroupAttach()) {
-		return Attachment{}, fault.New(fault.ErrConflict, "%s: a program that was attached without BPF_F_ALLOW_MULTI owns the hook", s.hook).
-			Hint("bpfnet cgroup show %s", s.at.Cgroup)
-	}
-	if err != nil {
-		return Attachment{}, fmt.Errorf("%s: %w", s.hook, probe.Explain(probe.OpAttachCgroup, err))
+		return Attachment{}, err
 	}
 	return e.pinLink(req, s, l, nil)
 }
 
+// cgroupLink attaches a program to its place in a cgroup.
+func cgroupLink(path string, c candidate, prog *ebpf.Program) (link.Link, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	defer dir.Close()
+	hook := cgroupHooks[c.cgroupAttach()]
+	// Not AttachCgroup: where links are missing it falls back to an attachment
+	// that can't be pinned.
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: prog, Attach: c.cgroupAttach()})
+	if errors.Is(err, unix.EPERM) && heldExclusively(dir, c.cgroupAttach()) {
+		return nil, fault.New(fault.ErrConflict, "%s: a program that was attached without BPF_F_ALLOW_MULTI owns the hook", hook).
+			Hint("bpfnet cgroup show %s", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", hook, probe.Explain(probe.OpAttachCgroup, err))
+	}
+	return l, nil
+}
+
 // heldExclusively says whether programs are attached to the cgroup itself: then
 // EPERM means that one of them refuses company.
-func (e *Engine) heldExclusively(dir *os.File, attach ebpf.AttachType) bool {
+func heldExclusively(dir *os.File, attach ebpf.AttachType) bool {
 	r, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: attach})
 	return err == nil && len(r.Programs) > 0
 }

@@ -92,8 +92,9 @@ func (e *Engine) detachMatching(name string, reqs []DetachRequest, result *Attac
 	if err != nil {
 		return err
 	}
+	builtin, _ := lookupBuiltin(e.root.Spec(name).Source)
 	for _, a := range docs {
-		if !slices.ContainsFunc(reqs, func(r DetachRequest) bool { return r.matches(a) }) {
+		if !slices.ContainsFunc(reqs, func(r DetachRequest) bool { return r.matches(a, builtin.AtRoot) }) {
 			continue
 		}
 		if !reqs[0].DryRun {
@@ -108,9 +109,15 @@ func (e *Engine) detachMatching(name string, reqs []DetachRequest, result *Attac
 	return nil
 }
 
-func (r DetachRequest) matches(a Attachment) bool {
+// matches says whether the request selects an attachment. atRoot: those to cgroups
+// belong to those that trace.
+func (r DetachRequest) matches(a Attachment, atRoot bool) bool {
+	group := hookGroup(a.Hook)
+	if atRoot && r.Hook == hookTrace {
+		group = hookTrace
+	}
 	switch {
-	case r.Hook != "" && r.Hook != hookGroup(a.Hook),
+	case r.Hook != "" && r.Hook != group,
 		r.Program != "" && r.Program != a.Program,
 		r.Defunct && !a.Defunct,
 		r.Direction != "" && r.Direction != Both && r.Direction != hookDirection(a.Hook),

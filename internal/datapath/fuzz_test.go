@@ -131,7 +131,7 @@ func readPlan(p *loadPlan) {
 		_ = p.set(map[string]string{name: "1"})
 		_ = v.Size()
 	}
-	_ = p.operation()
+	_ = operation(p.spec)
 	copied := p.spec.Copy()
 	names := keys(copied.Programs)
 	if len(names) > 0 {

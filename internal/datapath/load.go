@@ -43,10 +43,11 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (Loaded, error) {
 
 // loadPlan is a checked LoadRequest.
 type loadPlan struct {
-	name  string
-	spec  *ebpf.CollectionSpec
-	notes []string
-	from  pinned.Spec
+	name       string
+	spec       *ebpf.CollectionSpec
+	mechanisms []bpf.Mechanism // of which one is to be loaded; empty: the whole object is
+	notes      []string
+	from       pinned.Spec
 }
 
 func newLoadPlan(req LoadRequest) (*loadPlan, error) {
@@ -54,6 +55,9 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	object := req.Object
 	if builtin, ok := lookupBuiltin(req.Source); ok && object == nil {
 		object, p.from.Builtin = builtin.Object, true
+		if len(req.Programs) == 0 {
+			p.mechanisms = builtin.Mechanisms
+		}
 	}
 	if object == nil {
 		return nil, fault.New(fault.ErrNotFound, "no such built-in program or object file").Hint("bpfnet programs")
@@ -71,6 +75,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	p.spec = spec
 	for _, prepare := range []func() error{
 		func() error { return p.choose(req.Programs) },
+		func() error { return p.force(req.Mechanism) },
 		func() error { return p.size(req.MaxEntries) },
 		func() error { return p.set(req.Set) },
 		p.check,
@@ -111,6 +116,9 @@ func parameters(req LoadRequest) map[string]string {
 	}
 	for _, prog := range req.Programs {
 		all["prog:"+prog] = "1"
+	}
+	if req.Mechanism != "" {
+		all["mechanism"] = req.Mechanism
 	}
 	return all
 }
@@ -293,7 +301,13 @@ func (e *Engine) create(p *loadPlan, dryRun bool) (Loaded, error) {
 // the maps of those names.
 func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	liftMemlock()
-	spec := p.spec.Copy()
+	if len(p.mechanisms) > 0 {
+		return p.climb(reuse)
+	}
+	return p.newCollectionOf(p.spec.Copy(), reuse)
+}
+
+func (p *loadPlan) newCollectionOf(spec *ebpf.CollectionSpec, reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	for name := range reuse {
 		spec.Maps[name].Contents = nil // maps of maps would be filled again
 	}
@@ -302,13 +316,13 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 		return coll, nil
 	}
 	if few := fewFiles(spec, err); few != nil {
-		return nil, fmt.Errorf("%s: %w", p.operation(), few)
+		return nil, fmt.Errorf("%s: %w", operation(spec), few)
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return nil, fault.New(fault.ErrConflict, "the running maps can't be kept: %w", err).
 			Hint("without --reuse-maps the maps start empty; lists that another bpfnet made start anew after: bpfnet blocklist clear")
 	}
-	explained := probe.Explain(p.operation(), err)
+	explained := probe.Explain(operation(spec), err)
 	var verifier *ebpf.VerifierError
 	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) && !exhausted(err) {
 		return nil, &rejection{program: p.refused(err), cause: err, log: verifier.Log}
@@ -364,10 +378,10 @@ func (p *loadPlan) refused(err error) string {
 
 // operation is what loading needs the capabilities for: those of the program
 // type that asks for most.
-func (p *loadPlan) operation() probe.Op {
+func operation(spec *ebpf.CollectionSpec) probe.Op {
 	rank := []probe.Op{probe.OpCreateMap, probe.OpLoadCgroup, probe.OpLoadTC, probe.OpLoadXDP, probe.OpLoadTracing, probe.OpLoadTrampoline}
 	most := 0
-	for _, prog := range p.spec.Programs {
+	for _, prog := range spec.Programs {
 		most = max(most, slices.Index(rank, loadOperation(prog)))
 	}
 	return rank[most]

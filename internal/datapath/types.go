@@ -37,6 +37,7 @@ type LoadRequest struct {
 	Programs   []string          // programs of the object to load; empty: all
 	Set        map[string]string // global variable -> value as text
 	MaxEntries map[string]uint32 // map name -> max_entries
+	Mechanism  string            // of a built-in program that has several; empty: the best that works
 	ReuseMaps  bool              // keep the maps of the loaded instance that is replaced
 	Replace    bool              // replace a loaded instance of that name
 	DryRun     bool
@@ -229,6 +230,12 @@ type API interface {
 	// OpenMap opens a pinned map of a loaded instance by name. readOnly asks
 	// for a descriptor that can't write.
 	OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error)
+
+	// Open opens what a loaded instance counts in.
+	Open(ctx context.Context, instance string) (Objects, error)
+	// Start loads and attaches a program that traces, for as long as this process
+	// keeps it open: nothing is pinned.
+	Start(context.Context, LoadRequest) (Objects, error)
 
 	// Update runs fn while it holds the exclusive lock.
 	Update(ctx context.Context, fn func() error) error

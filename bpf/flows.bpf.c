@@ -1,0 +1,731 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//go:build ignore
+
+/* flows: counts what processes send and receive through sockets, in bytes that the calls moved.
+ *
+ * Hooks: typed tracepoints, or fexit where they don't tell how much was sent; cgroup_sock and
+ * cgroup_sock_addr at the root. Verdict: none. Minimum kernel: 5.12 (atomic operations that return
+ * a value, socket cookies in tracing); sk_storage in tracing is of 5.11, the tracepoints of lengths
+ * of 6.3.
+ *
+ * What was sent is what a call returned. What TCP gave to its reader is by how much copied_seq grew
+ * where the window is adjusted after each piece: a look ahead (MSG_PEEK) doesn't move it, splice
+ * does, and tells no length otherwise. Of datagrams it is what a call returned.
+ *
+ * Counters live with the socket, so there is no table that could be full. A socket has some for each
+ * of the first processes that use it, and for all others together. When a socket ends, what it had
+ * is written into a log, of which the oldest record makes room.
+ */
+#include "kernel.h"
+
+#define USES         4
+#define CLOSED_FLOWS 16384
+#define OPENED_FLOWS 8192
+
+/* What one process moved through a socket. Programs only add. */
+struct flow_use {
+	__u64 key;   /* of the process; 0: free. In the last one of a socket: those with no other */
+	__u64 start; /* of the thread group leader, ns of CLOCK_BOOTTIME */
+	__u64 transmit_bytes;
+	__u64 receive_bytes;
+	__u64 transmit_calls;
+	__u64 receive_calls;
+	__u64 cgroup_id;
+	__u32 pid;
+	__u32 uid;
+	char command[16]; /* of the leader */
+};
+
+/* Who has closed a TCP connection, or the first who did. */
+enum flow_ending : __u8 {
+	ENDING_NONE,
+	ENDING_LOCAL,   /* sent the first FIN */
+	ENDING_PEER,    /* sent the first FIN */
+	ENDING_ABORTED, /* reset or given up */
+	ENDING_REFUSED, /* never opened */
+};
+
+enum flow_flag : __u8 {
+	FLOW_INWARD = 1,    /* the peer opened it */
+	FLOW_EXISTED = 2,   /* before counting began */
+	FLOW_INHERITED = 4, /* the first use is the listener's */
+	FLOW_REST = 8,      /* the use is of several processes (only in records) */
+};
+
+/* A socket. */
+struct flow_socket {
+	struct flow_use uses[USES + 1];
+	__u64 cookie; /* 0, or another socket's: this one hasn't been met yet */
+	__u64 opened; /* ns of CLOCK_BOOTTIME */
+	ip_addr_t local; /* these are of datagrams; TCP keeps its own until it ends */
+	ip_addr_t peer;
+	__u32 netns;
+	__u32 position; /* TCP: sequence number up to which reads are counted */
+	__u16 local_port;
+	__be16 peer_port;
+	__u16 family;
+	__u16 protocol;
+	__u32 error; /* errno that the connection ended with */
+	__u8 flags;
+	enum flow_ending ending;
+	__u8 pad[2];
+};
+
+enum flow_event : __u8 {
+	EVENT_NONE, /* it is open */
+	EVENT_OPENED,
+	EVENT_CLOSED,
+};
+
+/* A use of a socket, as it is told to user space. */
+struct flow_record {
+	__u64 sequence; /* in a log: from 1 on, 0 while it is written */
+	__u64 cookie;
+	__u64 opened;
+	__u64 time; /* of the event */
+	struct flow_use use;
+	__u64 transmitted; /* TCP: what the kernel took from callers, by its own counters */
+	__u64 received;    /* and what it gave to them */
+	ip_addr_t local;
+	ip_addr_t peer;
+	__u32 netns;
+	__u32 srtt_us;
+	__u32 min_rtt_us;
+	__u32 retransmits;
+	__u32 error;
+	__u16 local_port;
+	__be16 peer_port;
+	__u16 family;
+	__u16 protocol;
+	__u8 state;
+	__u8 owners;
+	enum flow_flag flags;
+	enum flow_ending ending;
+	enum flow_event event;
+	__u8 pad[7];
+};
+
+/* What is known of all. */
+struct flow_sums {
+	__u64 began; /* ns of CLOCK_BOOTTIME */
+	__u64 closed; /* records in closed_flows, ever */
+	__u64 opened; /* records in opened_flows, ever */
+	__u64 no_room; /* sockets for which there was no memory */
+	__u64 no_room_bytes;
+};
+
+/* Counters of sockets.
+ * Key: socket. Value: see the struct. Writer: all programs. Reader: flows_dump. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct flow_socket);
+} flow_sockets SEC(".maps");
+
+/* What sockets had that were closed, a ring.
+ * Key: sequence modulo size. Value: see the struct. Writer: flows_destroy, flows_release. Reader:
+ * bpfnet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, CLOSED_FLOWS);
+	__type(key, __u32);
+	__type(value, struct flow_record);
+} closed_flows SEC(".maps");
+
+/* Connections that were opened, a ring.
+ * Key: sequence modulo size. Value: see the struct. Writer: flows_state. Reader: bpfnet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OPENED_FLOWS);
+	__type(key, __u32);
+	__type(value, struct flow_record);
+} opened_flows SEC(".maps");
+
+/* Key: 0. Value: see the struct. Writer: all programs. Reader: bpfnet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_sums);
+} flow_totals SEC(".maps");
+
+/* Only what this process, those of this cgroup and below it, sockets of this port or protocol move
+ * is counted; 0: all. */
+const volatile __u32 pid;
+const volatile __u64 cgroup_id;
+const volatile __u32 cgroup_level; /* of cgroup_id below the root */
+const volatile __u16 port;
+const volatile __u16 protocol;
+
+static __always_inline struct flow_sums *totals(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&flow_totals, &zero);
+}
+
+static __always_inline __u32 size_of(void *map)
+{
+	return ((struct bpf_map *)map)->max_entries;
+}
+
+static __always_inline _Bool is_filtered(void)
+{
+	return pid || cgroup_id;
+}
+
+/* Whether what the current task does is counted. */
+static __always_inline _Bool counts_task(void)
+{
+	if (pid && bpf_get_current_pid_tgid() >> 32 != pid)
+		return 0;
+	return !cgroup_id || bpf_get_current_ancestor_cgroup_id(cgroup_level) == cgroup_id;
+}
+
+static __always_inline __u16 local_port_of(struct sock *sk)
+{
+	struct tcp_sock *tcp;
+
+	if (sk->__sk_common.skc_num || sk->sk_protocol != IPPROTO_TCP)
+		return sk->__sk_common.skc_num;
+	tcp = bpf_skc_to_tcp_sock(sk); /* skc_num is 0 before and after */
+	return tcp ? bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport) : 0;
+}
+
+/* Whether what a socket moves is counted. */
+static __always_inline _Bool counts_socket(struct sock *sk)
+{
+	__u16 family = sk->__sk_common.skc_family;
+
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	if (protocol && sk->sk_protocol != protocol)
+		return 0;
+	return !port || bpf_ntohs(sk->__sk_common.skc_dport) == port || local_port_of(sk) == port;
+}
+
+static __always_inline void map_address(ip_addr_t *to, __be32 address)
+{
+	to->in6_u.u6_addr32[0] = 0;
+	to->in6_u.u6_addr32[1] = 0;
+	to->in6_u.u6_addr32[2] = bpf_htonl(0xffff);
+	to->in6_u.u6_addr32[3] = address;
+}
+
+static __always_inline void copy_address(ip_addr_t *to, const struct in6_addr *from)
+{
+	to->in6_u.u6_addr32[0] = from->in6_u.u6_addr32[0];
+	to->in6_u.u6_addr32[1] = from->in6_u.u6_addr32[1];
+	to->in6_u.u6_addr32[2] = from->in6_u.u6_addr32[2];
+	to->in6_u.u6_addr32[3] = from->in6_u.u6_addr32[3];
+}
+
+static __always_inline void read_addresses(struct sock *sk, ip_addr_t *local, ip_addr_t *peer)
+{
+	if (sk->__sk_common.skc_family == AF_INET) {
+		map_address(local, sk->__sk_common.skc_rcv_saddr);
+		map_address(peer, sk->__sk_common.skc_daddr);
+		return;
+	}
+	copy_address(local, &sk->__sk_common.skc_v6_rcv_saddr);
+	copy_address(peer, &sk->__sk_common.skc_v6_daddr);
+}
+
+/* Where reading has got to. A FIN takes a sequence number that nobody reads, which splice passes
+ * over with the data in front of it. */
+static __always_inline __u32 read_position(struct sock *sk, struct tcp_sock *tcp)
+{
+	__u32 position = tcp->copied_seq;
+
+	if (sk->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, SOCK_DONE) & 1 &&
+	    position == tcp->rcv_nxt)
+		position--;
+	return position;
+}
+
+/* What is remembered of datagrams' sockets: when they end their addresses can't be read. */
+static __always_inline void remember_addresses(struct sock *sk, struct flow_socket *socket)
+{
+	read_addresses(sk, &socket->local, &socket->peer);
+	socket->local_port = sk->__sk_common.skc_num;
+	socket->peer_port = sk->__sk_common.skc_dport;
+}
+
+/* Makes a socket known that was met for the first time. A new one that TCP made of a listener has
+ * a copy of what that had: its process, as far as it is known, and nothing moved. */
+static __always_inline void begin(struct sock *sk, struct flow_socket *socket, __u64 cookie,
+                                  __u8 flags)
+{
+	struct tcp_sock *tcp;
+
+	if (socket->cookie)
+		flags |= FLOW_INHERITED | FLOW_INWARD;
+	socket->opened = bpf_ktime_get_boot_ns();
+	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
+	socket->family = sk->__sk_common.skc_family;
+	socket->protocol = sk->sk_protocol;
+	socket->flags = flags;
+	if (sk->sk_protocol == IPPROTO_TCP) {
+		tcp = bpf_skc_to_tcp_sock(sk);
+		/* From its first byte on, or from here on where others may have read some. */
+		if (tcp && (flags & FLOW_EXISTED || (is_filtered() && !(flags & FLOW_INWARD))))
+			socket->position = read_position(sk, tcp);
+		else if (tcp)
+			socket->position = tcp->rcv_nxt - (__u32)tcp->bytes_received;
+	}
+	socket->cookie = cookie;
+}
+
+static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags)
+{
+	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct flow_sums *all;
+	__u64 cookie;
+
+	if (!socket) {
+		all = totals();
+		if (all)
+			__sync_fetch_and_add(&all->no_room, 1);
+		return NULL;
+	}
+	cookie = bpf_get_socket_cookie(sk);
+	if (unlikely(socket->cookie != cookie))
+		begin(sk, socket, cookie, flags);
+	return socket;
+}
+
+/* Processes of one pid don't start within the same ms, and a pid has at most 22 bits. */
+static __always_inline __u64 process_key(__u32 tgid, __u64 start)
+{
+	return (__u64)tgid << 42 | (start / 1000000 & ((1ULL << 42) - 1));
+}
+
+static __always_inline void describe(struct flow_use *use, struct task_struct *leader, __u64 start)
+{
+	use->start = start;
+	use->pid = leader->tgid;
+	use->uid = leader->cred->euid.val;
+	use->cgroup_id = leader->cgroups->dfl_cgrp->kn->id;
+	for (int i = 0; i < sizeof(use->command); i++)
+		use->command[i] = leader->comm[i];
+}
+
+/* The counters of a process in a socket. */
+static __always_inline struct flow_use *use_of(struct flow_socket *socket, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+	__u64 start = leader->start_boottime;
+	__u64 key = process_key(task->tgid, start), holder;
+
+#pragma unroll
+	for (int i = 0; i < USES; i++) {
+		struct flow_use *use = &socket->uses[i];
+
+		holder = use->key;
+		if (!holder) {
+			holder = __sync_val_compare_and_swap(&use->key, 0, key);
+			if (!holder) {
+				describe(use, leader, start);
+				return use;
+			}
+		}
+		if (holder == key)
+			return use;
+	}
+	return &socket->uses[USES];
+}
+
+static __always_inline struct flow_use *current_use(struct flow_socket *socket)
+{
+	return use_of(socket, (struct task_struct *)bpf_get_current_task_btf());
+}
+
+static __always_inline void count_sent(struct sock *sk, int length)
+{
+	struct flow_socket *socket;
+	struct flow_use *use;
+
+	if (length <= 0 || !counts_socket(sk) || !counts_task())
+		return;
+	socket = meet(sk, 0);
+	if (!socket)
+		return;
+	if (sk->sk_protocol != IPPROTO_TCP)
+		remember_addresses(sk, socket);
+	use = current_use(socket);
+	__sync_fetch_and_add(&use->transmit_bytes, length);
+	__sync_fetch_and_add(&use->transmit_calls, 1);
+}
+
+static __always_inline void count_received(struct sock *sk, int length, int flags)
+{
+	struct flow_socket *socket;
+	struct flow_use *use;
+
+	if (length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !counts_socket(sk) || !counts_task())
+		return;
+	socket = meet(sk, 0);
+	if (!socket)
+		return;
+	use = current_use(socket);
+	__sync_fetch_and_add(&use->receive_calls, 1);
+	if (sk->sk_protocol == IPPROTO_TCP)
+		return; /* flows_read has */
+	remember_addresses(sk, socket);
+	__sync_fetch_and_add(&use->receive_bytes, length);
+}
+
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(flows_sent, struct sock *sk, int length, int flags)
+{
+	count_sent(sk, length);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(flows_received, struct sock *sk, int length, int flags)
+{
+	count_received(sk, length, flags);
+	return 0;
+}
+
+SEC("fexit/inet_sendmsg")
+int BPF_PROG(flows_inet_sendmsg, struct socket *socket, void *message, __u64 size, int length)
+{
+	count_sent(socket->sk, length);
+	return 0;
+}
+
+SEC("fexit/inet6_sendmsg")
+int BPF_PROG(flows_inet6_sendmsg, struct socket *socket, void *message, __u64 size, int length)
+{
+	count_sent(socket->sk, length);
+	return 0;
+}
+
+/* sendfile before 6.5. Protocols without one of their own come by inet_sendmsg. */
+SEC("fexit/inet_sendpage")
+int BPF_PROG(flows_inet_sendpage, struct socket *socket, void *page, int offset, __u64 size,
+             int flags, long length)
+{
+	if (socket->sk->__sk_common.skc_prot->sendpage)
+		count_sent(socket->sk, length);
+	return 0;
+}
+
+SEC("fexit/inet_recvmsg")
+int BPF_PROG(flows_inet_recvmsg, struct socket *socket, void *message, __u64 size, int flags,
+             int length)
+{
+	count_received(socket->sk, length, flags);
+	return 0;
+}
+
+SEC("fexit/inet6_recvmsg")
+int BPF_PROG(flows_inet6_recvmsg, struct socket *socket, void *message, __u64 size, int flags,
+             int length)
+{
+	count_received(socket->sk, length, flags);
+	return 0;
+}
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(flows_read, struct sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct flow_socket *socket;
+	__u32 position;
+	__s32 grown;
+
+	if (!tcp || !counts_socket(sk))
+		return 0;
+	if (!counts_task()) {
+		/* What others read isn't what the next reader reads. */
+		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+		if (socket)
+			socket->position = read_position(sk, tcp);
+		return 0;
+	}
+	socket = meet(sk, 0);
+	if (!socket)
+		return 0;
+	position = read_position(sk, tcp);
+	grown = position - socket->position;
+	if (grown <= 0)
+		return 0;
+	socket->position = position;
+	__sync_fetch_and_add(&current_use(socket)->receive_bytes, grown);
+	return 0;
+}
+
+/* What the kernel knows of a TCP socket. Unsent data is what is written and not sent yet, less a
+ * FIN that waits behind it. */
+static __always_inline void read_tcp(struct sock *sk, struct flow_record *record)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	__u32 unsent;
+
+	if (!tcp)
+		return;
+	unsent = tcp->write_seq - tcp->snd_nxt;
+	if (unsent && (record->state == BPF_TCP_FIN_WAIT1 || record->state == BPF_TCP_LAST_ACK ||
+	               record->state == BPF_TCP_CLOSING))
+		unsent--;
+	record->transmitted = tcp->bytes_sent - tcp->bytes_retrans + unsent;
+	record->received = tcp->bytes_received - (__u32)(tcp->rcv_nxt - read_position(sk, tcp));
+	record->srtt_us = tcp->srtt_us >> 3;
+	record->min_rtt_us = tcp->rtt_min.s[0].v;
+	record->retransmits = tcp->total_retrans;
+	record->local_port = bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport);
+}
+
+/* What is the same in all records of a socket. */
+static __always_inline void read_socket(struct flow_socket *socket, struct flow_record *record)
+{
+	record->cookie = socket->cookie;
+	record->opened = socket->opened;
+	record->netns = socket->netns;
+	record->family = socket->family;
+	record->protocol = socket->protocol;
+	record->flags = socket->flags;
+	record->ending = socket->ending;
+	record->error = socket->error;
+	record->owners = 0;
+	for (int i = 0; i < USES; i++)
+		record->owners += !!socket->uses[i].key;
+}
+
+static __always_inline void read_addresses_of(struct sock *sk, struct flow_record *record)
+{
+	read_addresses(sk, &record->local, &record->peer);
+	record->local_port = sk->__sk_common.skc_num;
+	record->peer_port = sk->__sk_common.skc_dport;
+	record->state = sk->__sk_common.skc_state;
+}
+
+/* Whether a use is told: the listener's of a connection only if nobody else has used it, and that
+ * of all others if there was any. */
+static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
+{
+	const struct flow_use *use = &socket->uses[i];
+	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
+
+	if (i == USES)
+		return moved;
+	if (!use->key)
+		return 0;
+	return i || moved || !(socket->flags & FLOW_INHERITED) || !socket->uses[1].key;
+}
+
+static __always_inline void write_event(struct flow_record *to, const struct flow_record *record,
+                                        __u64 number)
+{
+	to->sequence = 0;
+	barrier();
+	__builtin_memcpy((void *)to + sizeof(to->sequence), (const void *)record + sizeof(to->sequence),
+	                 sizeof(*to) - sizeof(to->sequence));
+	barrier();
+	to->sequence = number + 1;
+}
+
+/* Appends the uses of a socket that has ended. */
+static __always_inline void log_closed(struct flow_socket *socket, struct flow_record *record)
+{
+	struct flow_sums *all = totals();
+	struct flow_record *to;
+	__u64 number;
+	__u32 slot;
+
+	if (!all)
+		return;
+	record->event = EVENT_CLOSED;
+	record->time = bpf_ktime_get_boot_ns();
+#pragma unroll
+	for (__u32 i = 0; i <= USES; i++) {
+		if (!is_told(socket, i))
+			continue;
+		record->use = socket->uses[i];
+		if (i == USES)
+			record->flags |= FLOW_REST;
+		number = __sync_fetch_and_add(&all->closed, 1);
+		slot = number % size_of(&closed_flows);
+		to = bpf_map_lookup_elem(&closed_flows, &slot);
+		if (to)
+			write_event(to, record, number);
+	}
+}
+
+static __always_inline void log_opened(struct sock *sk, struct flow_socket *socket)
+{
+	struct flow_record record = {};
+	struct flow_sums *all = totals();
+	struct flow_record *to;
+	__u64 number;
+	__u32 slot;
+
+	if (!all)
+		return;
+	read_socket(socket, &record);
+	read_addresses_of(sk, &record);
+	read_tcp(sk, &record);
+	record.event = EVENT_OPENED;
+	record.time = bpf_ktime_get_boot_ns();
+	record.use = socket->uses[0];
+	number = __sync_fetch_and_add(&all->opened, 1);
+	slot = number % size_of(&opened_flows);
+	to = bpf_map_lookup_elem(&opened_flows, &slot);
+	if (to)
+		write_event(to, &record, number);
+}
+
+static __always_inline void end(struct sock *sk, struct flow_socket *socket, int from)
+{
+	switch (from) {
+	case BPF_TCP_SYN_SENT:
+		socket->ending = ENDING_REFUSED;
+		break;
+	case BPF_TCP_SYN_RECV:
+	case BPF_TCP_ESTABLISHED:
+		socket->ending = ENDING_ABORTED;
+		break;
+	}
+	socket->error = sk->sk_err; /* who has it open takes it away by asking for it */
+	if (socket->error && from != BPF_TCP_SYN_SENT)
+		socket->ending = ENDING_ABORTED;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flows_state, struct sock *sk, int from, int to)
+{
+	struct flow_socket *socket;
+	struct tcp_sock *tcp;
+
+	if (sk->sk_protocol != IPPROTO_TCP || !counts_socket(sk))
+		return 0;
+	switch (to) {
+	case BPF_TCP_SYN_SENT:
+	case BPF_TCP_LISTEN: /* by the process itself; later states aren't */
+		if (counts_task()) {
+			socket = meet(sk, 0);
+			if (socket)
+				current_use(socket);
+		}
+		return 0;
+	case BPF_TCP_ESTABLISHED:
+		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+		if (!socket && is_filtered())
+			return 0;
+		socket = meet(sk, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0);
+		if (!socket)
+			return 0;
+		tcp = bpf_skc_to_tcp_sock(sk);
+		if (tcp && from == BPF_TCP_SYN_SENT)
+			socket->position = tcp->rcv_nxt - (__u32)tcp->bytes_received; /* known only now */
+		log_opened(sk, socket);
+		return 0;
+	}
+	socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+	if (!socket)
+		return 0;
+	if (to == BPF_TCP_CLOSE)
+		end(sk, socket, from);
+	else if (to == BPF_TCP_FIN_WAIT1 && !socket->ending)
+		socket->ending = ENDING_LOCAL;
+	else if (to == BPF_TCP_CLOSE_WAIT && !socket->ending)
+		socket->ending = ENDING_PEER;
+	return 0;
+}
+
+/* The last that is heard of a TCP socket: its processes have closed it, and the peer is done. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(flows_destroy, struct sock *sk)
+{
+	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+	struct flow_record record = {};
+
+	if (!socket || socket->cookie != bpf_get_socket_cookie(sk))
+		return 0;
+	read_socket(socket, &record);
+	read_addresses_of(sk, &record);
+	read_tcp(sk, &record);
+	log_closed(socket, &record);
+	return 0;
+}
+
+/* The last that is heard of other sockets. */
+SEC("cgroup/sock_release")
+int flows_release(struct bpf_sock *sk)
+{
+	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, 0, 0);
+	struct flow_record record = {};
+
+	if (!socket || socket->protocol == IPPROTO_TCP || !socket->cookie)
+		return 1;
+	read_socket(socket, &record);
+	record.local = socket->local;
+	record.peer = socket->peer;
+	record.local_port = socket->local_port;
+	record.peer_port = socket->peer_port;
+	log_closed(socket, &record);
+	return 1;
+}
+
+/* Writes all uses of all sockets, of all network namespaces, as struct flow_record. */
+SEC("iter/bpf_sk_storage_map")
+int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct flow_socket *socket = ctx->value;
+	struct seq_file *seq = ctx->meta->seq;
+	struct flow_record record = {};
+	struct sock *sk = ctx->sk;
+
+	if (!sk || !socket || !socket->cookie)
+		return 0;
+	read_socket(socket, &record);
+	read_addresses_of(sk, &record);
+	read_tcp(sk, &record);
+#pragma unroll
+	for (__u32 i = 0; i <= USES; i++) {
+		if (!is_told(socket, i))
+			continue;
+		record.use = socket->uses[i];
+		if (i == USES)
+			record.flags |= FLOW_REST;
+		bpf_seq_write(seq, &record, sizeof(record));
+	}
+	return 0;
+}
+
+/* Run once before the others are attached: meets the sockets that are there already. */
+SEC("iter/task_file")
+int flows_seed(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct flow_socket *storage;
+	struct tcp_sock *tcp;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || !counts_socket(sk) || (pid && task->tgid != pid))
+		return 0;
+	storage = meet(sk, FLOW_EXISTED);
+	if (!storage)
+		return 0;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (tcp)
+		storage->position = read_position(sk, tcp); /* it may be known from an earlier time */
+	else
+		remember_addresses(sk, storage);
+	use_of(storage, task);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,58 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/fault"
+)
+
+// force leaves one mechanism to choose from.
+func (p *loadPlan) force(name string) error {
+	if name == "" {
+		return nil
+	}
+	names := []string{}
+	for _, m := range p.mechanisms {
+		if !slices.Contains(names, m.Name) {
+			names = append(names, m.Name)
+		}
+	}
+	if !slices.Contains(names, name) {
+		err := fault.New(fault.ErrUsage, "it has no mechanism %q", name)
+		if len(names) > 0 {
+			return err.Hint("it has %s", join(names))
+		}
+		return err
+	}
+	p.mechanisms = slices.DeleteFunc(slices.Clone(p.mechanisms), func(m bpf.Mechanism) bool { return m.Name != name })
+	return nil
+}
+
+// climb loads the first mechanism that the kernel takes, and leaves in the plan what
+// belongs to it. That the machine runs out of something is no reason to take another.
+func (p *loadPlan) climb(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	var refused []error
+	for _, m := range p.mechanisms {
+		spec := p.spec.Copy()
+		maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return slices.Contains(m.Without, name) })
+		coll, err := p.newCollectionOf(spec, reuse)
+		if err == nil {
+			p.spec.Programs = spec.Programs
+			for _, err := range refused {
+				p.notes = append(p.notes, err.Error())
+			}
+			return coll, nil
+		}
+		if exhausted(err) || errors.Is(err, fault.ErrConflict) || errors.Is(err, fault.ErrPermission) {
+			return nil, err
+		}
+		refused = append(refused, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	return nil, fault.Join(refused...)
+}

@@ -1,0 +1,291 @@
+package flow
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/bpf"
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+)
+
+// Program is the built-in program that counts flows.
+const Program = "flows"
+
+// Reader is the Sampler of the program flows, loaded or started.
+type Reader struct {
+	objects datapath.Objects
+	backend Backend
+	since   time.Time
+	boot    time.Time // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of a row are, too
+	closed  ring
+	opened  ring
+	before  bpf.FlowSums // of the first sample
+	first   bool
+	loss    Loss
+}
+
+// Open opens a loaded instance of flows.
+func Open(ctx context.Context, api datapath.API, instance string) (*Reader, error) {
+	objects, err := api.Open(ctx, instance)
+	if err != nil {
+		return nil, err
+	}
+	return newReader(objects)
+}
+
+// Start begins to count until the Sampler is closed. The strings are for people.
+func Start(ctx context.Context, api datapath.API, filter Filter, mechanism string) (*Reader, []string, error) {
+	set, err := filter.parameters()
+	if err != nil {
+		return nil, nil, err
+	}
+	objects, err := api.Start(ctx, datapath.LoadRequest{Source: Program, Set: set, Mechanism: mechanism})
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := newReader(objects)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.since = time.Now()
+	return r, objects.Notes(), nil
+}
+
+// parameters are those of the program for as much of the filter as it can apply: one of
+// each kind.
+func (f Filter) parameters() (map[string]string, error) {
+	set := map[string]string{}
+	if len(f.PIDs) == 1 {
+		set[bpf.FlowPID] = strconv.FormatUint(uint64(f.PIDs[0]), 10)
+	}
+	if len(f.Ports) == 1 {
+		set[bpf.FlowPort] = strconv.FormatUint(uint64(f.Ports[0]), 10)
+	}
+	if len(f.Transports) == 1 {
+		number, ok := protocolOf(f.Transports[0])
+		if ok {
+			set[bpf.FlowProtocol] = strconv.Itoa(number)
+		}
+	}
+	return set, nil
+}
+
+func newReader(objects datapath.Objects) (*Reader, error) {
+	r := &Reader{objects: objects, backend: backendOf(objects.Programs()), first: true}
+	var up unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
+	r.boot = time.Now().Add(-time.Duration(up.Nano()))
+	for _, open := range []struct {
+		ring *ring
+		name string
+	}{{&r.closed, "closed_flows"}, {&r.opened, "opened_flows"}} {
+		if err == nil {
+			open.ring.m, err = objects.Map(open.name)
+		}
+	}
+	if err != nil {
+		return nil, fault.Join(err, objects.Close())
+	}
+	return r, nil
+}
+
+// backendOf tells the mechanism by the programs that are loaded.
+func backendOf(programs []string) Backend {
+	b := Backend{TCPTransmit: "tp_btf/sock_send_length", TCPReceive: "tp_btf/tcp_rcv_space_adjust", Datagrams: "tp_btf/sock_recv_length", Store: "sk_storage"}
+	if slices.Contains(programs, "flows_inet_sendmsg") {
+		b.TCPTransmit, b.Datagrams = "fexit/inet_sendmsg", "fexit/inet_recvmsg"
+	}
+	return b
+}
+
+// Close implements Sampler.
+func (r *Reader) Close() error { return r.objects.Close() }
+
+// Sample implements Sampler. Sockets that are open are read first: one that is closed
+// meanwhile is among those that were closed, too, and counts as that.
+func (r *Reader) Sample(ctx context.Context) (Sample, error) {
+	records, err := r.dump()
+	if err != nil {
+		return Sample{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Sample{}, err
+	}
+	sums, err := r.sums()
+	if err != nil {
+		return Sample{}, err
+	}
+	closed, lost, err := r.closed.since(sums.Closed)
+	if err != nil {
+		return Sample{}, err
+	}
+	if r.first {
+		r.first, r.before, lost = false, sums, 0
+	}
+	r.loss.Events += lost
+	r.loss.MapFull = sums.NoRoom - r.before.NoRoom
+	r.loss.Unattributed = sums.NoRoomBytes - r.before.NoRoomBytes
+	rows := make([]Row, 0, len(records)+len(closed))
+	gone := make(map[ID]bool, len(closed))
+	for i := range closed {
+		row := r.row(&closed[i])
+		ended := r.time(closed[i].Time)
+		row.Closed = &ended
+		gone[row.ID()] = true
+		rows = append(rows, row)
+	}
+	for i := range records {
+		if row := r.row(&records[i]); !gone[row.ID()] {
+			rows = append(rows, row)
+		}
+	}
+	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: rows, Loss: r.loss}, nil
+}
+
+const recordSize = int(unsafe.Sizeof(bpf.FlowRecord{}))
+
+// dump reads the sockets that are open.
+func (r *Reader) dump() ([]bpf.FlowRecord, error) {
+	reader, err := r.objects.Iterate("flows_dump", "flow_sockets")
+	if err != nil {
+		return nil, err
+	}
+	defer reader.Close()
+	raw, err := io.ReadAll(reader)
+	if err != nil {
+		return nil, fmt.Errorf("read the counters of sockets: %w", err)
+	}
+	if len(raw)%recordSize != 0 {
+		return nil, fmt.Errorf("read the counters of sockets: %d bytes are left over", len(raw)%recordSize)
+	}
+	return recordsOf(raw), nil
+}
+
+// recordsOf is the records that lie one after another.
+func recordsOf(raw []byte) []bpf.FlowRecord {
+	if len(raw) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*bpf.FlowRecord)(unsafe.Pointer(&raw[0])), len(raw)/recordSize)
+}
+
+func (r *Reader) sums() (sums bpf.FlowSums, err error) {
+	m, err := r.objects.Map("flow_totals")
+	if err == nil {
+		err = m.Lookup(uint32(0), &sums)
+	}
+	return sums, err
+}
+
+func (r *Reader) time(ns uint64) time.Time { return r.boot.Add(time.Duration(ns)) }
+
+// row makes a Row of a record.
+func (r *Reader) row(from *bpf.FlowRecord) Row {
+	row := Row{
+		Cookie: from.Cookie, NetNS: uint64(from.Netns), Transport: transportOf(from.Protocol), Family: int(from.Family),
+		Local: endpointOf(from.Local.In6U.U6Addr8, from.LocalPort), Owners: int(from.Owners),
+		Process: Process{
+			PID: from.Use.Pid, Start: from.Use.Start, Command: commandOf(from.Use.Command[:]),
+			UID: from.Use.Uid, Cgroup: from.Use.CgroupId,
+		},
+		Counters: Counters{
+			TransmitBytes: from.Use.TransmitBytes, ReceiveBytes: from.Use.ReceiveBytes,
+			TransmitCalls: from.Use.TransmitCalls, ReceiveCalls: from.Use.ReceiveCalls,
+		},
+		Inward: from.Flags&bpf.FlowInward != 0, Status: Exact,
+	}
+	if row.Local.Addr().Is4() {
+		row.Family = unix.AF_INET
+	}
+	if peer := endpointOf(from.Peer.In6U.U6Addr8, port(from.PeerPort)); peer.Port() != 0 || !peer.Addr().IsUnspecified() {
+		row.Peer = peer
+		if peer.Addr().Is4() {
+			row.Family = unix.AF_INET
+		}
+	}
+	if from.Flags&bpf.FlowExisted == 0 {
+		row.Opened = r.time(from.Opened)
+	}
+	if from.Flags&bpf.FlowRest != 0 {
+		row.Status = Shared
+	}
+	if from.Protocol == unix.IPPROTO_TCP {
+		row.TCP = &TCP{
+			State: StateName(from.State), SRTT: from.SrttUs, MinRTT: from.MinRttUs, Retransmits: from.Retransmits, Error: from.Error,
+			Transmitted: &from.Transmitted, Received: &from.Received,
+		}
+		if row.TCP.MinRTT == unmeasured {
+			row.TCP.MinRTT = 0
+		}
+	}
+	return row
+}
+
+// unmeasured is what the kernel has for a minimum of nothing.
+const unmeasured = ^uint32(0)
+
+func port(network uint16) uint16 {
+	var raw [2]byte
+	binary.NativeEndian.PutUint16(raw[:], network)
+	return binary.BigEndian.Uint16(raw[:])
+}
+
+func endpointOf(address [16]byte, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(address).Unmap(), port)
+}
+
+func commandOf(raw []int8) string {
+	text := make([]byte, 0, len(raw))
+	for _, c := range raw {
+		if c == 0 {
+			break
+		}
+		text = append(text, byte(c))
+	}
+	return string(text)
+}
+
+// protocols are the names of IP's protocols.
+var protocols = []struct {
+	number int
+	name   string
+}{
+	{unix.IPPROTO_TCP, "tcp"},
+	{unix.IPPROTO_UDP, "udp"},
+	{unix.IPPROTO_UDPLITE, "udplite"},
+	{unix.IPPROTO_ICMP, "icmp"},
+	{unix.IPPROTO_ICMPV6, "icmp"},
+	{unix.IPPROTO_RAW, "raw"},
+	{unix.IPPROTO_MPTCP, "mptcp"},
+	{unix.IPPROTO_SCTP, "sctp"},
+}
+
+func transportOf(protocol uint16) string {
+	for _, p := range protocols {
+		if p.number == int(protocol) {
+			return p.name
+		}
+	}
+	return strconv.Itoa(int(protocol))
+}
+
+// protocolOf is the number of a name that has only one.
+func protocolOf(name string) (number int, ok bool) {
+	for _, p := range protocols {
+		if p.name == strings.ToLower(name) {
+			number, ok = p.number, !ok
+		}
+	}
+	return number, ok
+}
