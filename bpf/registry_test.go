@@ -77,10 +77,12 @@ func checkParameters(t *testing.T, program bpf.Program, spec *ebpf.CollectionSpe
 
 func checkHooks(t *testing.T, program bpf.Program, spec *ebpf.CollectionSpec) {
 	t.Helper()
-	hooks := map[ebpf.ProgramType]string{ebpf.XDP: "xdp", ebpf.SchedCLS: "tc", ebpf.CGroupSKB: "cgroup"}
+	hooks := map[ebpf.ProgramType]string{ebpf.XDP: "xdp", ebpf.SchedCLS: "tc", ebpf.CGroupSKB: "cgroup", ebpf.Tracing: "trace"}
 	held := map[string]bool{}
 	for _, p := range spec.Programs {
-		held[hooks[p.Type]] = true
+		if !program.AtRoot || p.Type == ebpf.Tracing {
+			held[hooks[p.Type]] = true
+		}
 		if p.License != "Dual BSD/GPL" {
 			t.Errorf("%s has licence %q", p.Name, p.License)
 		}

@@ -231,12 +231,6 @@ type API interface {
 	// for a descriptor that can't write.
 	OpenMap(instance, name string, readOnly bool) (*ebpf.Map, error)
 
-	// Open opens what a loaded instance counts in.
-	Open(ctx context.Context, instance string) (Objects, error)
-	// Start loads and attaches a program that traces, for as long as this process
-	// keeps it open: nothing is pinned.
-	Start(context.Context, LoadRequest) (Objects, error)
-
 	// Update runs fn while it holds the exclusive lock.
 	Update(ctx context.Context, fn func() error) error
 }

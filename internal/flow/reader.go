@@ -35,9 +35,15 @@ type Reader struct {
 	loss    Loss
 }
 
+// Kernel opens and starts programs that count; *datapath.Engine implements it.
+type Kernel interface {
+	Open(ctx context.Context, instance string) (datapath.Objects, error)
+	Start(context.Context, datapath.LoadRequest) (datapath.Objects, error)
+}
+
 // Open opens a loaded instance of flows.
-func Open(ctx context.Context, api datapath.API, instance string) (*Reader, error) {
-	objects, err := api.Open(ctx, instance)
+func Open(ctx context.Context, kernel Kernel, instance string) (*Reader, error) {
+	objects, err := kernel.Open(ctx, instance)
 	if err != nil {
 		return nil, err
 	}
@@ -45,12 +51,12 @@ func Open(ctx context.Context, api datapath.API, instance string) (*Reader, erro
 }
 
 // Start begins to count until the Sampler is closed. The strings are for people.
-func Start(ctx context.Context, api datapath.API, filter Filter, mechanism string) (*Reader, []string, error) {
+func Start(ctx context.Context, kernel Kernel, filter Filter, mechanism string) (*Reader, []string, error) {
 	set, err := filter.parameters()
 	if err != nil {
 		return nil, nil, err
 	}
-	objects, err := api.Start(ctx, datapath.LoadRequest{Source: Program, Set: set, Mechanism: mechanism})
+	objects, err := kernel.Start(ctx, datapath.LoadRequest{Source: Program, Set: set, Mechanism: mechanism})
 	if err != nil {
 		return nil, nil, err
 	}
