@@ -21,6 +21,8 @@
 #define USES         4
 #define CLOSED_FLOWS 16384
 #define OPENED_FLOWS 8192
+#define FLOW_PEERS   65536
+#define TALKING      4096
 
 /* What one process moved through a socket. Programs only add. */
 struct flow_use {
@@ -105,6 +107,31 @@ struct flow_record {
 	__u8 pad[7];
 };
 
+/* What a process moves through a socket that isn't connected. */
+struct flow_peer_key {
+	__u64 cookie;
+	__u64 process; /* as in flow_use; 0: those with no other */
+	ip_addr_t peer;
+	__be16 port;
+	__u8 pad[6];
+};
+
+/* Programs only add. */
+struct flow_peer {
+	__u64 transmit_bytes;
+	__u64 receive_bytes;
+	__u64 transmit_calls;
+	__u64 receive_calls;
+};
+
+/* With whom a thread's call talks. */
+struct flow_talk {
+	__u64 cookie; /* of the socket; 0: with nobody */
+	ip_addr_t peer;
+	__be16 port;
+	__u8 pad[6];
+};
+
 /* What is known of all. */
 struct flow_sums {
 	__u64 began; /* ns of CLOCK_BOOTTIME */
@@ -141,6 +168,26 @@ struct {
 	__type(key, __u32);
 	__type(value, struct flow_record);
 } opened_flows SEC(".maps");
+
+/* Peers of sockets that aren't connected. What an entry had that made room stays in the counters of
+ * its socket.
+ * Key, value: see the structs. Writer: those that count. Reader: bpfnet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FLOW_PEERS);
+	__type(key, struct flow_peer_key);
+	__type(value, struct flow_peer);
+} flow_peers SEC(".maps");
+
+/* From the hook that sees the address to the end of the call, which doesn't.
+ * Key: thread. Value: see the struct. Writer: flows_sendmsg4 and the like, which those that count
+ * clear. Reader: those. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, TALKING);
+	__type(key, __u64);
+	__type(value, struct flow_talk);
+} flow_talks SEC(".maps");
 
 /* Key: 0. Value: see the struct. Writer: all programs. Reader: bpfnet. */
 struct {
@@ -200,8 +247,11 @@ static __always_inline _Bool counts_socket(struct sock *sk)
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
-	if (protocol && sk->sk_protocol != protocol)
-		return 0;
+	return !protocol || sk->sk_protocol == protocol;
+}
+
+static __always_inline _Bool counts_ports(struct sock *sk)
+{
 	return !port || bpf_ntohs(sk->__sk_common.skc_dport) == port || local_port_of(sk) == port;
 }
 
@@ -341,12 +391,52 @@ static __always_inline struct flow_use *current_use(struct flow_socket *socket)
 	return use_of(socket, (struct task_struct *)bpf_get_current_task_btf());
 }
 
-static __always_inline void count_sent(struct sock *sk, int length)
+/* Keeps for the end of the call with whom it talks. */
+static __always_inline void talk(const struct flow_talk *with)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct flow_talk *known = bpf_map_lookup_elem(&flow_talks, &thread);
+
+	if (known)
+		*known = *with;
+	else
+		bpf_map_update_elem(&flow_talks, &thread, with, BPF_ANY);
+}
+
+/* With whom the call that ends has talked; NULL: it has told no address. */
+static __always_inline struct flow_talk *talked(struct sock *sk)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct flow_talk *with;
+
+	if (sk->sk_protocol != IPPROTO_UDP && sk->sk_protocol != IPPROTO_UDPLITE)
+		return NULL;
+	with = bpf_map_lookup_elem(&flow_talks, &thread);
+	return with && with->cookie && with->cookie == bpf_get_socket_cookie(sk) ? with : NULL;
+}
+
+/* The counters of a peer, for what the sum of the socket has already. */
+static __always_inline struct flow_peer *peer_of(const struct flow_use *use,
+                                                 const struct flow_talk *with)
+{
+	struct flow_peer_key key = {.cookie = with->cookie, .process = use->key, .port = with->port};
+	struct flow_peer *peer, none = {};
+
+	key.peer = with->peer;
+	peer = bpf_map_lookup_elem(&flow_peers, &key);
+	if (peer)
+		return peer;
+	bpf_map_update_elem(&flow_peers, &key, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&flow_peers, &key);
+}
+
+static __always_inline void count_sent_to(struct sock *sk, const struct flow_talk *with, int length)
 {
 	struct flow_socket *socket;
+	struct flow_peer *peer;
 	struct flow_use *use;
 
-	if (length <= 0 || !counts_socket(sk) || !counts_task())
+	if (length <= 0 || !counts_task())
 		return;
 	socket = meet(sk, 0);
 	if (!socket)
@@ -356,14 +446,34 @@ static __always_inline void count_sent(struct sock *sk, int length)
 	use = current_use(socket);
 	__sync_fetch_and_add(&use->transmit_bytes, length);
 	__sync_fetch_and_add(&use->transmit_calls, 1);
+	peer = with ? peer_of(use, with) : NULL;
+	if (!peer)
+		return;
+	__sync_fetch_and_add(&peer->transmit_bytes, length);
+	__sync_fetch_and_add(&peer->transmit_calls, 1);
 }
 
-static __always_inline void count_received(struct sock *sk, int length, int flags)
+static __always_inline void count_sent(struct sock *sk, int length)
+{
+	struct flow_talk *with;
+
+	if (!counts_socket(sk))
+		return;
+	with = talked(sk);
+	if (counts_ports(sk) || (with && bpf_ntohs(with->port) == port))
+		count_sent_to(sk, with, length);
+	if (with)
+		with->cookie = 0;
+}
+
+static __always_inline void count_received_from(struct sock *sk, const struct flow_talk *with,
+                                                int length, int flags)
 {
 	struct flow_socket *socket;
+	struct flow_peer *peer;
 	struct flow_use *use;
 
-	if (length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !counts_socket(sk) || !counts_task())
+	if (length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !counts_task())
 		return;
 	socket = meet(sk, 0);
 	if (!socket)
@@ -371,9 +481,72 @@ static __always_inline void count_received(struct sock *sk, int length, int flag
 	use = current_use(socket);
 	__sync_fetch_and_add(&use->receive_calls, 1);
 	if (sk->sk_protocol == IPPROTO_TCP)
-		return; /* flows_read has */
+		return; /* flows_read has the bytes */
 	remember_addresses(sk, socket);
 	__sync_fetch_and_add(&use->receive_bytes, length);
+	peer = with ? peer_of(use, with) : NULL;
+	if (!peer)
+		return;
+	__sync_fetch_and_add(&peer->receive_bytes, length);
+	__sync_fetch_and_add(&peer->receive_calls, 1);
+}
+
+static __always_inline void count_received(struct sock *sk, int length, int flags)
+{
+	struct flow_talk *with;
+
+	if (!counts_socket(sk))
+		return;
+	with = talked(sk);
+	if (counts_ports(sk) || (with && bpf_ntohs(with->port) == port))
+		count_received_from(sk, with, length, flags);
+	if (with)
+		with->cookie = 0;
+}
+
+static __always_inline int talk4(struct bpf_sock_addr *ctx)
+{
+	struct flow_talk with = {.cookie = bpf_get_socket_cookie(ctx), .port = ctx->user_port};
+
+	map_address(&with.peer, ctx->user_ip4);
+	talk(&with);
+	return 1;
+}
+
+static __always_inline int talk6(struct bpf_sock_addr *ctx)
+{
+	struct flow_talk with = {.cookie = bpf_get_socket_cookie(ctx), .port = ctx->user_port};
+
+	with.peer.in6_u.u6_addr32[0] = ctx->user_ip6[0];
+	with.peer.in6_u.u6_addr32[1] = ctx->user_ip6[1];
+	with.peer.in6_u.u6_addr32[2] = ctx->user_ip6[2];
+	with.peer.in6_u.u6_addr32[3] = ctx->user_ip6[3];
+	talk(&with);
+	return 1;
+}
+
+SEC("cgroup/sendmsg4")
+int flows_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return talk4(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int flows_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return talk6(ctx);
+}
+
+SEC("cgroup/recvmsg4")
+int flows_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return talk4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int flows_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return talk6(ctx);
 }
 
 SEC("tp_btf/sock_send_length")
@@ -438,7 +611,7 @@ int BPF_PROG(flows_read, struct sock *sk)
 	__u32 position;
 	__s32 grown;
 
-	if (!tcp || !counts_socket(sk))
+	if (!tcp || !counts_socket(sk) || !counts_ports(sk))
 		return 0;
 	if (!counts_task()) {
 		/* What others read isn't what the next reader reads. */
@@ -601,7 +774,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 	struct flow_socket *socket;
 	struct tcp_sock *tcp;
 
-	if (sk->sk_protocol != IPPROTO_TCP || !counts_socket(sk))
+	if (sk->sk_protocol != IPPROTO_TCP || !counts_socket(sk) || !counts_ports(sk))
 		return 0;
 	switch (to) {
 	case BPF_TCP_SYN_SENT:
@@ -714,7 +887,7 @@ int flows_seed(struct bpf_iter__task_file *ctx)
 	if (!socket)
 		return 0;
 	sk = socket->sk;
-	if (!sk || !counts_socket(sk) || (pid && task->tgid != pid))
+	if (!sk || !counts_socket(sk) || !counts_ports(sk) || (pid && task->tgid != pid))
 		return 0;
 	storage = meet(sk, FLOW_EXISTED);
 	if (!storage)

@@ -40,6 +40,29 @@ const (
 	flowsFlowFlagFLOW_REST      flowsFlowFlag = 8
 )
 
+type flowsFlowPeer struct {
+	_             structs.HostLayout
+	TransmitBytes uint64
+	ReceiveBytes  uint64
+	TransmitCalls uint64
+	ReceiveCalls  uint64
+}
+
+type flowsFlowPeerKey struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Process uint64
+	Peer    struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+	Port uint16
+	Pad  [6]uint8
+}
+
 type flowsFlowRecord struct {
 	_           structs.HostLayout
 	Sequence    uint64
@@ -120,6 +143,20 @@ type flowsFlowSums struct {
 	NoRoomBytes uint64
 }
 
+type flowsFlowTalk struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Peer   struct {
+		_    structs.HostLayout
+		In6U struct {
+			_       structs.HostLayout
+			U6Addr8 [16]uint8
+		}
+	}
+	Port uint16
+	Pad  [6]uint8
+}
+
 type flowsFlowUse struct {
 	_             structs.HostLayout
 	Key           uint64
@@ -139,7 +176,9 @@ type flowsFlowUse struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	flowsMapClosedFlows        = "closed_flows"
+	flowsMapFlowPeers          = "flow_peers"
 	flowsMapFlowSockets        = "flow_sockets"
+	flowsMapFlowTalks          = "flow_talks"
 	flowsMapFlowTotals         = "flow_totals"
 	flowsMapOpenedFlows        = "opened_flows"
 	flowsProgFlowsDestroy      = "flows_destroy"
@@ -151,8 +190,12 @@ const (
 	flowsProgFlowsInetSendpage = "flows_inet_sendpage"
 	flowsProgFlowsRead         = "flows_read"
 	flowsProgFlowsReceived     = "flows_received"
+	flowsProgFlowsRecvmsg4     = "flows_recvmsg4"
+	flowsProgFlowsRecvmsg6     = "flows_recvmsg6"
 	flowsProgFlowsRelease      = "flows_release"
 	flowsProgFlowsSeed         = "flows_seed"
+	flowsProgFlowsSendmsg4     = "flows_sendmsg4"
+	flowsProgFlowsSendmsg6     = "flows_sendmsg6"
 	flowsProgFlowsSent         = "flows_sent"
 	flowsProgFlowsState        = "flows_state"
 	flowsVarCgroupId           = "cgroup_id"
@@ -213,8 +256,12 @@ type flowsProgramSpecs struct {
 	FlowsInetSendpage *ebpf.ProgramSpec `ebpf:"flows_inet_sendpage"`
 	FlowsRead         *ebpf.ProgramSpec `ebpf:"flows_read"`
 	FlowsReceived     *ebpf.ProgramSpec `ebpf:"flows_received"`
+	FlowsRecvmsg4     *ebpf.ProgramSpec `ebpf:"flows_recvmsg4"`
+	FlowsRecvmsg6     *ebpf.ProgramSpec `ebpf:"flows_recvmsg6"`
 	FlowsRelease      *ebpf.ProgramSpec `ebpf:"flows_release"`
 	FlowsSeed         *ebpf.ProgramSpec `ebpf:"flows_seed"`
+	FlowsSendmsg4     *ebpf.ProgramSpec `ebpf:"flows_sendmsg4"`
+	FlowsSendmsg6     *ebpf.ProgramSpec `ebpf:"flows_sendmsg6"`
 	FlowsSent         *ebpf.ProgramSpec `ebpf:"flows_sent"`
 	FlowsState        *ebpf.ProgramSpec `ebpf:"flows_state"`
 }
@@ -224,7 +271,9 @@ type flowsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowsMapSpecs struct {
 	ClosedFlows *ebpf.MapSpec `ebpf:"closed_flows"`
+	FlowPeers   *ebpf.MapSpec `ebpf:"flow_peers"`
 	FlowSockets *ebpf.MapSpec `ebpf:"flow_sockets"`
+	FlowTalks   *ebpf.MapSpec `ebpf:"flow_talks"`
 	FlowTotals  *ebpf.MapSpec `ebpf:"flow_totals"`
 	OpenedFlows *ebpf.MapSpec `ebpf:"opened_flows"`
 }
@@ -261,7 +310,9 @@ func (o *flowsObjects) Close() error {
 // It can be passed to loadFlowsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowsMaps struct {
 	ClosedFlows *ebpf.Map `ebpf:"closed_flows"`
+	FlowPeers   *ebpf.Map `ebpf:"flow_peers"`
 	FlowSockets *ebpf.Map `ebpf:"flow_sockets"`
+	FlowTalks   *ebpf.Map `ebpf:"flow_talks"`
 	FlowTotals  *ebpf.Map `ebpf:"flow_totals"`
 	OpenedFlows *ebpf.Map `ebpf:"opened_flows"`
 }
@@ -269,7 +320,9 @@ type flowsMaps struct {
 func (m *flowsMaps) Close() error {
 	return _FlowsClose(
 		m.ClosedFlows,
+		m.FlowPeers,
 		m.FlowSockets,
+		m.FlowTalks,
 		m.FlowTotals,
 		m.OpenedFlows,
 	)
@@ -299,8 +352,12 @@ type flowsPrograms struct {
 	FlowsInetSendpage *ebpf.Program `ebpf:"flows_inet_sendpage"`
 	FlowsRead         *ebpf.Program `ebpf:"flows_read"`
 	FlowsReceived     *ebpf.Program `ebpf:"flows_received"`
+	FlowsRecvmsg4     *ebpf.Program `ebpf:"flows_recvmsg4"`
+	FlowsRecvmsg6     *ebpf.Program `ebpf:"flows_recvmsg6"`
 	FlowsRelease      *ebpf.Program `ebpf:"flows_release"`
 	FlowsSeed         *ebpf.Program `ebpf:"flows_seed"`
+	FlowsSendmsg4     *ebpf.Program `ebpf:"flows_sendmsg4"`
+	FlowsSendmsg6     *ebpf.Program `ebpf:"flows_sendmsg6"`
 	FlowsSent         *ebpf.Program `ebpf:"flows_sent"`
 	FlowsState        *ebpf.Program `ebpf:"flows_state"`
 }
@@ -316,8 +373,12 @@ func (p *flowsPrograms) Close() error {
 		p.FlowsInetSendpage,
 		p.FlowsRead,
 		p.FlowsReceived,
+		p.FlowsRecvmsg4,
+		p.FlowsRecvmsg6,
 		p.FlowsRelease,
 		p.FlowsSeed,
+		p.FlowsSendmsg4,
+		p.FlowsSendmsg6,
 		p.FlowsSent,
 		p.FlowsState,
 	)

@@ -163,9 +163,11 @@ func flows() Program {
 			{"flow_sockets", "counters of sockets that are open, in their own memory"},
 			{"closed_flows", "counters of sockets that were closed, a ring"},
 			{"opened_flows", "connections that were opened, a ring"},
+			{"flow_peers", "counters of peers of sockets that aren't connected; the least recent make room"},
+			{"flow_talks", "with whom calls talk that haven't ended"},
 			{"flow_totals", "how many records there ever were in both, and what found no room"},
 		},
-		Features: []string{"map_array", "map_sk_storage"},
+		Features: []string{"map_array", "map_lru_hash", "map_sk_storage"},
 		Mechanisms: []Mechanism{
 			{"tp_btf", append(returns, "flows_inet_sendpage")},
 			{"fexit", lengths},

@@ -42,6 +42,10 @@ type (
 	FlowRecord = flowsFlowRecord
 	// FlowEnding says who has ended a connection.
 	FlowEnding = flowsFlowEnding
+	// FlowPeerKey is a key of the map flow_peers: IPv4 addresses are mapped.
+	FlowPeerKey = flowsFlowPeerKey
+	// FlowPeer is a value of the map flow_peers.
+	FlowPeer = flowsFlowPeer
 	// FlowSums is the value of the map flow_totals.
 	FlowSums = flowsFlowSums
 

@@ -17,6 +17,7 @@ import (
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/maps"
 )
 
 // Program is the built-in program that counts flows.
@@ -142,21 +143,99 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	r.loss.Events += lost
 	r.loss.MapFull = sums.NoRoom - r.before.NoRoom
 	r.loss.Unattributed = sums.NoRoomBytes - r.before.NoRoomBytes
+	peers, err := r.peers(ctx)
+	if err != nil {
+		return Sample{}, err
+	}
 	rows := make([]Row, 0, len(records)+len(closed))
-	gone := make(map[ID]bool, len(closed))
+	gone := make(map[use]bool, len(closed))
 	for i := range closed {
-		row := r.row(&closed[i])
-		ended := r.time(closed[i].Time)
-		row.Closed = &ended
-		gone[row.ID()] = true
-		rows = append(rows, row)
+		gone[useOf(&closed[i])] = true
+		rows = r.append(rows, &closed[i], peers)
 	}
 	for i := range records {
-		if row := r.row(&records[i]); !gone[row.ID()] {
-			rows = append(rows, row)
+		if !gone[useOf(&records[i])] {
+			rows = r.append(rows, &records[i], peers)
 		}
 	}
 	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: rows, Loss: r.loss}, nil
+}
+
+// use tells the counters of a process in a socket from others.
+type use struct{ cookie, process uint64 }
+
+func useOf(from *bpf.FlowRecord) use { return use{from.Cookie, from.Use.Key} }
+
+// peer is what was moved with one of the peers of a use.
+type peer struct {
+	at       netip.AddrPort
+	counters Counters
+}
+
+// peers reads with whom sockets talk that aren't connected.
+func (r *Reader) peers(ctx context.Context) (map[use][]peer, error) {
+	m, err := r.objects.Map("flow_peers")
+	if err != nil {
+		return nil, err
+	}
+	all := map[use][]peer{}
+	err = maps.Walk(ctx, m, func(rawKey, rawValue []byte) error {
+		key, value := (*bpf.FlowPeerKey)(unsafe.Pointer(&rawKey[0])), (*bpf.FlowPeer)(unsafe.Pointer(&rawValue[0]))
+		whose := use{key.Cookie, key.Process}
+		all[whose] = append(all[whose], peer{
+			at: endpointOf(key.Peer.In6U.U6Addr8, port(key.Port)),
+			counters: Counters{
+				TransmitBytes: value.TransmitBytes, ReceiveBytes: value.ReceiveBytes,
+				TransmitCalls: value.TransmitCalls, ReceiveCalls: value.ReceiveCalls,
+			},
+		})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the peers of sockets: %w", err)
+	}
+	return all, nil
+}
+
+// append adds the rows of a record: one for each peer of a socket that isn't connected,
+// and one for what is left.
+func (r *Reader) append(rows []Row, from *bpf.FlowRecord, peers map[use][]peer) []Row {
+	row := r.row(from)
+	if from.Event != 0 {
+		ended := r.time(from.Time)
+		row.Closed = &ended
+	}
+	with := peers[useOf(from)]
+	if len(with) == 0 {
+		return append(rows, row)
+	}
+	rest := row
+	for _, p := range with {
+		row.Peer, row.Counters = p.at, p.counters
+		row.Family = familyOf(p.at, row.Family)
+		rest.subtract(p.counters)
+		rows = append(rows, row)
+	}
+	if rest.Counters != (Counters{}) {
+		rows = append(rows, rest)
+	}
+	return rows
+}
+
+// subtract takes off what a peer's entry has. That is read later, and may have more.
+func (c *Counters) subtract(less Counters) {
+	c.TransmitBytes -= min(c.TransmitBytes, less.TransmitBytes)
+	c.ReceiveBytes -= min(c.ReceiveBytes, less.ReceiveBytes)
+	c.TransmitCalls -= min(c.TransmitCalls, less.TransmitCalls)
+	c.ReceiveCalls -= min(c.ReceiveCalls, less.ReceiveCalls)
+}
+
+// familyOf is AF_INET for mapped addresses, whatever the socket's.
+func familyOf(at netip.AddrPort, socket int) int {
+	if at.Addr().Is4() {
+		return unix.AF_INET
+	}
+	return socket
 }
 
 const recordSize = int(unsafe.Sizeof(bpf.FlowRecord{}))
@@ -211,14 +290,9 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 		},
 		Inward: from.Flags&bpf.FlowInward != 0, Status: Exact,
 	}
-	if row.Local.Addr().Is4() {
-		row.Family = unix.AF_INET
-	}
+	row.Family = familyOf(row.Local, row.Family)
 	if peer := endpointOf(from.Peer.In6U.U6Addr8, port(from.PeerPort)); peer.Port() != 0 || !peer.Addr().IsUnspecified() {
-		row.Peer = peer
-		if peer.Addr().Is4() {
-			row.Family = unix.AF_INET
-		}
+		row.Peer, row.Family = peer, familyOf(peer, row.Family)
 	}
 	if from.Flags&bpf.FlowExisted == 0 {
 		row.Opened = r.time(from.Opened)
