@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +53,9 @@ var reserved = []struct {
 	{"github.com/cilium/ebpf", []string{"bpf", "pinned", "internal", "bench"}, true},
 }
 
+// tests are packages that only tests import, and each other.
+var tests = []string{"internal/testkit", "internal/workload"}
+
 const module = "bpfnet"
 
 func TestImports(t *testing.T) {
@@ -83,6 +87,9 @@ func TestImports(t *testing.T) {
 func refuse(file, imported string) string {
 	folder, test := path.Dir(file), strings.HasSuffix(file, "_test.go")
 	if inner, ok := strings.CutPrefix(imported, module+"/"); ok {
+		if !test && slices.Contains(tests, inner) && !slices.Contains(tests, folder) {
+			return "only for tests"
+		}
 		if from, to := rank(folder), rank(inner); !test && (from < to || from == to && top(folder) != top(inner)) {
 			return "imports point from main to commands, to internal and output, to pinned and bpf, to internal/fault"
 		}
@@ -150,6 +157,9 @@ func TestRefuse(t *testing.T) {
 		{"test/containerd_test.go", "k8s.io/cri-api/pkg/apis/runtime/v1", false},
 		{"internal/metrics/server.go", "github.com/prometheus/exporter-toolkit/web", false},
 		{"commands/export.go", "github.com/prometheus/client_golang/prometheus", true},
+		{"internal/flow/sampler.go", "bpfnet/internal/workload", true},
+		{"internal/flow/sampler_test.go", "bpfnet/internal/workload", false},
+		{"internal/workload/cases.go", "bpfnet/internal/testkit", false},
 		{"internal/alert/labels.go", "github.com/prometheus/alertmanager/pkg/labels", true},
 	} {
 		if got := refuse(c.file, c.imported) != ""; got != c.refused {

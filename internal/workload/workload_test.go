@@ -1,0 +1,93 @@
+package workload
+
+import (
+	"maps"
+	"os"
+	"strings"
+	"testing"
+
+	"bpfnet/internal/testkit"
+)
+
+func TestMain(m *testing.M) {
+	Main()
+	os.Exit(testkit.Run(m))
+}
+
+// TestCases: what one end has sent, the other has received, and the kernel has counted
+// the same.
+func TestCases(t *testing.T) {
+	places := map[string]func(testing.TB) Place{"loopback": Loopback, "veth": Veth}
+	for name, place := range places {
+		t.Run(name, func(t *testing.T) {
+			place := place(t)
+			for _, c := range Cases() {
+				if testing.Short() && name == "veth" && !strings.HasSuffix(c.Name, "MB") {
+					continue
+				}
+				t.Run(c.Name, func(t *testing.T) {
+					w := &world{TB: t, place: place}
+					rows := w.run(c, nil, func() { w.compareInfo(c) })
+					for _, r := range rows {
+						t.Logf("%+v", r)
+					}
+					w.compare(c, rows)
+				})
+			}
+		})
+	}
+}
+
+// compare compares both ends. Raw sockets receive headers, and ping sockets what the
+// kernel answers.
+func (w *world) compare(c Case, rows []Expected) {
+	w.Helper()
+	if len(rows) == 0 {
+		w.Fatal("nothing has moved")
+	}
+	if t := rows[0].Transport; t == "raw" || t == "icmp" {
+		return
+	}
+	sent, received := total(rows)
+	if sent+w.queued != received+w.discarded {
+		w.Errorf("sent %d and %d before, received %d, discarded %d", sent, w.queued, received, w.discarded)
+	}
+	if w.queued != 0 || w.discarded != 0 {
+		return
+	}
+	type direction struct{ from, to uint16 }
+	out, in := map[direction]uint64{}, map[direction]uint64{}
+	for _, r := range rows {
+		if r.TransmitBytes > 0 {
+			out[direction{r.Local.Port(), r.Peer.Port()}] += r.TransmitBytes
+		}
+		if r.ReceiveBytes > 0 {
+			in[direction{r.Peer.Port(), r.Local.Port()}] += r.ReceiveBytes
+		}
+	}
+	if !maps.Equal(out, in) {
+		w.Errorf("sent %v, received %v", out, in)
+	}
+}
+
+// compareInfo compares what calls returned with what TCP has counted since the sockets
+// were made.
+func (w *world) compareInfo(c Case) {
+	w.Helper()
+	sent, received := map[uint64]uint64{}, map[uint64]uint64{}
+	for _, r := range w.expected() {
+		sent[r.Cookie] += r.TransmitBytes
+		received[r.Cookie] += r.ReceiveBytes
+	}
+	for _, p := range w.procs {
+		if c.Existing {
+			return
+		}
+		for _, i := range p.do(request{Op: "info"}).Infos {
+			unread := i.Received - received[i.Cookie] // the FIN is one byte
+			if i.Sent != sent[i.Cookie] || unread > 1+uint64(w.discarded) {
+				w.Errorf("%s to %s: the kernel sent %d and received %d, not %d and %d", i.Local, i.Peer, i.Sent, i.Received, sent[i.Cookie], received[i.Cookie])
+			}
+		}
+	}
+}
