@@ -1,6 +1,7 @@
 package test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,10 +17,16 @@ import (
 // that ends in "# until Ctrl-C" is interrupted after a moment and has to end
 // well. All other fences (console, json, text) are only shown.
 var (
-	shellBlock  = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
-	untilCtrlC  = regexp.MustCompile(`(?m)^sudo (.*?)\s+# until Ctrl-C.*$`)
-	interrupted = "timeout --foreground --preserve-status --signal=INT 3s $1"
+	shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
+	untilCtrlC = regexp.MustCompile(`(?m)^sudo (.*?)\s+# until Ctrl-C.*$`)
 )
+
+// interrupted is what becomes of such a line. The moment is longer where loading a
+// program takes long.
+func interrupted(loading time.Duration) string {
+	moment := 3*time.Second + 4*loading
+	return fmt.Sprintf("timeout --foreground --preserve-status --signal=INT %.1fs $1", moment.Seconds())
+}
 
 func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
 func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
@@ -42,8 +49,11 @@ func runBlocks(t *testing.T, document string) {
 	if len(blocks) == 0 {
 		t.Fatalf("%s has no runnable block", document)
 	}
+	start := time.Now()
+	n.must(t, "load", "pod-traffic", "--dry-run")
+	line := interrupted(time.Since(start))
 	for _, block := range blocks {
-		runBlock(t, n, dir, block[1])
+		runBlock(t, n, dir, untilCtrlC.ReplaceAllString(block[1], line))
 	}
 	if out := n.must(t, "status", "-o", "json"); !strings.Contains(out, `"instances": []`) {
 		t.Errorf("%s leaves behind:\n%s", document, out)
@@ -83,8 +93,7 @@ ip -n $HOST link set eth0 up`)
 
 func runBlock(t *testing.T, n node, dir, block string) {
 	t.Helper()
-	script := untilCtrlC.ReplaceAllString(block, interrupted)
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.host, "--", "bash", "-euxo", "pipefail", "-c", script)
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+n.host, "--", "bash", "-euxo", "pipefail", "-c", block)
 	cmd.Dir = dir
 	cmd.WaitDelay = time.Second // what a block that fails has left in the background
 	path := strings.Join([]string{filepath.Join(dir, "bin"), filepath.Dir(binary), os.Getenv("PATH")}, ":")

@@ -12,7 +12,6 @@ import (
 	"bpfnet/internal/testkit"
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }
 
 func TestQuick(t *testing.T) {
 	e, err := datapath.Open(datapath.Options{Root: testkit.Root(t)})
