@@ -52,6 +52,8 @@ enum flow_flag : __u8 {
 	FLOW_EXISTED = 2,   /* before counting began */
 	FLOW_INHERITED = 4, /* the first use is the listener's */
 	FLOW_REST = 8,      /* the use is of several processes (only in records) */
+	FLOW_ENDED = 32,    /* it was told, but the kernel hasn't let go of it */
+	FLOW_UNREAD = 16,   /* TCP: it had received nothing yet; its position isn't known before */
 };
 
 /* A socket. */
@@ -59,7 +61,7 @@ struct flow_socket {
 	struct flow_use uses[USES + 1];
 	__u64 cookie; /* 0, or another socket's: this one hasn't been met yet */
 	__u64 opened; /* ns of CLOCK_BOOTTIME */
-	ip_addr_t local; /* these are of datagrams; TCP keeps its own until it ends */
+	ip_addr_t local; /* of TCP: when it was connected */
 	ip_addr_t peer;
 	__u32 netns;
 	__u32 position; /* TCP: sequence number up to which reads are counted */
@@ -68,9 +70,9 @@ struct flow_socket {
 	__u16 family;
 	__u16 protocol;
 	__u32 error; /* errno that the connection ended with */
+	__u16 type;
 	__u8 flags;
 	enum flow_ending ending;
-	__u8 pad[2];
 };
 
 enum flow_event : __u8 {
@@ -104,7 +106,9 @@ struct flow_record {
 	enum flow_flag flags;
 	enum flow_ending ending;
 	enum flow_event event;
-	__u8 pad[7];
+	__u8 pad;
+	__u16 type; /* SOCK_STREAM, SOCK_DGRAM, SOCK_RAW */
+	__u8 pad2[4];
 };
 
 /* What a process moves through a socket that isn't connected. */
@@ -230,14 +234,27 @@ static __always_inline _Bool counts_task(void)
 	return !cgroup_id || bpf_get_current_ancestor_cgroup_id(cgroup_level) == cgroup_id;
 }
 
+/* A raw socket may have the protocol's number, too. */
+static __always_inline _Bool is_tcp(struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP && sk->sk_type == SOCK_STREAM;
+}
+
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
+{
+	return is_tcp(sk) ? bpf_skc_to_tcp_sock(sk) : NULL;
+}
+
 static __always_inline __u16 local_port_of(struct sock *sk)
 {
 	struct tcp_sock *tcp;
 
-	if (sk->__sk_common.skc_num || sk->sk_protocol != IPPROTO_TCP)
+	if (sk->__sk_common.skc_num || !is_tcp(sk))
 		return sk->__sk_common.skc_num;
-	tcp = bpf_skc_to_tcp_sock(sk); /* skc_num is 0 before and after */
-	return tcp ? bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport) : 0;
+	tcp = tcp_of(sk); /* skc_num is 0 before and after */
+	if (!tcp)
+		return 0;
+	return bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport);
 }
 
 /* Whether what a socket moves is counted. */
@@ -294,11 +311,18 @@ static __always_inline __u32 read_position(struct sock *sk, struct tcp_sock *tcp
 	return position;
 }
 
-/* What is remembered of datagrams' sockets: when they end their addresses can't be read. */
+/* Where reading began. */
+static __always_inline __u32 first_position(struct tcp_sock *tcp)
+{
+	return tcp->rcv_nxt - (__u32)tcp->bytes_received;
+}
+
+/* What is remembered of sockets: when they end their addresses can't be read, and who closes a
+ * connection by force takes the peer away first. */
 static __always_inline void remember_addresses(struct sock *sk, struct flow_socket *socket)
 {
 	read_addresses(sk, &socket->local, &socket->peer);
-	socket->local_port = sk->__sk_common.skc_num;
+	socket->local_port = local_port_of(sk);
 	socket->peer_port = sk->__sk_common.skc_dport;
 }
 
@@ -315,14 +339,17 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
 	socket->family = sk->__sk_common.skc_family;
 	socket->protocol = sk->sk_protocol;
+	socket->type = sk->sk_type;
 	socket->flags = flags;
-	if (sk->sk_protocol == IPPROTO_TCP) {
-		tcp = bpf_skc_to_tcp_sock(sk);
+	if (is_tcp(sk)) {
+		tcp = tcp_of(sk);
 		/* From its first byte on, or from here on where others may have read some. */
-		if (tcp && (flags & FLOW_EXISTED || (is_filtered() && !(flags & FLOW_INWARD))))
+		if (tcp && !tcp->bytes_received)
+			socket->flags |= FLOW_UNREAD;
+		else if (tcp && (flags & FLOW_EXISTED || is_filtered()))
 			socket->position = read_position(sk, tcp);
 		else if (tcp)
-			socket->position = tcp->rcv_nxt - (__u32)tcp->bytes_received;
+			socket->position = first_position(tcp);
 	}
 	socket->cookie = cookie;
 }
@@ -415,14 +442,29 @@ static __always_inline struct flow_talk *talked(struct sock *sk)
 	return with && with->cookie && with->cookie == bpf_get_socket_cookie(sk) ? with : NULL;
 }
 
-/* The counters of a peer, for what the sum of the socket has already. */
-static __always_inline struct flow_peer *peer_of(const struct flow_use *use,
+static __always_inline _Bool is_same(const ip_addr_t *a, const ip_addr_t *b)
+{
+	return a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3] &&
+	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] &&
+	       a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
+	       a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0];
+}
+
+/* The counters of a peer, for what the sum of the socket has already; NULL for the one that the
+ * socket is connected to. */
+static __always_inline struct flow_peer *peer_of(const struct flow_socket *socket,
+                                                 const struct flow_use *use,
                                                  const struct flow_talk *with)
 {
-	struct flow_peer_key key = {.cookie = with->cookie, .process = use->key, .port = with->port};
+	struct flow_peer_key key = {};
 	struct flow_peer *peer, none = {};
 
+	if (!with || (with->port == socket->peer_port && is_same(&with->peer, &socket->peer)))
+		return NULL;
+	key.cookie = with->cookie;
+	key.process = use->key;
 	key.peer = with->peer;
+	key.port = with->port;
 	peer = bpf_map_lookup_elem(&flow_peers, &key);
 	if (peer)
 		return peer;
@@ -441,12 +483,12 @@ static __always_inline void count_sent_to(struct sock *sk, const struct flow_tal
 	socket = meet(sk, 0);
 	if (!socket)
 		return;
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (!is_tcp(sk))
 		remember_addresses(sk, socket);
 	use = current_use(socket);
 	__sync_fetch_and_add(&use->transmit_bytes, length);
 	__sync_fetch_and_add(&use->transmit_calls, 1);
-	peer = with ? peer_of(use, with) : NULL;
+	peer = peer_of(socket, use, with);
 	if (!peer)
 		return;
 	__sync_fetch_and_add(&peer->transmit_bytes, length);
@@ -480,11 +522,11 @@ static __always_inline void count_received_from(struct sock *sk, const struct fl
 		return;
 	use = current_use(socket);
 	__sync_fetch_and_add(&use->receive_calls, 1);
-	if (sk->sk_protocol == IPPROTO_TCP)
+	if (is_tcp(sk))
 		return; /* flows_read has the bytes */
 	remember_addresses(sk, socket);
 	__sync_fetch_and_add(&use->receive_bytes, length);
-	peer = with ? peer_of(use, with) : NULL;
+	peer = peer_of(socket, use, with);
 	if (!peer)
 		return;
 	__sync_fetch_and_add(&peer->receive_bytes, length);
@@ -603,12 +645,25 @@ int BPF_PROG(flows_inet6_recvmsg, struct socket *socket, void *message, __u64 si
 	return 0;
 }
 
+/* Moves the position on; evaluates to by how much. The socket is locked. */
+static __always_inline __s32 read_on(struct sock *sk, struct tcp_sock *tcp,
+                                     struct flow_socket *socket)
+{
+	__u32 from = socket->position, to = read_position(sk, tcp);
+
+	if (socket->flags & FLOW_UNREAD) {
+		socket->flags &= ~FLOW_UNREAD;
+		from = first_position(tcp);
+	}
+	socket->position = to;
+	return to - from;
+}
+
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(flows_read, struct sock *sk)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tcp = tcp_of(sk);
 	struct flow_socket *socket;
-	__u32 position;
 	__s32 grown;
 
 	if (!tcp || !counts_socket(sk) || !counts_ports(sk))
@@ -617,17 +672,13 @@ int BPF_PROG(flows_read, struct sock *sk)
 		/* What others read isn't what the next reader reads. */
 		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 		if (socket)
-			socket->position = read_position(sk, tcp);
+			read_on(sk, tcp, socket);
 		return 0;
 	}
 	socket = meet(sk, 0);
-	if (!socket)
-		return 0;
-	position = read_position(sk, tcp);
-	grown = position - socket->position;
+	grown = socket ? read_on(sk, tcp, socket) : 0;
 	if (grown <= 0)
 		return 0;
-	socket->position = position;
 	__sync_fetch_and_add(&current_use(socket)->receive_bytes, grown);
 	return 0;
 }
@@ -636,7 +687,7 @@ int BPF_PROG(flows_read, struct sock *sk)
  * FIN that waits behind it. */
 static __always_inline void read_tcp(struct sock *sk, struct flow_record *record)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tcp = tcp_of(sk);
 	__u32 unsent;
 
 	if (!tcp)
@@ -650,7 +701,6 @@ static __always_inline void read_tcp(struct sock *sk, struct flow_record *record
 	record->srtt_us = tcp->srtt_us >> 3;
 	record->min_rtt_us = tcp->rtt_min.s[0].v;
 	record->retransmits = tcp->total_retrans;
-	record->local_port = bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport);
 }
 
 /* What is the same in all records of a socket. */
@@ -661,6 +711,7 @@ static __always_inline void read_socket(struct flow_socket *socket, struct flow_
 	record->netns = socket->netns;
 	record->family = socket->family;
 	record->protocol = socket->protocol;
+	record->type = socket->type;
 	record->flags = socket->flags;
 	record->ending = socket->ending;
 	record->error = socket->error;
@@ -669,12 +720,24 @@ static __always_inline void read_socket(struct flow_socket *socket, struct flow_
 		record->owners += !!socket->uses[i].key;
 }
 
-static __always_inline void read_addresses_of(struct sock *sk, struct flow_record *record)
+static __always_inline void read_addresses_of(struct sock *sk, const struct flow_socket *socket,
+                                              struct flow_record *record)
 {
-	read_addresses(sk, &record->local, &record->peer);
-	record->local_port = sk->__sk_common.skc_num;
-	record->peer_port = sk->__sk_common.skc_dport;
+	__u32 port = sk->__sk_common.skc_dport;
+
+	/* Not in one instruction with that of socket, whose type is another one. */
+	asm volatile("" : "+r"(port));
 	record->state = sk->__sk_common.skc_state;
+	if (is_tcp(sk) && !port) {
+		record->local = socket->local;
+		record->peer = socket->peer;
+		record->local_port = socket->local_port;
+		record->peer_port = socket->peer_port;
+		return;
+	}
+	read_addresses(sk, &record->local, &record->peer);
+	record->local_port = local_port_of(sk);
+	record->peer_port = port;
 }
 
 /* Whether a use is told: the listener's of a connection only if nobody else has used it, and that
@@ -712,6 +775,7 @@ static __always_inline void log_closed(struct flow_socket *socket, struct flow_r
 
 	if (!all)
 		return;
+	socket->flags |= FLOW_ENDED;
 	record->event = EVENT_CLOSED;
 	record->time = bpf_ktime_get_boot_ns();
 #pragma unroll
@@ -740,7 +804,7 @@ static __always_inline void log_opened(struct sock *sk, struct flow_socket *sock
 	if (!all)
 		return;
 	read_socket(socket, &record);
-	read_addresses_of(sk, &record);
+	read_addresses_of(sk, socket, &record);
 	read_tcp(sk, &record);
 	record.event = EVENT_OPENED;
 	record.time = bpf_ktime_get_boot_ns();
@@ -772,18 +836,17 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 {
 	struct flow_socket *socket;
-	struct tcp_sock *tcp;
 
-	if (sk->sk_protocol != IPPROTO_TCP || !counts_socket(sk) || !counts_ports(sk))
+	if (!is_tcp(sk) || !counts_socket(sk) || !counts_ports(sk))
 		return 0;
 	switch (to) {
 	case BPF_TCP_SYN_SENT:
 	case BPF_TCP_LISTEN: /* by the process itself; later states aren't */
-		if (counts_task()) {
-			socket = meet(sk, 0);
-			if (socket)
-				current_use(socket);
-		}
+		socket = counts_task() ? meet(sk, 0) : NULL;
+		if (!socket)
+			return 0;
+		remember_addresses(sk, socket);
+		current_use(socket);
 		return 0;
 	case BPF_TCP_ESTABLISHED:
 		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
@@ -792,9 +855,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		socket = meet(sk, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0);
 		if (!socket)
 			return 0;
-		tcp = bpf_skc_to_tcp_sock(sk);
-		if (tcp && from == BPF_TCP_SYN_SENT)
-			socket->position = tcp->rcv_nxt - (__u32)tcp->bytes_received; /* known only now */
+		remember_addresses(sk, socket);
 		log_opened(sk, socket);
 		return 0;
 	}
@@ -817,10 +878,10 @@ int BPF_PROG(flows_destroy, struct sock *sk)
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 	struct flow_record record = {};
 
-	if (!socket || socket->cookie != bpf_get_socket_cookie(sk))
+	if (!socket || socket->cookie != bpf_get_socket_cookie(sk) || socket->flags & FLOW_ENDED)
 		return 0;
 	read_socket(socket, &record);
-	read_addresses_of(sk, &record);
+	read_addresses_of(sk, socket, &record);
 	read_tcp(sk, &record);
 	log_closed(socket, &record);
 	return 0;
@@ -833,7 +894,7 @@ int flows_release(struct bpf_sock *sk)
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, 0, 0);
 	struct flow_record record = {};
 
-	if (!socket || socket->protocol == IPPROTO_TCP || !socket->cookie)
+	if (!socket || (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM) || !socket->cookie)
 		return 1;
 	read_socket(socket, &record);
 	record.local = socket->local;
@@ -853,10 +914,10 @@ int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct flow_record record = {};
 	struct sock *sk = ctx->sk;
 
-	if (!sk || !socket || !socket->cookie)
+	if (!sk || !socket || !socket->cookie || socket->flags & FLOW_ENDED)
 		return 0;
 	read_socket(socket, &record);
-	read_addresses_of(sk, &record);
+	read_addresses_of(sk, socket, &record);
 	read_tcp(sk, &record);
 #pragma unroll
 	for (__u32 i = 0; i <= USES; i++) {
@@ -892,11 +953,10 @@ int flows_seed(struct bpf_iter__task_file *ctx)
 	storage = meet(sk, FLOW_EXISTED);
 	if (!storage)
 		return 0;
-	tcp = bpf_skc_to_tcp_sock(sk);
+	tcp = tcp_of(sk);
 	if (tcp)
-		storage->position = read_position(sk, tcp); /* it may be known from an earlier time */
-	else
-		remember_addresses(sk, storage);
+		read_on(sk, tcp, storage); /* it may be known from an earlier time */
+	remember_addresses(sk, storage);
 	use_of(storage, task);
 	return 0;
 }

@@ -38,6 +38,8 @@ const (
 	flowsFlowFlagFLOW_EXISTED   flowsFlowFlag = 2
 	flowsFlowFlagFLOW_INHERITED flowsFlowFlag = 4
 	flowsFlowFlagFLOW_REST      flowsFlowFlag = 8
+	flowsFlowFlagFLOW_ENDED     flowsFlowFlag = 32
+	flowsFlowFlagFLOW_UNREAD    flowsFlowFlag = 16
 )
 
 type flowsFlowPeer struct {
@@ -100,7 +102,9 @@ type flowsFlowRecord struct {
 	Flags       flowsFlowFlag
 	Ending      flowsFlowEnding
 	Event       flowsFlowEvent
-	Pad         [7]uint8
+	Pad         uint8
+	Type        uint16
+	Pad2        [4]uint8
 }
 
 type flowsFlowSocket struct {
@@ -129,9 +133,9 @@ type flowsFlowSocket struct {
 	Family    uint16
 	Protocol  uint16
 	Error     uint32
+	Type      uint16
 	Flags     uint8
 	Ending    flowsFlowEnding
-	Pad       [2]uint8
 }
 
 type flowsFlowSums struct {

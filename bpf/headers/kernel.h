@@ -12,6 +12,8 @@
 #define AF_INET  2
 #define AF_INET6 10
 
+#define SOCK_STREAM 1
+
 #define MSG_PEEK     0x2
 #define MSG_ERRQUEUE 0x2000
 
@@ -49,6 +51,7 @@ struct sock_common {
 
 struct sock {
 	struct sock_common __sk_common;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
 };

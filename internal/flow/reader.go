@@ -212,7 +212,7 @@ func (r *Reader) append(rows []Row, from *bpf.FlowRecord, peers map[use][]peer) 
 	rest := row
 	for _, p := range with {
 		row.Peer, row.Counters = p.at, p.counters
-		row.Family = familyOf(p.at, row.Family)
+		row.Family = familyOf(p.at.Addr(), row.Family)
 		rest.subtract(p.counters)
 		rows = append(rows, row)
 	}
@@ -231,9 +231,12 @@ func (c *Counters) subtract(less Counters) {
 }
 
 // familyOf is AF_INET for mapped addresses, whatever the socket's.
-func familyOf(at netip.AddrPort, socket int) int {
-	if at.Addr().Is4() {
+func familyOf(address netip.Addr, socket int) int {
+	switch {
+	case address.Is4():
 		return unix.AF_INET
+	case address.IsValid() && !address.IsUnspecified():
+		return unix.AF_INET6
 	}
 	return socket
 }
@@ -278,7 +281,7 @@ func (r *Reader) time(ns uint64) time.Time { return r.boot.Add(time.Duration(ns)
 // row makes a Row of a record.
 func (r *Reader) row(from *bpf.FlowRecord) Row {
 	row := Row{
-		Cookie: from.Cookie, NetNS: uint64(from.Netns), Transport: transportOf(from.Protocol), Family: int(from.Family),
+		Cookie: from.Cookie, NetNS: uint64(from.Netns), Transport: transportOf(from.Type, from.Protocol), Family: int(from.Family),
 		Local: endpointOf(from.Local.In6U.U6Addr8, from.LocalPort), Owners: int(from.Owners),
 		Process: Process{
 			PID: from.Use.Pid, Start: from.Use.Start, Command: commandOf(from.Use.Command[:]),
@@ -290,9 +293,9 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 		},
 		Inward: from.Flags&bpf.FlowInward != 0, Status: Exact,
 	}
-	row.Family = familyOf(row.Local, row.Family)
+	row.Family = familyOf(row.Local.Addr(), row.Family)
 	if peer := endpointOf(from.Peer.In6U.U6Addr8, port(from.PeerPort)); peer.Port() != 0 || !peer.Addr().IsUnspecified() {
-		row.Peer, row.Family = peer, familyOf(peer, row.Family)
+		row.Peer, row.Family = peer, familyOf(peer.Addr(), row.Family)
 	}
 	if from.Flags&bpf.FlowExisted == 0 {
 		row.Opened = r.time(from.Opened)
@@ -300,7 +303,7 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 	if from.Flags&bpf.FlowRest != 0 {
 		row.Status = Shared
 	}
-	if from.Protocol == unix.IPPROTO_TCP {
+	if row.Transport == "tcp" {
 		row.TCP = &TCP{
 			State: StateName(from.State), SRTT: from.SrttUs, MinRTT: from.MinRttUs, Retransmits: from.Retransmits, Error: from.Error,
 			Transmitted: &from.Transmitted, Received: &from.Received,
@@ -351,7 +354,12 @@ var protocols = []struct {
 	{unix.IPPROTO_SCTP, "sctp"},
 }
 
-func transportOf(protocol uint16) string {
+// transportOf is the name of what a socket speaks: ICMP whatever its type, else "raw" of
+// raw sockets.
+func transportOf(kind, protocol uint16) string {
+	if kind == unix.SOCK_RAW && protocol != unix.IPPROTO_ICMP && protocol != unix.IPPROTO_ICMPV6 {
+		return "raw"
+	}
 	for _, p := range protocols {
 		if p.number == int(protocol) {
 			return p.name

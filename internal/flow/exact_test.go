@@ -1,0 +1,171 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/netns"
+	"bpfnet/internal/testkit"
+	"bpfnet/internal/workload"
+)
+
+func TestMain(m *testing.M) {
+	workload.Main()
+	os.Exit(testkit.Run(m))
+}
+
+// startIn begins to count with one mechanism.
+func startIn(t testing.TB, mechanism string, filter Filter) *Reader {
+	t.Helper()
+	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, notes, err := Start(context.Background(), engine, filter, mechanism)
+	testkit.Needs(t, mechanism, err, fault.ErrUnsupported)
+	if len(notes) > 0 {
+		t.Errorf("notes: %q", notes)
+	}
+	t.Cleanup(func() {
+		if err := reader.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return reader
+}
+
+func take(t testing.TB, sampler Sampler) Sample {
+	t.Helper()
+	sample, err := sampler.Sample(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sample
+}
+
+// What each process has moved through each socket is counted to the byte, while the
+// sockets are open and after they were closed.
+func TestExact(t *testing.T) {
+	for _, mechanism := range []string{"tp_btf", "fexit"} {
+		t.Run(mechanism, func(t *testing.T) {
+			startIn(t, mechanism, Filter{}) // once, before all are tried
+			for _, c := range workload.Cases() {
+				t.Run(c.Name, func(t *testing.T) { exact(t, mechanism, c) })
+			}
+		})
+	}
+}
+
+func exact(t *testing.T, mechanism string, c workload.Case) {
+	var reader *Reader
+	totals := map[string]Counters{} // of rows that were closed
+	place := workload.Loopback(t)
+	in := namespaces(t, place)
+	want := workload.Run(t, c, place, workload.Hooks{
+		Load: func() { reader = startIn(t, mechanism, Filter{}) },
+		Open: func(want []workload.Expected) {
+			compare(t, "open", urgent(c, want), flowsOf(take(t, reader), in, totals))
+		},
+	})
+	compare(t, "closed", urgent(c, want), flowsOf(take(t, reader), in, totals))
+}
+
+// urgent adds the byte of urgent data that is passed over, and counts as received although
+// nobody has read it.
+func urgent(c workload.Case, want []workload.Expected) []workload.Expected {
+	want = slices.Clone(want)
+	for i := range want {
+		if strings.HasSuffix(c.Name, "/oob-unread") && want[i].ReceiveBytes > 0 {
+			want[i].ReceiveBytes++
+		}
+	}
+	return want
+}
+
+// namespaces are those of a place.
+func namespaces(t *testing.T, place workload.Place) map[uint64]bool {
+	t.Helper()
+	in := map[uint64]bool{}
+	for _, side := range []workload.Side{place.Client, place.Server} {
+		inode, err := netns.Inode(side.NetNS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in[inode] = true
+	}
+	return in
+}
+
+// flowsOf is what the rows of a sample in some namespaces, and those that were closed before it, say.
+func flowsOf(sample Sample, in map[uint64]bool, closed map[string]Counters) map[string]Counters {
+	all := maps.Clone(closed)
+	for _, row := range sample.Rows {
+		if row.Counters == (Counters{}) || !in[row.NetNS] {
+			continue
+		}
+		key := keyOf(int(row.PID), row.Cookie, row.Transport, row.Family, row.Local, row.Peer) + " " + string(row.Status)
+		sum := all[key]
+		sum.add(row.Counters)
+		all[key] = sum
+		if row.Closed != nil {
+			closed[key] = sum
+		}
+	}
+	return all
+}
+
+func (c *Counters) add(more Counters) {
+	c.TransmitBytes += more.TransmitBytes
+	c.ReceiveBytes += more.ReceiveBytes
+	c.TransmitCalls += more.TransmitCalls
+	c.ReceiveCalls += more.ReceiveCalls
+}
+
+// keyOf names a flow. With whom sockets other than TCP's and UDP's talk isn't known, nor
+// on which of its addresses one did that is bound to none.
+func keyOf(pid int, cookie uint64, transport string, family int, local, peer netip.AddrPort) string {
+	if transport == "icmp" || transport == "raw" {
+		return fmt.Sprintf("%d %d %d", pid, cookie, family)
+	}
+	return fmt.Sprintf("%d %d %s %d %d %v", pid, cookie, transport, family, local.Port(), peer)
+}
+
+// compare compares what was counted with what was moved.
+func compare(t *testing.T, when string, want []workload.Expected, got map[string]Counters) {
+	t.Helper()
+	wanted := map[string]Counters{}
+	for _, w := range want {
+		key := keyOf(w.PID, w.Cookie, w.Transport, w.Family, w.Local, w.Peer) + " exact"
+		counted, sum := got[key], wanted[key]
+		more := Counters{TransmitBytes: w.TransmitBytes, ReceiveBytes: w.ReceiveBytes}
+		if more.TransmitCalls = uint64(w.TransmitCalls); w.TransmitCalls < 0 {
+			more.TransmitCalls = counted.TransmitCalls
+		}
+		if more.ReceiveCalls = uint64(w.ReceiveCalls); w.ReceiveCalls < 0 {
+			more.ReceiveCalls = counted.ReceiveCalls
+		}
+		sum.add(more)
+		wanted[key] = sum
+	}
+	if maps.Equal(wanted, got) {
+		return
+	}
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		if got[key] != wanted[key] {
+			t.Errorf("%s: %s: %+v, want %+v", when, key, got[key], wanted[key])
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(got)) {
+		if _, ok := wanted[key]; !ok {
+			t.Errorf("%s: %s: %+v, which nobody moved", when, key, got[key])
+		}
+	}
+}
