@@ -45,10 +45,17 @@ var cases = []struct {
 	{"vmsplice", streams, func(w *world, n string) { files(w, n, "vmsplice", "splice", 60000, 300000) }},
 	{"vmsplice", datagrams, func(w *world, n string) { files(w, n, "vmsplice", "splice", 1000, 3000) }},
 	{"mmsg", both, mmsg},
-	{"io_uring", both, func(w *world, n string) { uring(w, n, false) }},
-	{"io_uring-async", both, func(w *world, n string) { uring(w, n, true) }},
+	{"io_uring", both, func(w *world, n string) { uring(w, n, 0, false) }},
+	{"io_uring-async", both, func(w *world, n string) { uring(w, n, 0, true) }},
+	{"io_uring-polled", both, func(w *world, n string) { uring(w, n, setupPolled, false) }},
+	{"io_uring-large", streams, uringLarge},
+	{"io_uring-zerocopy", both, uringZerocopy},
 	{"fork", both, func(w *world, n string) { forked(w, n)() }},
+	{"forked-listener", streams, forkedListener},
 	{"passed", both, passed},
+	{"killed", both, killed},
+	{"reconnected", both, reconnected},
+	{"self", both, self},
 	{"half-closed", streams, func(w *world, n string) { halfClosed(w, n)() }},
 	{"reset", streams, reset},
 	{"aborted", streams, aborted},
@@ -123,10 +130,13 @@ func (w *world) pair(network string) (a, b socket) {
 	return a, b
 }
 
+// listen makes a process with a bound socket, which listens if it is one for streams.
 func (w *world) listen(network string) socket {
 	w.Helper()
 	s := w.server().open(network, true)
-	s.do(request{Op: "listen", FD: s.fd, N: 512})
+	if stream(network) {
+		s.do(request{Op: "listen", FD: s.fd, N: 512})
+	}
 	return s
 }
 
@@ -270,17 +280,47 @@ func mmsg(w *world, network string) {
 	exchange(b, a, request{Name: "sendmmsg", Size: 100, Count: 3, N: 300}, request{Size: 100, N: 300}, 300)
 }
 
-func uring(w *world, network string, async bool) {
-	a, b := w.pair(network)
-	for _, s := range []socket{a, b} {
-		_, err := s.try(request{Op: "ring"})
+// rings gives processes an io_uring each.
+func (w *world) rings(flags int, sockets ...socket) {
+	w.Helper()
+	for _, s := range sockets {
+		_, err := s.try(request{Op: "ring", Flags: flags})
 		testkit.Needs(w, "io_uring", err, unix.ENOSYS, unix.EPERM)
 	}
+}
+
+func uring(w *world, network string, setup int, async bool) {
+	a, b := w.pair(network)
+	w.rings(setup, a, b)
 	for i, codes := range [][2]uint8{{opSend, opRecv}, {opSendmsg, opRecvmsg}, {opWrite, opRead}, {opWritev, opReadv}, {opSplice, opSplice}} {
 		n := 1000 + i
 		exchange(a, b, request{Name: "io_uring", Opcode: codes[0], Async: async, Size: n}, request{Name: "io_uring", Opcode: codes[1], Async: async, Size: 4000}, n)
 		exchange(b, a, request{Name: "io_uring", Opcode: codes[0], Async: async, Size: 10}, request{Size: 4000}, 10)
 	}
+	a.send(100, 0)
+	b.receive(request{Name: "io_uring", Opcode: opRecv, Async: async, Size: 50, Flags: unix.MSG_PEEK}, 50)
+	b.receive(request{Name: "io_uring", Opcode: opRecvmsg, Async: async, Size: 4000}, 100)
+}
+
+// uringLarge: one call that waits for room, and for bytes.
+func uringLarge(w *world, network string) {
+	const n = 600000
+	a, b := w.pair(network)
+	a.option(unix.SOL_SOCKET, unix.SO_SNDBUF, 50000)
+	w.rings(0, a, b)
+	exchange(a, b, request{Name: "io_uring", Opcode: opSend, Size: n, N: n}, request{Size: 65536, N: n}, n)
+	exchange(a, b, request{Name: "io_uring", Opcode: opSend, Size: n, N: n, Async: true}, request{Name: "io_uring", Opcode: opRecv, Size: n, N: n, Flags: unix.MSG_WAITALL}, n)
+}
+
+func uringZerocopy(w *world, network string) {
+	a, b := w.pair(network)
+	w.rings(0, a)
+	a.begin(request{Op: "send", FD: a.fd, Name: "io_uring", Opcode: opSendZC, Size: 9000})
+	got := a.await()
+	if got.Errno == unix.EINVAL {
+		w.Skip("this kernel has no io_uring without copies")
+	}
+	b.drain(got.N)
 }
 
 // forked: two processes send and receive by one socket.
@@ -314,6 +354,55 @@ func passed(w *world, network string) {
 	a.close()
 	exchange(taken, b, request{Size: 900}, request{Size: 1000}, 900)
 	exchange(b, taken, request{Size: 60}, request{Size: 1000}, 60)
+}
+
+// forkedListener: who accepts hasn't made the listener.
+func forkedListener(w *world, network string) {
+	listener := w.listen(network)
+	to := listener.name()
+	worker := socket{listener.fork(listener), listener.fd}
+	for i, l := range []socket{worker, listener, worker} {
+		a := w.client().open(network, true)
+		a.connect(to)
+		b := l.accept()
+		exchange(a, b, request{Size: 100 + i}, request{Size: 1000}, 100+i)
+		exchange(b, a, request{Size: 10 + i}, request{Size: 1000}, 10+i)
+	}
+}
+
+// killed: a process ends without closing.
+func killed(w *world, network string) {
+	a, b := w.pair(network)
+	exchange(b, a, request{Size: 700}, request{Size: 1000}, 700)
+	a.send(300, 0)
+	a.shoot()
+	b.receive(request{Size: 1000}, 300)
+}
+
+// reconnected: a socket has one peer after the other.
+func reconnected(w *world, network string) {
+	a, b := w.pair(network)
+	exchange(a, b, request{Size: 500}, request{Size: 1000}, 500)
+	exchange(b, a, request{Size: 40}, request{Size: 1000}, 40)
+	a.do(request{Op: "disconnect", FD: a.fd})
+	peer := w.listen(network)
+	a.connect(peer.name())
+	if stream(network) {
+		peer = peer.accept()
+	} else {
+		peer.connect(a.name())
+	}
+	exchange(a, peer, request{Size: 70}, request{Size: 1000}, 70)
+	exchange(peer, a, request{Size: 6}, request{Size: 1000}, 6)
+}
+
+// self: a socket that is its own peer.
+func self(w *world, network string) {
+	a := w.client().open(network, true)
+	a.connect(a.name())
+	a.send(100, 0)
+	a.receive(request{Size: 1000, Flags: unix.MSG_PEEK}, 100)
+	a.receive(request{Size: 1000}, 100)
 }
 
 // halfClosed: what a socket has in its queue is read when it is closed already.
@@ -391,6 +480,10 @@ func shortLivedDatagrams(w *world, network string) {
 	b.receive(request{Size: 1000, N: 100 * 55}, 100*55)
 }
 
+// synData is TCPI_OPT_SYN_DATA.
+const synData = 1 << 5
+
+// fastOpen: bytes in the SYN.
 func fastOpen(w *world, network string) {
 	listener := w.listen(network)
 	client := w.client()
@@ -400,6 +493,9 @@ func fastOpen(w *world, network string) {
 	listener.option(unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 16)
 	talk := func(a socket) {
 		b := listener.accept()
+		if options := b.do(request{Op: "state", FD: b.fd, N: unix.BPF_TCP_ESTABLISHED}).N; options&synData == 0 {
+			w.Fatalf("the SYN had no data: options %#x", options)
+		}
 		b.drain(300)
 		exchange(b, a, request{Size: 20}, request{Size: 100}, 20)
 		exchange(a, b, request{Size: 1000}, request{Size: 1000}, 1000)

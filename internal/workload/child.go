@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,7 +94,7 @@ type record struct {
 	network   string
 	base      Expected
 	connected netip.AddrPort
-	rows      map[netip.AddrPort]*Expected // by peer
+	rows      map[[2]netip.AddrPort]*Expected // by local and peer
 }
 
 // child is a process of a case.
@@ -170,7 +171,7 @@ var operations map[string]func(*child, *request) (reply, error)
 func init() {
 	operations = map[string]func(*child, *request) (reply, error){
 		"socket": (*child).socket, "option": (*child).option, "name": (*child).name, "sysctl": (*child).sysctl, "state": (*child).state, "ring": (*child).startRing,
-		"listen": (*child).listen, "accept": (*child).accept, "connect": (*child).connect,
+		"listen": (*child).listen, "accept": (*child).accept, "connect": (*child).connect, "disconnect": (*child).disconnect,
 		"send": (*child).send, "receive": (*child).receive, "threads": (*child).threads,
 		"burst": (*child).burst, "serve": (*child).serve,
 		"shutdown": (*child).shutdown, "close": (*child).close,
@@ -181,7 +182,7 @@ func init() {
 
 // add makes a descriptor a socket of the process, of a number that it has elsewhere.
 func (c *child) add(id, fd int, network string) (*record, error) {
-	s := &record{id: id, fd: fd, network: network, rows: map[netip.AddrPort]*Expected{}, base: c.process}
+	s := &record{id: id, fd: fd, network: network, rows: map[[2]netip.AddrPort]*Expected{}, base: c.process}
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		return nil, err
@@ -267,10 +268,11 @@ func (c *child) count(s *record, transmit bool, m moved) {
 	if networks[s.network].typ == unix.SOCK_RAW || s.base.Transport == "icmp" {
 		peer = netip.AddrPortFrom(peer.Addr(), 0)
 	}
-	row := s.rows[peer]
+	ends := [2]netip.AddrPort{s.base.Local, peer}
+	row := s.rows[ends]
 	if row == nil {
 		fresh := s.base
-		row, s.rows[peer] = &fresh, &fresh
+		row, s.rows[ends] = &fresh, &fresh
 		row.Local, row.Peer = unmapped(s.base.Local), unmapped(peer)
 		row.Family = unix.AF_INET6
 		if row.Peer.Addr().Is4() {
@@ -344,13 +346,16 @@ func (c *child) sysctl(r *request) (reply, error) {
 	return reply{}, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0)
 }
 
-// state waits until a TCP socket is in a state.
+// state waits until a TCP socket is in a state, and returns its options.
 func (c *child) state(r *request) (reply, error) {
 	return c.with(r, func(s *record) (reply, error) {
 		for end := time.Now().Add(patience / 2); ; time.Sleep(time.Millisecond) {
 			i, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-			if err != nil || int(i.State) == r.N {
+			if err != nil {
 				return reply{}, err
+			}
+			if int(i.State) == r.N {
+				return reply{N: int(i.Options)}, nil
 			}
 			if time.Now().After(end) {
 				return reply{}, fmt.Errorf("state %d, not %d", i.State, r.N)
@@ -360,9 +365,21 @@ func (c *child) state(r *request) (reply, error) {
 }
 
 // startRing finds out whether there is io_uring.
-func (c *child) startRing(*request) (got reply, err error) {
-	c.ring, err = newRing()
+func (c *child) startRing(r *request) (got reply, err error) {
+	c.ring, err = newRing(uint32(r.Flags))
 	return got, err
+}
+
+// disconnect makes a socket one that isn't connected.
+func (c *child) disconnect(r *request) (reply, error) {
+	return c.with(r, func(s *record) (reply, error) {
+		var none unix.RawSockaddr // AF_UNSPEC
+		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(s.fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none)); errno != 0 {
+			return reply{}, errno
+		}
+		s.connected, s.base.Connected = netip.AddrPort{}, false
+		return reply{}, s.names()
+	})
 }
 
 func (c *child) listen(r *request) (reply, error) {

@@ -22,9 +22,13 @@ const (
 	opSend    = 26
 	opRecv    = 27
 	opSplice  = 30
+	opSendZC  = 47
 
+	setupPolled    = 1 << 1 // a thread of the kernel submits
 	sqeAsync       = 1 << 4
-	enterGetEvents = 1
+	enterGetEvents = 1 << 0
+	enterWakeUp    = 1 << 1
+	cqeNotice      = 1 << 3 // that a buffer is free again
 
 	offSQRing = 0
 	offCQRing = 0x8000000
@@ -74,8 +78,8 @@ type ring struct {
 	sqes   []byte
 }
 
-func newRing() (*ring, error) {
-	r := &ring{}
+func newRing(flags uint32) (*ring, error) {
+	r := &ring{params: ringParams{flags: flags}}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, entries, uintptr(unsafe.Pointer(&r.params)), 0)
 	if errno != 0 {
 		return nil, errno
@@ -110,19 +114,28 @@ func (r *ring) do(s submission) (int, error) {
 	*(*submission)(unsafe.Pointer(&r.sqes[uintptr(slot)*unsafe.Sizeof(s)])) = s
 	*word(r.sq, r.params.sq.array+4*slot) = slot
 	atomic.AddUint32(tail, 1)
-	head := word(r.cq, r.params.cq.head)
-	for submit := uintptr(1); atomic.LoadUint32(word(r.cq, r.params.cq.tail)) == *head; submit = 0 {
-		if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), submit, 1, enterGetEvents, 0, 0); errno != 0 && errno != unix.EINTR {
-			return 0, errno
+	submit, flags := uintptr(1), uintptr(enterGetEvents)
+	if r.params.flags&setupPolled != 0 {
+		flags |= enterWakeUp
+	}
+	for {
+		head := word(r.cq, r.params.cq.head)
+		for ; atomic.LoadUint32(word(r.cq, r.params.cq.tail)) == *head; submit = 0 {
+			if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), submit, 1, flags, 0, 0); errno != 0 && errno != unix.EINTR {
+				return 0, errno
+			}
 		}
+		at := *head & *word(r.cq, r.params.cq.mask)
+		done := *(*completion)(unsafe.Pointer(&r.cq[r.params.cq.cqes+at*uint32(unsafe.Sizeof(completion{}))]))
+		atomic.AddUint32(head, 1)
+		if done.flags&cqeNotice != 0 {
+			continue
+		}
+		if done.result < 0 {
+			return 0, unix.Errno(-done.result)
+		}
+		return int(done.result), nil
 	}
-	at := *head & *word(r.cq, r.params.cq.mask)
-	result := (*completion)(unsafe.Pointer(&r.cq[r.params.cq.cqes+at*uint32(unsafe.Sizeof(completion{}))])).result
-	atomic.AddUint32(head, 1)
-	if result < 0 {
-		return 0, unix.Errno(-result)
-	}
-	return int(result), nil
 }
 
 // uring makes one call by io_uring, by another thread where it is Async.
@@ -147,6 +160,9 @@ func (c *child) uring(s *record, r *request, buf []byte) ([]moved, error) {
 		sqe.addr, sqe.len = uint64(pointer(buf)), uint32(len(buf))
 	}
 	n, err := c.ring.do(sqe)
+	if len(buf) > 65536 { // it may take several attempts
+		return many(int64(n), err)
+	}
 	return one(n, netip.AddrPort{}, err)
 }
 

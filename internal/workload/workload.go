@@ -194,8 +194,9 @@ type world struct {
 	testing.TB
 	place     Place
 	procs     []*process
-	discarded int // bytes that were sent and that nobody has read
-	queued    int // bytes that were sent before the test loaded, and weren't read then
+	discarded int        // bytes that were sent and that nobody has read
+	gone      []Expected // of processes that were killed
+	queued    int        // bytes that were sent before the test loaded, and weren't read then
 }
 
 func (w *world) each(r request) {
@@ -205,7 +206,7 @@ func (w *world) each(r request) {
 }
 
 func (w *world) expected() []Expected {
-	var rows []Expected
+	rows := slices.Clone(w.gone)
 	for _, p := range w.procs {
 		rows = append(rows, p.do(request{Op: "report"}).Rows...)
 	}
@@ -303,6 +304,14 @@ func (p *process) close() { p.requests.Close(); p.replies.Close() }
 func (p *process) end() {
 	p.w.Helper()
 	p.do(request{Op: "end"})
+	p.kill()
+}
+
+// shoot kills a process that has sockets open, and keeps what it has moved.
+func (p *process) shoot() {
+	p.w.Helper()
+	p.w.gone = append(p.w.gone, p.do(request{Op: "report"}).Rows...)
+	p.w.procs = slices.DeleteFunc(p.w.procs, func(o *process) bool { return o == p })
 	p.kill()
 }
 

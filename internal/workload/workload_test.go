@@ -2,6 +2,7 @@ package workload
 
 import (
 	"maps"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -71,22 +72,28 @@ func (w *world) compare(c Case, rows []Expected) {
 }
 
 // compareInfo compares what calls returned with what TCP has counted since the sockets
-// were made.
+// were connected.
 func (w *world) compareInfo(c Case) {
 	w.Helper()
-	sent, received := map[uint64]uint64{}, map[uint64]uint64{}
+	if c.Existing {
+		return
+	}
+	type connection struct {
+		cookie      uint64
+		local, peer netip.AddrPort
+	}
+	moved := map[connection]Expected{} // by all processes
 	for _, r := range w.expected() {
-		sent[r.Cookie] += r.TransmitBytes
-		received[r.Cookie] += r.ReceiveBytes
+		all := moved[connection{r.Cookie, r.Local, r.Peer}]
+		all.add(r)
+		moved[connection{r.Cookie, r.Local, r.Peer}] = all
 	}
 	for _, p := range w.procs {
-		if c.Existing {
-			return
-		}
 		for _, i := range p.do(request{Op: "info"}).Infos {
-			unread := i.Received - received[i.Cookie] // the FIN is one byte
-			if i.Sent != sent[i.Cookie] || unread > 1+uint64(w.discarded) {
-				w.Errorf("%s to %s: the kernel sent %d and received %d, not %d and %d", i.Local, i.Peer, i.Sent, i.Received, sent[i.Cookie], received[i.Cookie])
+			calls := moved[connection{i.Cookie, i.Local, i.Peer}]
+			unread := i.Received - calls.ReceiveBytes // the FIN is one byte
+			if i.Sent != calls.TransmitBytes || unread > 1+uint64(w.discarded) {
+				w.Errorf("the kernel counts %+v, calls returned %+v", i, calls)
 			}
 		}
 	}
