@@ -63,6 +63,7 @@ var cases = []struct {
 	{"short-lived", datagrams, shortLivedDatagrams},
 	{"fast-open", streams, fastOpen},
 	{"zerocopy", streams, zerocopy},
+	{"zerocopy-receive", streams, zerocopyReceived},
 	{"oob", streams, urgent},
 	{"oob-unread", streams, urgentUnread},
 	{"oob-inline", streams, urgentInline},
@@ -529,6 +530,14 @@ func (s socket) errors(n int) {
 			s.w.Fatalf("the error queue gives %d, %v, not %d", got.N, err, n)
 		}
 	}
+}
+
+// zerocopyReceived: bytes that no call for receiving returns.
+func zerocopyReceived(w *world, network string) {
+	a, b := w.pair(network)
+	exchange(a, b, request{Size: 900}, request{Name: "getsockopt", Size: 1000, N: 900}, 900)
+	a.option(unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
+	exchange(a, b, request{Size: 4096, N: 1 << 18, Flags: unix.MSG_ZEROCOPY | unix.MSG_EOR}, request{Name: "getsockopt", Size: 100, N: 1 << 18}, 1<<18) // of whole pages, which can be mapped
 }
 
 func urgent(w *world, network string) {

@@ -121,7 +121,50 @@ var receivers = map[string]mover{
 			})
 		})
 	},
-	"io_uring": (*child).uring,
+	"io_uring":   (*child).uring,
+	"getsockopt": receiveZerocopy,
+}
+
+// zerocopyReceive is struct tcp_zerocopy_receive.
+type zerocopyReceive struct {
+	address            uint64
+	length, skip       uint32
+	inq                uint32
+	err                int32
+	copyAddress        uint64
+	copyLength         int32
+	flags              uint32
+	control, controlen uint64
+	messageFlags, _    uint32
+}
+
+// receiveZerocopy maps pages of a TCP socket, or has few bytes copied; it calls recv for
+// what can't be had so.
+func receiveZerocopy(_ *child, s *record, _ *request, buf []byte) ([]moved, error) {
+	if _, _, err := unix.Recvfrom(s.fd, buf[:1], unix.MSG_PEEK); err != nil { // wait
+		return nil, err
+	}
+	area, err := unix.Mmap(s.fd, 0, 1<<20, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Munmap(area) }()
+	got := zerocopyReceive{address: uint64(pointer(area)), length: uint32(len(area)), copyAddress: uint64(pointer(buf)), copyLength: int32(len(buf))}
+	length := uint32(unsafe.Sizeof(got))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.IPPROTO_TCP, unix.TCP_ZEROCOPY_RECEIVE, uintptr(unsafe.Pointer(&got)), uintptr(unsafe.Pointer(&length)), 0)
+	runtime.KeepAlive(buf)
+	if errno != 0 {
+		return nil, errno
+	}
+	n := int64(got.length)
+	if length > uint32(unsafe.Offsetof(got.copyLength)) { // older kernels copy nothing
+		n += int64(got.copyLength)
+	}
+	if n > 0 {
+		return many(n, nil)
+	}
+	n1, _, err := unix.Recvfrom(s.fd, buf[:min(len(buf), int(got.skip))], 0)
+	return one(n1, netip.AddrPort{}, err)
 }
 
 func sendmsg(s *record, r *request, buf []byte) ([]moved, error) {

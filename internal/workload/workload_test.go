@@ -1,9 +1,11 @@
 package workload
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,6 +39,49 @@ func TestCases(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRun: hooks are called when they should be, and rows say whose they are.
+func TestRun(t *testing.T) {
+	place := Loopback(t)
+	for _, c := range Cases() {
+		if c.Name != "tcp4/existing-queue" && c.Name != "udp4/unconnected" {
+			continue
+		}
+		var calls []string
+		var open []Expected
+		rows := Run(t, c, place, Hooks{
+			Load: func() { calls = append(calls, "load") },
+			Open: func(rows []Expected) {
+				calls, open = append(calls, "open"), rows
+				for _, r := range rows {
+					stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.PID))
+					if err != nil || strings.Fields(string(stat))[21] != fmt.Sprint(r.StartTime) {
+						t.Errorf("process %d began at %d: %s, %v", r.PID, r.StartTime, stat, err)
+					}
+				}
+			},
+		})
+		if !slices.Equal(calls, []string{"load", "open"}) {
+			t.Errorf("%s: hooks %q", c.Name, calls)
+		}
+		if want := map[bool]int{true: 2, false: 8}[c.Existing]; len(rows) != want || !sameRows(rows, open) {
+			t.Errorf("%s: %d rows, not %d: %+v, while open %+v", c.Name, len(rows), want, rows, open)
+		}
+		sent, received := total(rows)
+		folded := BySocket(rows)
+		if s, r := total(folded); s != sent || r != received || !c.Existing && len(folded) != 4 {
+			t.Errorf("%s: by socket %+v", c.Name, folded)
+		}
+	}
+}
+
+func sameRows(a, b []Expected) bool {
+	in := map[Expected]bool{}
+	for _, r := range a {
+		in[r] = true
+	}
+	return len(a) == len(b) && !slices.ContainsFunc(b, func(r Expected) bool { return !in[r] })
 }
 
 // compare compares both ends. Raw sockets receive headers, and ping sockets what the
