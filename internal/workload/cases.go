@@ -51,6 +51,7 @@ var cases = []struct {
 	{"io_uring-large", streams, uringLarge},
 	{"io_uring-zerocopy", both, uringZerocopy},
 	{"fork", both, func(w *world, n string) { forked(w, n)() }},
+	{"crowd", both, crowd},
 	{"forked-listener", streams, forkedListener},
 	{"passed", both, passed},
 	{"killed", both, killed},
@@ -355,6 +356,17 @@ func passed(w *world, network string) {
 	a.close()
 	exchange(taken, b, request{Size: 900}, request{Size: 1000}, 900)
 	exchange(b, taken, request{Size: 60}, request{Size: 1000}, 60)
+}
+
+// crowd: a socket of many processes.
+func crowd(w *world, network string) {
+	a, b := w.pair(network)
+	for i := range 7 {
+		shared := socket{a.fork(a), a.fd}
+		exchange(shared, b, request{Size: 100 + i}, request{Size: 1000}, 100+i)
+		exchange(b, shared, request{Size: 10 + i}, request{Size: 1000}, 10+i)
+	}
+	exchange(a, b, request{Size: 5}, request{Size: 1000}, 5)
 }
 
 // forkedListener: who accepts hasn't made the listener.
