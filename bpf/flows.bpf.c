@@ -114,6 +114,7 @@ struct flow_record {
 /* What a process moves through a socket that isn't connected. */
 struct flow_peer_key {
 	__u64 cookie;
+	__u64 opened;  /* of the socket */
 	__u64 process; /* as in flow_use; 0: those with no other */
 	ip_addr_t peer;
 	__be16 port;
@@ -317,13 +318,166 @@ static __always_inline __u32 first_position(struct tcp_sock *tcp)
 	return tcp->rcv_nxt - (__u32)tcp->bytes_received;
 }
 
+/* What the kernel knows of a TCP socket. Unsent data is what is written and not sent yet, less a
+ * FIN that waits behind it. */
+static __always_inline void read_tcp(struct sock *sk, struct flow_record *record)
+{
+	struct tcp_sock *tcp = tcp_of(sk);
+	__u32 unsent;
+
+	if (!tcp)
+		return;
+	unsent = tcp->write_seq - tcp->snd_nxt;
+	if (unsent && (record->state == BPF_TCP_FIN_WAIT1 || record->state == BPF_TCP_LAST_ACK ||
+	               record->state == BPF_TCP_CLOSING))
+		unsent--;
+	record->transmitted = tcp->bytes_sent - tcp->bytes_retrans + unsent;
+	record->received = tcp->bytes_received - (__u32)(tcp->rcv_nxt - read_position(sk, tcp));
+	record->srtt_us = tcp->srtt_us >> 3;
+	record->min_rtt_us = tcp->rtt_min.s[0].v;
+	record->retransmits = tcp->total_retrans;
+}
+
+/* What is the same in all records of a socket. */
+static __always_inline void read_socket(struct flow_socket *socket, struct flow_record *record)
+{
+	record->cookie = socket->cookie;
+	record->opened = socket->opened;
+	record->netns = socket->netns;
+	record->family = socket->family;
+	record->protocol = socket->protocol;
+	record->type = socket->type;
+	record->flags = socket->flags;
+	record->ending = socket->ending;
+	record->error = socket->error;
+	record->owners = 0;
+	for (int i = 0; i < USES; i++)
+		record->owners += !!socket->uses[i].key;
+}
+
+static __always_inline void read_addresses_of(struct sock *sk, const struct flow_socket *socket,
+                                              struct flow_record *record)
+{
+	__u32 port = sk->__sk_common.skc_dport;
+
+	/* Not in one instruction with that of socket, whose type is another one. */
+	asm volatile("" : "+r"(port));
+	record->state = sk->__sk_common.skc_state;
+	if (is_tcp(sk) && !port) {
+		record->local = socket->local;
+		record->peer = socket->peer;
+		record->local_port = socket->local_port;
+		record->peer_port = socket->peer_port;
+		return;
+	}
+	read_addresses(sk, &record->local, &record->peer);
+	record->local_port = local_port_of(sk);
+	record->peer_port = port;
+}
+
+/* Whether a use is told: the listener's of a connection only if nobody else has used it, and that
+ * of all others if there was any. */
+static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
+{
+	const struct flow_use *use = &socket->uses[i];
+	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
+
+	if (i == USES)
+		return moved;
+	if (!use->key)
+		return 0;
+	return i || moved || !(socket->flags & FLOW_INHERITED) || !socket->uses[1].key;
+}
+
+static __always_inline void write_event(struct flow_record *to, const struct flow_record *record,
+                                        __u64 number)
+{
+	to->sequence = 0;
+	barrier();
+	__builtin_memcpy((void *)to + sizeof(to->sequence), (const void *)record + sizeof(to->sequence),
+	                 sizeof(*to) - sizeof(to->sequence));
+	barrier();
+	to->sequence = number + 1;
+}
+
+/* Appends the uses of a socket that has ended. */
+static __always_inline void log_closed(struct flow_socket *socket, struct flow_record *record)
+{
+	struct flow_sums *all = totals();
+	struct flow_record *to;
+	__u64 number;
+	__u32 slot;
+
+	if (!all)
+		return;
+	record->event = EVENT_CLOSED;
+	record->time = bpf_ktime_get_boot_ns();
+#pragma unroll
+	for (__u32 i = 0; i <= USES; i++) {
+		if (!is_told(socket, i))
+			continue;
+		record->use = socket->uses[i];
+		if (i == USES)
+			record->flags |= FLOW_REST;
+		number = __sync_fetch_and_add(&all->closed, 1);
+		slot = number % size_of(&closed_flows);
+		to = bpf_map_lookup_elem(&closed_flows, &slot);
+		if (to)
+			write_event(to, record, number);
+	}
+}
+
+/* Ends what a socket was used for so far, and begins anew: it was connected to another peer. */
+static __noinline void restart(struct sock *sk, struct flow_socket *socket)
+{
+	struct flow_record record = {};
+
+	read_socket(socket, &record);
+	record.local = socket->local;
+	record.peer = socket->peer;
+	record.local_port = socket->local_port;
+	record.peer_port = socket->peer_port;
+	log_closed(socket, &record);
+	for (int i = 0; i <= USES; i++) {
+		socket->uses[i].transmit_bytes = 0;
+		socket->uses[i].receive_bytes = 0;
+		socket->uses[i].transmit_calls = 0;
+		socket->uses[i].receive_calls = 0;
+	}
+	socket->opened = bpf_ktime_get_boot_ns();
+	socket->flags = is_tcp(sk) ? FLOW_UNREAD : 0;
+	socket->ending = ENDING_NONE;
+	socket->error = 0;
+}
+
+static __always_inline _Bool is_same(const ip_addr_t *a, const ip_addr_t *b)
+{
+	return a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3] &&
+	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] &&
+	       a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
+	       a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0];
+}
+
+static __always_inline _Bool was_used(const struct flow_socket *socket)
+{
+	return socket->uses[0].transmit_calls || socket->uses[0].receive_calls ||
+	       socket->uses[1].transmit_calls || socket->uses[1].receive_calls;
+}
+
 /* What is remembered of sockets: when they end their addresses can't be read, and who closes a
  * connection by force takes the peer away first. */
 static __always_inline void remember_addresses(struct sock *sk, struct flow_socket *socket)
 {
-	read_addresses(sk, &socket->local, &socket->peer);
+	ip_addr_t local, peer;
+	__be16 port = sk->__sk_common.skc_dport;
+
+	read_addresses(sk, &local, &peer);
+	if (unlikely(was_used(socket) && (port != socket->peer_port || !is_same(&peer, &socket->peer))))
+		restart(sk, socket);
+	socket->local = local;
+	socket->peer = peer;
 	socket->local_port = local_port_of(sk);
-	socket->peer_port = sk->__sk_common.skc_dport;
+	socket->peer_port = port;
 }
 
 /* Makes a socket known that was met for the first time. A new one that TCP made of a listener has
@@ -442,14 +596,6 @@ static __always_inline struct flow_talk *talked(struct sock *sk)
 	return with && with->cookie && with->cookie == bpf_get_socket_cookie(sk) ? with : NULL;
 }
 
-static __always_inline _Bool is_same(const ip_addr_t *a, const ip_addr_t *b)
-{
-	return a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3] &&
-	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] &&
-	       a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
-	       a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0];
-}
-
 /* The counters of a peer, for what the sum of the socket has already; NULL for the one that the
  * socket is connected to. */
 static __always_inline struct flow_peer *peer_of(const struct flow_socket *socket,
@@ -462,6 +608,7 @@ static __always_inline struct flow_peer *peer_of(const struct flow_socket *socke
 	if (!with || (with->port == socket->peer_port && is_same(&with->peer, &socket->peer)))
 		return NULL;
 	key.cookie = with->cookie;
+	key.opened = socket->opened;
 	key.process = use->key;
 	key.peer = with->peer;
 	key.port = with->port;
@@ -520,11 +667,12 @@ static __always_inline void count_received_from(struct sock *sk, const struct fl
 	socket = meet(sk, 0);
 	if (!socket)
 		return;
+	if (!is_tcp(sk))
+		remember_addresses(sk, socket);
 	use = current_use(socket);
 	__sync_fetch_and_add(&use->receive_calls, 1);
 	if (is_tcp(sk))
 		return; /* flows_read has the bytes */
-	remember_addresses(sk, socket);
 	__sync_fetch_and_add(&use->receive_bytes, length);
 	peer = peer_of(socket, use, with);
 	if (!peer)
@@ -683,116 +831,6 @@ int BPF_PROG(flows_read, struct sock *sk)
 	return 0;
 }
 
-/* What the kernel knows of a TCP socket. Unsent data is what is written and not sent yet, less a
- * FIN that waits behind it. */
-static __always_inline void read_tcp(struct sock *sk, struct flow_record *record)
-{
-	struct tcp_sock *tcp = tcp_of(sk);
-	__u32 unsent;
-
-	if (!tcp)
-		return;
-	unsent = tcp->write_seq - tcp->snd_nxt;
-	if (unsent && (record->state == BPF_TCP_FIN_WAIT1 || record->state == BPF_TCP_LAST_ACK ||
-	               record->state == BPF_TCP_CLOSING))
-		unsent--;
-	record->transmitted = tcp->bytes_sent - tcp->bytes_retrans + unsent;
-	record->received = tcp->bytes_received - (__u32)(tcp->rcv_nxt - read_position(sk, tcp));
-	record->srtt_us = tcp->srtt_us >> 3;
-	record->min_rtt_us = tcp->rtt_min.s[0].v;
-	record->retransmits = tcp->total_retrans;
-}
-
-/* What is the same in all records of a socket. */
-static __always_inline void read_socket(struct flow_socket *socket, struct flow_record *record)
-{
-	record->cookie = socket->cookie;
-	record->opened = socket->opened;
-	record->netns = socket->netns;
-	record->family = socket->family;
-	record->protocol = socket->protocol;
-	record->type = socket->type;
-	record->flags = socket->flags;
-	record->ending = socket->ending;
-	record->error = socket->error;
-	record->owners = 0;
-	for (int i = 0; i < USES; i++)
-		record->owners += !!socket->uses[i].key;
-}
-
-static __always_inline void read_addresses_of(struct sock *sk, const struct flow_socket *socket,
-                                              struct flow_record *record)
-{
-	__u32 port = sk->__sk_common.skc_dport;
-
-	/* Not in one instruction with that of socket, whose type is another one. */
-	asm volatile("" : "+r"(port));
-	record->state = sk->__sk_common.skc_state;
-	if (is_tcp(sk) && !port) {
-		record->local = socket->local;
-		record->peer = socket->peer;
-		record->local_port = socket->local_port;
-		record->peer_port = socket->peer_port;
-		return;
-	}
-	read_addresses(sk, &record->local, &record->peer);
-	record->local_port = local_port_of(sk);
-	record->peer_port = port;
-}
-
-/* Whether a use is told: the listener's of a connection only if nobody else has used it, and that
- * of all others if there was any. */
-static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
-{
-	const struct flow_use *use = &socket->uses[i];
-	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
-
-	if (i == USES)
-		return moved;
-	if (!use->key)
-		return 0;
-	return i || moved || !(socket->flags & FLOW_INHERITED) || !socket->uses[1].key;
-}
-
-static __always_inline void write_event(struct flow_record *to, const struct flow_record *record,
-                                        __u64 number)
-{
-	to->sequence = 0;
-	barrier();
-	__builtin_memcpy((void *)to + sizeof(to->sequence), (const void *)record + sizeof(to->sequence),
-	                 sizeof(*to) - sizeof(to->sequence));
-	barrier();
-	to->sequence = number + 1;
-}
-
-/* Appends the uses of a socket that has ended. */
-static __always_inline void log_closed(struct flow_socket *socket, struct flow_record *record)
-{
-	struct flow_sums *all = totals();
-	struct flow_record *to;
-	__u64 number;
-	__u32 slot;
-
-	if (!all)
-		return;
-	socket->flags |= FLOW_ENDED;
-	record->event = EVENT_CLOSED;
-	record->time = bpf_ktime_get_boot_ns();
-#pragma unroll
-	for (__u32 i = 0; i <= USES; i++) {
-		if (!is_told(socket, i))
-			continue;
-		record->use = socket->uses[i];
-		if (i == USES)
-			record->flags |= FLOW_REST;
-		number = __sync_fetch_and_add(&all->closed, 1);
-		slot = number % size_of(&closed_flows);
-		to = bpf_map_lookup_elem(&closed_flows, &slot);
-		if (to)
-			write_event(to, record, number);
-	}
-}
-
 static __always_inline void log_opened(struct sock *sk, struct flow_socket *socket)
 {
 	struct flow_record record = {};
@@ -845,6 +883,9 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		socket = counts_task() ? meet(sk, 0) : NULL;
 		if (!socket)
 			return 0;
+		if (was_used(socket))
+			restart(sk, socket);
+		socket->flags |= FLOW_UNREAD;
 		remember_addresses(sk, socket);
 		current_use(socket);
 		return 0;
@@ -883,6 +924,7 @@ int BPF_PROG(flows_destroy, struct sock *sk)
 	read_socket(socket, &record);
 	read_addresses_of(sk, socket, &record);
 	read_tcp(sk, &record);
+	socket->flags |= FLOW_ENDED;
 	log_closed(socket, &record);
 	return 0;
 }
@@ -901,6 +943,7 @@ int flows_release(struct bpf_sock *sk)
 	record.peer = socket->peer;
 	record.local_port = socket->local_port;
 	record.peer_port = socket->peer_port;
+	socket->flags |= FLOW_ENDED;
 	log_closed(socket, &record);
 	return 1;
 }

@@ -53,6 +53,7 @@ type flowsFlowPeer struct {
 type flowsFlowPeerKey struct {
 	_       structs.HostLayout
 	Cookie  uint64
+	Opened  uint64
 	Process uint64
 	Peer    struct {
 		_    structs.HostLayout

@@ -78,6 +78,7 @@ type Row struct {
 type ID struct {
 	Cookie, Start uint64
 	PID           uint32
+	Opened        int64          // ns; 0: before counting began. A socket may be connected again
 	Peer          netip.AddrPort // of datagrams; TCP has one peer
 }
 
@@ -86,6 +87,9 @@ func (r *Row) ID() ID {
 	id := ID{Cookie: r.Cookie, Start: r.Start, PID: r.PID}
 	if r.TCP == nil {
 		id.Peer = r.Peer
+	}
+	if !r.Opened.IsZero() {
+		id.Opened = r.Opened.UnixNano()
 	}
 	return id
 }

@@ -162,9 +162,9 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 }
 
 // use tells the counters of a process in a socket from others.
-type use struct{ cookie, process uint64 }
+type use struct{ cookie, opened, process uint64 }
 
-func useOf(from *bpf.FlowRecord) use { return use{from.Cookie, from.Use.Key} }
+func useOf(from *bpf.FlowRecord) use { return use{from.Cookie, from.Opened, from.Use.Key} }
 
 // peer is what was moved with one of the peers of a use.
 type peer struct {
@@ -181,7 +181,7 @@ func (r *Reader) peers(ctx context.Context) (map[use][]peer, error) {
 	all := map[use][]peer{}
 	err = maps.Walk(ctx, m, func(rawKey, rawValue []byte) error {
 		key, value := (*bpf.FlowPeerKey)(unsafe.Pointer(&rawKey[0])), (*bpf.FlowPeer)(unsafe.Pointer(&rawValue[0]))
-		whose := use{key.Cookie, key.Process}
+		whose := use{key.Cookie, key.Opened, key.Process}
 		all[whose] = append(all[whose], peer{
 			at: endpointOf(key.Peer.In6U.U6Addr8, port(key.Port)),
 			counters: Counters{
