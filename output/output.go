@@ -77,6 +77,9 @@ func New(w io.Writer, format Format, options ...Option) *Printer {
 // Format returns the format that p writes.
 func (p *Printer) Format() Format { return p.format }
 
+// Redraws says whether tables of a stream are redrawn in place.
+func (p *Printer) Redraws() bool { return p.terminal && p.format == FormatTable }
+
 // Object writes one document. A table without rows is not written: the answer
 // isn't a list, and there is nothing to show.
 func (p *Printer) Object(doc any, table func() Table) error {
@@ -128,7 +131,7 @@ func (p *Printer) Event(doc any, table func() Table) error {
 		}
 		return p.yaml(doc)
 	}
-	if p.terminal {
+	if p.Redraws() {
 		return p.redraw(table())
 	}
 	return p.frame(table(), first)
@@ -153,6 +156,9 @@ func (p *Printer) redraw(t Table) error {
 	var frame, b bytes.Buffer
 	if err := t.render(&frame, p.color); err != nil {
 		return err
+	}
+	if t.Below != "" {
+		fmt.Fprintln(&frame, Escape(t.Below))
 	}
 	if p.height > 0 {
 		fmt.Fprintf(&b, upAndClear, p.height)

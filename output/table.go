@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ type Table struct {
 	Header []string
 	Rows   [][]string
 	Footer []string // totals, below the rows; may be nil
+	Below  string   // a line below a table that is redrawn, such as which keys do what
 }
 
 // render writes the table: header in capitals, columns of numbers to the right,
@@ -43,6 +45,94 @@ func (t Table) render(w io.Writer, color bool) error {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return trimBlanks(w, &b, color)
+}
+
+// Fit makes a table one that isn't wider than a terminal. It drops columns in an order,
+// those first that are empty, and then shortens the widest.
+func (t Table) Fit(columns int, drop ...string) Table {
+	for _, empty := range []bool{true, false} {
+		for _, name := range drop {
+			at := slices.Index(t.Header, name)
+			if at >= 0 && (empty && t.isEmpty(at) || !empty && t.width() > columns) {
+				t = t.without(at)
+			}
+		}
+	}
+	for range t.Header {
+		widths := t.widths()
+		widest := slices.Index(widths, slices.Max(widths))
+		if t.width() <= columns || widths[widest] <= leastCell {
+			break
+		}
+		t = t.shortened(widest, max(leastCell, widths[widest]-(t.width()-columns)))
+	}
+	return t
+}
+
+// leastCell is how short a cell may become, in columns of the terminal.
+const leastCell = 8
+
+// between is what stands between two columns.
+const between = "  "
+
+func (t Table) isEmpty(column int) bool {
+	return !slices.ContainsFunc(t.Rows, func(row []string) bool { return cell(row, column) != "-" })
+}
+
+func (t Table) widths() []int {
+	widths := make([]int, len(t.Header))
+	for _, line := range append(t.lines(), t.Header) {
+		for i, text := range line {
+			widths[i] = max(widths[i], twwidth.Width(text))
+		}
+	}
+	return widths
+}
+
+func (t Table) width() int {
+	sum := len(between) * (len(t.Header) - 1)
+	for _, width := range t.widths() {
+		sum += width
+	}
+	return sum
+}
+
+func (t Table) without(column int) Table {
+	cut := func(row []string) []string {
+		if column >= len(row) {
+			return row
+		}
+		return slices.Delete(slices.Clone(row), column, column+1)
+	}
+	t.Header, t.Footer = cut(t.Header), cut(t.Footer)
+	rows := make([][]string, len(t.Rows))
+	for i, row := range t.Rows {
+		rows[i] = cut(row)
+	}
+	t.Rows = rows
+	return t
+}
+
+// shortened leaves the beginnings and ends of a column's cells.
+func (t Table) shortened(column, most int) Table {
+	t.Rows = slices.Clone(t.Rows)
+	for i, row := range t.Rows {
+		text := []rune(cell(row, column))
+		if twwidth.Width(string(text)) <= most {
+			continue
+		}
+		begin, end := len(text)/2, len(text)/2
+		for twwidth.Width(string(text[:begin]))+1+twwidth.Width(string(text[end:])) > most {
+			if begin > len(text)-end {
+				begin--
+			} else {
+				end++
+			}
+		}
+		t.Rows[i] = slices.Clone(row)
+		t.Rows[i][column] = string(text[:begin]) + "…" + string(text[end:])
+	}
+	return t
 }
 
 // lines returns the escaped rows with the footer below.
@@ -84,7 +174,7 @@ func tableOptions() []tablewriter.Option {
 	cells := tw.CellConfig{
 		Formatting: tw.CellFormatting{AutoWrap: tw.WrapNone, AutoFormat: tw.Off},
 		Alignment:  tw.CellAlignment{Global: tw.AlignLeft},
-		Padding:    tw.CellPadding{Global: tw.Padding{Right: "  ", Overwrite: true}},
+		Padding:    tw.CellPadding{Global: tw.Padding{Right: between, Overwrite: true}},
 	}
 	return []tablewriter.Option{
 		tablewriter.WithConfig(tablewriter.Config{Header: cells, Row: cells, Behavior: tw.Behavior{TrimSpace: tw.Off}}),
