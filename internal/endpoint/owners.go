@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -34,12 +35,13 @@ func (o Owner) Named() bool {
 	return (o.Pod == nil || o.Pod.Name != nil) && (o.Container == nil || o.Container.Name != nil)
 }
 
-// Owners says who is behind host-side interfaces and cgroups. It remembers whom it
+// Owners says who is behind host-side interfaces, cgroups and addresses. It remembers whom it
 // found, who keep their names when they are gone.
 type Owners struct {
 	api        API
 	interfaces map[uint32]Owner
 	cgroups    map[uint64]Owner
+	addresses  map[netip.Addr]Owner
 	asked      map[any]time.Time // when places were looked for that weren't known
 	looking    chan look         // gets the look that is under way; nil: none is
 	until      time.Time         // Find waits for it
@@ -54,7 +56,7 @@ type look struct {
 
 // NewOwners returns Owners that haven't looked yet.
 func NewOwners(api API) *Owners {
-	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}, asked: map[any]time.Time{}}
+	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}, addresses: map[netip.Addr]Owner{}, asked: map[any]time.Time{}}
 }
 
 // lookAgain is after what time those are looked for once more who weren't found:
@@ -138,6 +140,12 @@ func (o *Owners) Cgroup(id uint64) (Owner, bool) {
 	return owner, ok
 }
 
+// Address says who has an address, the one that is the oldest where several have.
+func (o *Owners) Address(address netip.Addr) (Owner, bool) {
+	owner, ok := o.addresses[address]
+	return owner, ok
+}
+
 // learn takes over what a look has found. Containers that share a network are there
 // by the name of the one that has been in it the longest, whose it was first.
 func (o *Owners) learn(found look) (notes []string, err error) {
@@ -145,6 +153,8 @@ func (o *Owners) learn(found look) (notes []string, err error) {
 	if found.err != nil {
 		return nil, found.err
 	}
+	had := o.addresses
+	o.addresses = map[netip.Addr]Owner{} // those of who is gone are free
 	endpoints := slices.Clone(found.Endpoints)
 	slices.SortStableFunc(endpoints, func(a, b Endpoint) int { return b.Process.Start.Compare(a.Process.Start) })
 	for _, e := range endpoints {
@@ -155,6 +165,12 @@ func (o *Owners) learn(found look) (notes []string, err error) {
 		for _, i := range e.Interfaces {
 			if i.IfIndex != nil {
 				put(o.interfaces, uint32(*i.IfIndex), whole)
+			}
+			for _, address := range i.Addresses {
+				if before, ok := had[address]; ok {
+					put(o.addresses, address, before)
+				}
+				put(o.addresses, address, whole)
 			}
 		}
 		if e.Cgroup.ID != nil {

@@ -119,6 +119,26 @@ func (p *process) look(dir ProcessDir) error {
 	return nil
 }
 
+// Executable is the path of what a process runs, in its own mount namespace; "" if it
+// has ended, or this user may not read it. start is when it began, in nanoseconds of
+// CLOCK_BOOTTIME: another process may have its number.
+func Executable(pid uint32, start uint64) string {
+	dir, err := OpenProcess(int(pid))
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	stat, err := dir.read("stat")
+	if p, alive := parseStat(stat); err != nil || !alive || p.start != start/uint64(time.Second/ticksPerSecond) {
+		return ""
+	}
+	path, err := dir.Link("exe")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
 // netnsPath is where the network namespace of the process is opened. Our own first
 // thread, which stands for us, may be the one that netns.Do left in another one.
 func (p *process) netnsPath() string {

@@ -2,6 +2,8 @@ package endpoint
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -9,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/fault"
 )
@@ -57,7 +61,7 @@ func (k *Kernel) CgroupOf(e Endpoint, ref Ref) (Cgroup, map[uint64]bool, error) 
 			c = one.Cgroup
 		}
 	}
-	return c, c.ids(), nil
+	return c, c.IDs(), nil
 }
 
 // containerOf returns the container of e that a process or a thread is in.
@@ -75,8 +79,25 @@ func (e Endpoint) containerOf(pid int) (Container, bool) {
 	return e.Containers[i], true
 }
 
-// ids returns the id of the cgroup and those of the cgroups below it.
-func (c Cgroup) ids() map[uint64]bool {
+// OpenCgroup returns the cgroup that has a directory: ErrNotFound if there is none,
+// ErrUsage if it isn't on cgroup2.
+func OpenCgroup(dir string) (Cgroup, error) {
+	var stat syscall.Stat_t
+	var fsys syscall.Statfs_t
+	if err := syscall.Stat(dir, &stat); errors.Is(err, fs.ErrNotExist) {
+		return Cgroup{}, fault.New(fault.ErrNotFound, "no cgroup %q", dir).Hint("give the directory below the cgroup2 mount, such as /sys/fs/cgroup/system.slice")
+	} else if err != nil {
+		return Cgroup{}, fmt.Errorf("look at cgroup %q: %w", dir, err)
+	}
+	if err := syscall.Statfs(dir, &fsys); err != nil || fsys.Type != unix.CGROUP2_SUPER_MAGIC {
+		return Cgroup{}, fault.New(fault.ErrUsage, "%q isn't a directory of a cgroup2 file system", dir).Hint("mount -t cgroup2 shows where cgroup2 is")
+	}
+	return Cgroup{Dir: &dir, ID: &stat.Ino}, nil
+}
+
+// IDs returns the id of the cgroup and those of the cgroups below it; none where it
+// isn't on cgroup2.
+func (c Cgroup) IDs() map[uint64]bool {
 	ids := map[uint64]bool{}
 	if c.Dir == nil {
 		return ids
