@@ -1,0 +1,448 @@
+package flow
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/sample"
+)
+
+// Watch makes documents of samples.
+type Watch struct {
+	View
+	grouping grouping
+	ends     ends
+	kernel   kernel
+
+	now        *Sample
+	elapsed    time.Duration // since the sample before; 0: there is none
+	generation uint32        // number of the sample
+	index      map[ID]int32  // of states
+	states     []state
+	free       []int32 // of states
+
+	flows     []entry        // those with news, unless they are grouped
+	groups    map[key]*entry // of all that there is and was
+	total     entry
+	processes map[process]*program
+}
+
+// state is what the sample before had of a row.
+type state struct {
+	id     ID
+	seen   uint32 // generation; 0: the state is free
+	word   string
+	moved  Counters
+	groups [2]*entry // it was counted for last; nil: none
+	mate   *party    // at the other end, which is on this machine
+}
+
+type process struct {
+	pid   uint32
+	start uint64
+}
+
+// program is what a process runs, remembered when it has ended.
+type program struct {
+	path string
+	seen uint32
+}
+
+// Bounds of what is remembered that is not in the samples any more.
+const (
+	mostGroups    = 1 << 16
+	mostProcesses = 1 << 16
+)
+
+// NewWatch returns a Watch for one goroutine. The view has to pass Check.
+func NewWatch(v View) *Watch {
+	g, _ := newGrouping(v.By)
+	return &Watch{View: v, grouping: g, index: map[ID]int32{}, groups: map[key]*entry{}, processes: map[process]*program{}, kernel: kernel{sockets: map[uint64]count{}}}
+}
+
+// Take adds a sample, each after the one before.
+func (w *Watch) Take(s Sample) {
+	w.elapsed = 0
+	if w.now != nil {
+		w.elapsed = max(1, s.Time.Sub(w.now.Time))
+	}
+	w.now = &s
+	w.generation++
+	w.begin()
+	// A socket may have been closed and used again.
+	for _, closed := range []bool{true, false} {
+		for i := range s.Rows {
+			if r := &s.Rows[i]; (r.Closed != nil) == closed {
+				w.see(r)
+			}
+		}
+	}
+	w.sweep()
+}
+
+func (w *Watch) begin() {
+	if w.grouping.directed {
+		w.ends.look(w.now.Rows)
+	}
+	w.kernel.begin()
+	w.flows = w.flows[:0]
+	w.total.rest()
+	for _, g := range w.groups {
+		g.rest()
+	}
+}
+
+// rest makes an entry one that the sample has nothing of yet.
+func (e *entry) rest() { e.flows, e.grown, e.news = 0, Counters{}, false }
+
+func (w *Watch) see(r *Row) {
+	s, fresh := w.state(r.ID())
+	grown, word := r.since(s.moved), sample.Value(r.TCP).State
+	news := fresh || grown != Counters{} || word != s.word || r.Closed != nil
+	s.moved, s.word = r.Counters, word
+	w.kernel.count(r, grown)
+	if w.fits(r) {
+		w.total.count(grown, r.Status, news)
+		switch {
+		case len(w.By) > 0:
+			w.fold(r, s, grown, news)
+		case news:
+			w.flows = append(w.flows, entry{
+				local: w.localParty(r), peer: party{address: r.Peer.Addr(), port: r.Peer.Port()},
+				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, total: r.Counters, grown: grown,
+			})
+		}
+	}
+	if r.Closed != nil {
+		w.forget(w.index[s.id])
+	}
+}
+
+// state returns what the sample before had of a row, a new one if it had nothing.
+func (w *Watch) state(id ID) (s *state, fresh bool) {
+	at, known := w.index[id]
+	if !known {
+		if n := len(w.free); n > 0 {
+			at, w.free = w.free[n-1], w.free[:n-1]
+		} else {
+			at, w.states = int32(len(w.states)), append(w.states, state{})
+		}
+		w.index[id] = at
+		w.states[at] = state{id: id}
+	}
+	s = &w.states[at]
+	s.seen = w.generation
+	return s, !known
+}
+
+func (w *Watch) forget(at int32) {
+	delete(w.index, w.states[at].id)
+	w.states[at] = state{}
+	w.free = append(w.free, at)
+}
+
+// sweep forgets what the sample doesn't have any more.
+func (w *Watch) sweep() {
+	for i := range w.states {
+		if s := &w.states[i]; s.seen != 0 && s.seen != w.generation {
+			w.forget(int32(i))
+		}
+	}
+	w.kernel.sweep()
+	if len(w.groups) > mostGroups {
+		maps.DeleteFunc(w.groups, func(_ key, g *entry) bool { return g.flows == 0 })
+	}
+	if len(w.processes) > mostProcesses {
+		maps.DeleteFunc(w.processes, func(_ process, p *program) bool { return p.seen != w.generation })
+	}
+}
+
+// fold counts a row for its group, or for the one of each direction. Of what is moved
+// between two flows of this machine, what they transmit counts.
+func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
+	if !w.grouping.directed {
+		if g := s.groups[0]; news || g == nil {
+			local, peer := w.localParty(r), party{address: r.Peer.Addr(), port: r.Peer.Port()}
+			s.groups[0] = w.group(&local, &peer, r)
+			if g != nil && g != s.groups[0] {
+				g.news = true // it has one less
+			}
+		}
+		s.groups[0].count(grown, r.Status, news)
+		return
+	}
+	if news {
+		local, peer := w.localParty(r), w.peerParty(r, s)
+		if r.TransmitBytes > 0 {
+			s.groups[0] = w.group(&local, &peer, r)
+		}
+		if r.ReceiveBytes > 0 && s.mate == nil {
+			s.groups[1] = w.group(&peer, &local, r)
+		}
+	}
+	if g := s.groups[0]; g != nil {
+		g.count(Counters{TransmitBytes: grown.TransmitBytes}, r.Status, grown.TransmitBytes > 0)
+	}
+	if g := s.groups[1]; g != nil && s.mate == nil {
+		g.count(Counters{TransmitBytes: grown.ReceiveBytes}, r.Status, grown.ReceiveBytes > 0)
+	}
+}
+
+// group finds the group of a row, and gives it the names that there are now.
+func (w *Watch) group(local, peer *party, r *Row) *entry {
+	masked := w.grouping.mask(local, peer, r)
+	k := masked.key()
+	g := w.groups[k]
+	if g == nil {
+		w.groups[k] = masked
+		return masked
+	}
+	g.local, g.peer = masked.local, masked.peer
+	return g
+}
+
+func (w *Watch) localParty(r *Row) party {
+	p := party{
+		address: r.Local.Addr(), port: r.Local.Port(), netns: r.NetNS,
+		pid: r.PID, start: r.Start, command: r.Command, uid: r.UID, isUser: r.PID != 0,
+	}
+	if r.PID != 0 {
+		p.executable = w.executable(process{r.PID, r.Start})
+	}
+	if w.Owner != nil && r.Cgroup != 0 {
+		if owner, ok := w.Owner(r.Cgroup); ok {
+			p.own(owner)
+		}
+	}
+	return p
+}
+
+func (w *Watch) executable(of process) string {
+	p := w.processes[of]
+	if p == nil {
+		p = &program{}
+		if w.Executable != nil {
+			p.path = w.Executable(of.pid, of.start)
+		}
+		w.processes[of] = p
+	}
+	p.seen = w.generation
+	return p.path
+}
+
+// peerParty is who is at the other end: on this machine by its own flow, else by the
+// address.
+func (w *Watch) peerParty(r *Row, s *state) party {
+	if other := w.ends.other(r, w.isHere); other != nil {
+		mate := w.localParty(other)
+		s.mate = &mate
+	}
+	if s.mate != nil {
+		return *s.mate
+	}
+	to := r.target()
+	p := party{address: to.Addr(), port: to.Port()}
+	if w.OwnerAt != nil {
+		if owner, ok := w.OwnerAt(to.Addr()); ok {
+			p.own(owner)
+		}
+	}
+	return p
+}
+
+func (w *Watch) isHere(address netip.Addr) bool {
+	if address.IsLoopback() || w.OwnerAt == nil {
+		return address.IsLoopback()
+	}
+	_, ok := w.OwnerAt(address)
+	return ok
+}
+
+// Document shows the last sample that was taken. It may be asked for again with
+// another Sort and Limit.
+func (w *Watch) Document() Document {
+	all := w.entries()
+	order := fields.Compare(w.sort())
+	slices.SortFunc(all, func(a, b *entry) int {
+		if c := order(a, b); c != 0 {
+			return c
+		}
+		return a.compare(b)
+	})
+	shown := all
+	if w.Limit > 0 && len(all) > w.Limit {
+		shown = all[:w.Limit]
+	}
+	d := Document{
+		Schema: Schema, Time: w.now.Time.UTC().Truncate(time.Second), Since: w.now.Since.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(w.elapsed),
+		Backend: w.now.Backend, Loss: w.now.Loss, ReconcileRatio: w.kernel.ratio(), By: append([]string{}, w.By...),
+		Flows: make([]Flow, len(shown)), Others: w.others(all[len(shown):]),
+	}
+	total := w.total
+	d.Total = Amount{total.flows, w.io(&total)}
+	for i, values := 0, make([]values, len(shown)); i < len(shown); i++ {
+		w.fill(&d.Flows[i], shown[i], &values[i])
+	}
+	return d
+}
+
+// entries are those that may be shown.
+func (w *Watch) entries() []*entry {
+	if len(w.By) == 0 {
+		all := make([]*entry, len(w.flows))
+		for i := range w.flows {
+			all[i] = &w.flows[i]
+		}
+		return all
+	}
+	all := make([]*entry, 0, len(w.groups))
+	for _, g := range w.groups {
+		if g.news {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
+func (w *Watch) others(left []*entry) Amount {
+	var sum entry
+	for _, e := range left {
+		sum.total.add(e.total)
+		sum.grown.add(e.grown)
+	}
+	a := Amount{len(left), w.io(&sum)}
+	if w.grouping.directed {
+		a.IO.onlyTransmitted()
+	}
+	return a
+}
+
+// values has what the pointers of a Flow lead to.
+type values struct {
+	entry
+	family          string
+	opener, failure string
+	cookie          string
+	users           [2]string
+	starts          [2]time.Time
+	opened, closed  time.Time
+	nat             netip.AddrPort
+	src, dst        End
+}
+
+// known is nil for what isn't.
+func known[T comparable](value *T) *T {
+	var unknown T
+	if *value == unknown {
+		return nil
+	}
+	return value
+}
+
+func (w *Watch) fill(f *Flow, e *entry, v *values) {
+	v.entry = *e
+	f.Attribution.Status, f.Flows, f.IO = e.status, e.flows, w.io(&v.entry)
+	f.Network.Transport, f.TCP.State = known(&v.transport), known(&v.state)
+	if w.grouping.directed {
+		f.IO.onlyTransmitted()
+		v.src, v.dst = w.end(&v.local, v, 0), w.end(&v.peer, v, 1)
+		f.Src, f.Dst = &v.src, &v.dst
+		return
+	}
+	local := w.end(&v.local, v, 0)
+	f.Network.Local, f.Network.NetNS = local.Address, local.NetNS
+	f.Network.Peer.Address = Address{known(&v.peer.address), known(&v.peer.port)}
+	f.Process, f.User, f.Container, f.K8s = local.Process, local.User, local.Container, local.K8s
+	if e.row != nil {
+		v.fillRow(f, e.row)
+	}
+}
+
+// fillRow fills in what only a flow that is shown by itself has.
+func (v *values) fillRow(f *Flow, r *Row) {
+	v.family = "ipv4"
+	if r.Family == unix.AF_INET6 {
+		v.family = "ipv6"
+	}
+	v.cookie = strconv.FormatUint(r.Cookie, 10)
+	f.Network.Type, f.Cookie = &v.family, &v.cookie
+	f.Process.Owners = known(&r.Owners)
+	if v.opened = r.Opened.UTC(); !r.Opened.IsZero() {
+		f.OpenedAt = &v.opened
+	}
+	if r.Closed != nil {
+		v.closed = r.Closed.UTC()
+		f.ClosedAt = &v.closed
+	}
+	if r.NAT.IsValid() {
+		address, port := r.NAT.Addr(), r.NAT.Port()
+		f.Network.NAT = &Address{&address, known(&port)}
+	}
+	if r.TCP != nil {
+		v.fillTCP(&f.TCP, r)
+	}
+}
+
+func (v *values) fillTCP(c *Connection, r *Row) {
+	v.opener = "local"
+	if r.Inward {
+		v.opener = "peer"
+	}
+	c.OpenedBy, c.SRTT, c.MinRTT, c.Retransmits = &v.opener, known(&r.TCP.SRTT), known(&r.TCP.MinRTT), &r.TCP.Retransmits
+	if r.TCP.Error != 0 {
+		if v.failure = unix.ErrnoName(unix.Errno(r.TCP.Error)); v.failure == "" {
+			v.failure = strconv.FormatUint(uint64(r.TCP.Error), 10)
+		}
+		c.Error = &v.failure
+	}
+}
+
+// end is a party in documents. The n-th has its place in the values.
+func (w *Watch) end(p *party, v *values, n int) End {
+	e := End{
+		Address:   Address{known(&p.address), known(&p.port)},
+		Process:   ProcessDoc{PID: known(&p.pid), Executable: known(&p.executable), Command: known(&p.command)},
+		Container: Container{known(&p.containerID), known(&p.container)},
+		K8s:       K8s{known(&p.namespace), known(&p.pod), known(&p.podUID)},
+		NetNS:     known(&p.netns),
+	}
+	if p.start != 0 {
+		// As /proc has it, in ticks.
+		v.starts[n] = w.Boot.Add(time.Duration(p.start).Truncate(tick)).UTC()
+		e.Process.StartTime = &v.starts[n]
+	}
+	if p.isUser {
+		e.User.UID = &p.uid
+		v.users[n] = w.Users[p.uid]
+		e.User.Name = known(&v.users[n])
+	}
+	return e
+}
+
+// tick is the unit of starts in /proc.
+const tick = time.Second / 100
+
+// io are counters in documents, which keep pointers to the entry.
+func (w *Watch) io(e *entry) IO {
+	io := IO{
+		TransmitBytes: &e.total.TransmitBytes, ReceiveBytes: &e.total.ReceiveBytes,
+		TransmitCalls: &e.total.TransmitCalls, ReceiveCalls: &e.total.ReceiveCalls,
+	}
+	if w.elapsed > 0 {
+		io.NewTransmitBytes, io.NewReceiveBytes = &e.grown.TransmitBytes, &e.grown.ReceiveBytes
+		io.NewTransmitCalls, io.NewReceiveCalls = &e.grown.TransmitCalls, &e.grown.ReceiveCalls
+		io.TransmitBytesPerSecond = sample.PerSecond(e.grown.TransmitBytes, w.elapsed)
+		io.ReceiveBytesPerSecond = sample.PerSecond(e.grown.ReceiveBytes, w.elapsed)
+	}
+	return io
+}
+
+// onlyTransmitted leaves what sums by direction have.
+func (io *IO) onlyTransmitted() {
+	*io = IO{TransmitBytes: io.TransmitBytes, NewTransmitBytes: io.NewTransmitBytes, TransmitBytesPerSecond: io.TransmitBytesPerSecond}
+}
