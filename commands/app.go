@@ -105,6 +105,7 @@ func builders() []builder {
 		{"run", runCommand},
 		{"map", mapCommand},
 		{"watch", watchCommand},
+		{"flows", flowsCommand},
 		{"baseline", baselineCommand},
 		{"export", exportCommand},
 		{"ports", portsCommand},

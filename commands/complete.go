@@ -15,6 +15,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
+	"bpfnet/internal/flow"
 	"bpfnet/internal/sink"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
@@ -178,6 +179,10 @@ func (co *completer) value(flag string) []string {
 		return sink.Kinds()
 	case "silence":
 		return co.labels()
+	case "backend":
+		return flowBackends
+	case "by":
+		return flow.Dimensions()
 	case "name", "instance", "peers-instance", "before", "after":
 		return co.loaded()
 	case "prog":

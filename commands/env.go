@@ -19,6 +19,7 @@ import (
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/flow"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/peers"
@@ -51,13 +52,21 @@ type Env struct {
 	Getenv   func(string) string
 	ReadFile func(string) ([]byte, error)
 	OpenFile func(string) (io.ReadCloser, error)
-	// Terminal says whether Stdout is a terminal, and how wide.
-	Terminal func() (columns int, ok bool)
+	// Terminal says whether Stdout is a terminal, and how large.
+	Terminal func() (columns, lines int, ok bool)
+	// Keys reads keys as they are pressed, until stop puts the terminal back; false
+	// if Stdin is none.
+	Keys func() (pressed <-chan byte, stop func(), ok bool)
 	// ReaderGone says whether nobody reads Stdout any more, as far as that can
 	// be told without writing.
 	ReaderGone func() bool
 	// Hostname is the name of this machine.
 	Hostname func() (string, error)
+	// BootTime is when the machine started.
+	BootTime func() (time.Time, error)
+	// Executable is what a process runs that began so many nanoseconds after the
+	// machine; "" if it isn't known.
+	Executable func(pid uint32, start uint64) string
 	// Nameservers lists the DNS servers that the machine's files name.
 	Nameservers func() []netip.Addr
 	// Listen listens for TCP connections.
@@ -98,6 +107,9 @@ type Backend interface {
 	PodTraffic(instance string) (traffic.Sampler, error)
 	Peers(instance string) (peers.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)
+	// Flows opens samples of what processes send and receive, and says what people
+	// should know of them.
+	Flows(ctx context.Context, request flow.Request) (flow.Sampler, []string, error)
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API
 	// Answers opens the answers that a loaded instance of dns sees, which one
@@ -118,7 +130,7 @@ func (e *Env) printer(c *cli.Context) (*output.Printer, error) {
 		return nil, err
 	}
 	var options []output.Option
-	if _, ok := e.Terminal(); ok && e.Getenv("TERM") != "dumb" {
+	if _, _, ok := e.Terminal(); ok && e.Getenv("TERM") != "dumb" {
 		options = append(options, output.Terminal(e.Getenv("NO_COLOR") == ""))
 	}
 	return output.New(e.Stdout, format, options...), nil

@@ -22,6 +22,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/flow"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/peers"
@@ -51,6 +52,7 @@ type fake struct {
 	counters counter.Sampler
 	ports    ports.API
 	blocked  fakeBlocklist
+	flows    flow.Request // the last one
 
 	endpoints endpoint.API
 }
@@ -82,7 +84,10 @@ func (f *fake) env(stdout, stderr *bytes.Buffer) *Env {
 		ReadFile: func(path string) ([]byte, error) {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		},
-		Terminal:   func() (int, bool) { return 0, false },
+		Terminal:   func() (int, int, bool) { return 0, 0, false },
+		Keys:       func() (<-chan byte, func(), bool) { return nil, nil, false },
+		BootTime:   func() (time.Time, error) { return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), nil },
+		Executable: fakeExecutable,
 		ReaderGone: func() bool { return false },
 		Hostname:   func() (string, error) { return "node-1", nil },
 		Nameservers: func() []netip.Addr {
@@ -358,10 +363,10 @@ func (f *fake) Probe(context.Context) probe.Report         { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step      { return f.steps }
 func (f *fake) PodTraffic(string) (traffic.Sampler, error) { return f.traffic, nil }
 func (f *fake) Peers(name string) (peers.Sampler, error)   { return &fakePeers{fake: f, name: name}, nil }
-func (f *fake) Counters(string) (counter.Sampler, error)   { return f.counters, nil }
-func (f *fake) Ports(string) (ports.API, error)            { return f.ports, nil }
-func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }
-func (f *fake) Bypass(context.Context) bypass.Report       { return f.bypass }
+func (f *fake) Counters(string) (counter.Sampler, error) { return f.counters, nil }
+func (f *fake) Ports(string) (ports.API, error)          { return f.ports, nil }
+func (f *fake) Blocklist() blocklist.API                 { return &f.blocked }
+func (f *fake) Bypass(context.Context) bypass.Report     { return f.bypass }
 
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
 	return fakeAnswers{}, nil

@@ -45,7 +45,12 @@ func runBpfnet(ts *testscript.TestScript, neg bool, argv []string) {
 	var stdout, stderr bytes.Buffer
 	env := ts.Value("fake").(*fake).env(&stdout, &stderr)
 	env.Getenv = ts.Getenv
-	env.ReadFile = func(path string) ([]byte, error) { return os.ReadFile(ts.MkAbs(path)) }
+	env.ReadFile = func(path string) ([]byte, error) {
+		if path == "/etc/passwd" {
+			path = "passwd" // the script's
+		}
+		return os.ReadFile(ts.MkAbs(path))
+	}
 	env.OpenFile = func(path string) (io.ReadCloser, error) { return os.Open(ts.MkAbs(path)) }
 	env.Stdin = strings.NewReader(ts.Getenv("stdin"))
 	exit := Run(context.Background(), env, argv)

@@ -25,6 +25,7 @@ import (
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/flow"
 	"bpfnet/internal/follow"
 	"bpfnet/internal/maps"
 	"bpfnet/internal/netns"
@@ -66,8 +67,11 @@ func SystemEnv() *Env {
 		ReadFile:    readFile,
 		OpenFile:    openFile,
 		Terminal:    stdoutTerminal,
+		Keys:        func() (<-chan byte, func(), bool) { return terminalKeys(int(os.Stdin.Fd())) },
 		ReaderGone:  stdoutReaderGone,
 		Hostname:    os.Hostname,
+		BootTime:    endpoint.BootTime,
+		Executable:  endpoint.Executable,
 		Nameservers: dns.Servers,
 		Listen:      func(address string) (net.Listener, error) { return net.Listen("tcp", address) },
 		Interfaces:  interfaceNames,
@@ -92,16 +96,16 @@ func readFile(path string) ([]byte, error) {
 	return content, err
 }
 
-func stdoutTerminal() (columns int, ok bool) {
+func stdoutTerminal() (columns, lines int, ok bool) {
 	fd := int(os.Stdout.Fd())
 	if !term.IsTerminal(fd) {
-		return 0, false
+		return 0, 0, false
 	}
-	columns, _, err := term.GetSize(fd)
-	if err != nil {
-		columns = 80
+	columns, lines, err := term.GetSize(fd)
+	if err != nil || columns <= 0 || lines <= 0 {
+		columns, lines = 80, 24
 	}
-	return columns, true
+	return columns, lines, true
 }
 
 // stdoutReaderGone looks whether the other end of a pipe, socket or terminal is
@@ -211,6 +215,10 @@ func (s *system) Peers(instance string) (peers.Sampler, error) {
 
 func (s *system) Counters(instance string) (counter.Sampler, error) {
 	return counter.NewReader(s.Engine, instance), nil
+}
+
+func (s *system) Flows(context.Context, flow.Request) (flow.Sampler, []string, error) {
+	return nil, nil, fault.New(fault.ErrUnsupported, "count flows: no mechanism is built in")
 }
 
 func (s *system) LostAnswers(instance string) (uint64, error) { return dns.Lost(s.Engine, instance) }

@@ -33,7 +33,7 @@ func watchCommand(env *Env) *cli.Command {
 		Usage: "show what loaded programs count, again and again, and what rules notice",
 		Description: "Of counters the first document comes at once, without rates (null); each later one has the rates since the one before. " +
 			"--once ends after the first; with --interval it waits that long first and shows rates.",
-		Subcommands: []*cli.Command{watchPodsCommand(env), watchPeersCommand(env), watchCountersCommand(env), watchAlertsCommand(env)},
+		Subcommands: []*cli.Command{watchPodsCommand(env), watchPeersCommand(env), watchFlowsCommand(env), watchCountersCommand(env), watchAlertsCommand(env)},
 	}
 }
 
@@ -159,6 +159,9 @@ func parsePrefix(text string) (netip.Prefix, error) {
 type stream struct {
 	sample func(ctx context.Context) error // takes a sample for the next show
 	show   func() error
+	close  func() // when it is over; may be nil
+
+	ratesOnly bool // the first sample is only there for the rates of the next one
 }
 
 // watch runs a stream until it has shown enough or is interrupted.
@@ -179,7 +182,10 @@ func (e *Env) watch(c *cli.Context, open func(Backend, *output.Printer) (stream,
 	if err != nil {
 		return err
 	}
-	return s.run(c.Context, t, ratesOnly(c))
+	if s.close != nil {
+		defer s.close()
+	}
+	return s.run(c.Context, t, s.ratesOnly || ratesOnly(c))
 }
 
 // ratesOnly says whether one document with rates is asked for.
