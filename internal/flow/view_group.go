@@ -151,8 +151,8 @@ type key struct {
 }
 
 // mask makes an entry of what the flows of a group have in common.
-func (g *grouping) mask(local, peer *party, r *Row) *entry {
-	e := &entry{}
+func (g *grouping) mask(e *entry, local, peer *party, r *Row) {
+	*e = entry{}
 	for _, take := range g.local {
 		take(&e.local, local)
 	}
@@ -165,7 +165,6 @@ func (g *grouping) mask(local, peer *party, r *Row) *entry {
 	if g.state {
 		e.state = sample.Value(r.TCP).State
 	}
-	return e
 }
 
 func (e *entry) key() key {

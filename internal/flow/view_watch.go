@@ -3,11 +3,7 @@ package flow
 import (
 	"maps"
 	"net/netip"
-	"slices"
-	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/sample"
 )
@@ -26,10 +22,13 @@ type Watch struct {
 	states     []state
 	free       []int32 // of states
 
-	flows     []entry        // those with news, unless they are grouped
+	flows     []entry        // those with news, unless they are grouped; documents keep them
 	groups    map[key]*entry // of all that there is and was
 	total     entry
 	processes map[process]*program
+
+	local, peer party // of the row that is looked at
+	masked      entry
 }
 
 // state is what the sample before had of a row.
@@ -90,7 +89,7 @@ func (w *Watch) begin() {
 		w.ends.look(w.now.Rows)
 	}
 	w.kernel.begin()
-	w.flows = w.flows[:0]
+	w.flows = make([]entry, 0, len(w.flows))
 	w.total.rest()
 	for _, g := range w.groups {
 		g.rest()
@@ -167,8 +166,8 @@ func (w *Watch) sweep() {
 func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
 	if !w.grouping.directed {
 		if g := s.groups[0]; news || g == nil {
-			local, peer := w.localParty(r), party{address: r.Peer.Addr(), port: r.Peer.Port()}
-			s.groups[0] = w.group(&local, &peer, r)
+			w.local, w.peer = w.localParty(r), party{address: r.Peer.Addr(), port: r.Peer.Port()}
+			s.groups[0] = w.group(&w.local, &w.peer, r)
 			if g != nil && g != s.groups[0] {
 				g.news = true // it has one less
 			}
@@ -177,12 +176,12 @@ func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
 		return
 	}
 	if news {
-		local, peer := w.localParty(r), w.peerParty(r, s)
+		w.local, w.peer = w.localParty(r), w.peerParty(r, s)
 		if r.TransmitBytes > 0 {
-			s.groups[0] = w.group(&local, &peer, r)
+			s.groups[0] = w.group(&w.local, &w.peer, r)
 		}
 		if r.ReceiveBytes > 0 && s.mate == nil {
-			s.groups[1] = w.group(&peer, &local, r)
+			s.groups[1] = w.group(&w.peer, &w.local, r)
 		}
 	}
 	if g := s.groups[0]; g != nil {
@@ -195,14 +194,14 @@ func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
 
 // group finds the group of a row, and gives it the names that there are now.
 func (w *Watch) group(local, peer *party, r *Row) *entry {
-	masked := w.grouping.mask(local, peer, r)
-	k := masked.key()
+	w.grouping.mask(&w.masked, local, peer, r)
+	k := w.masked.key()
 	g := w.groups[k]
 	if g == nil {
-		w.groups[k] = masked
-		return masked
+		g = &entry{transport: k.transport, state: k.state}
+		w.groups[k] = g
 	}
-	g.local, g.peer = masked.local, masked.peer
+	g.local, g.peer = w.masked.local, w.masked.peer
 	return g
 }
 
@@ -261,188 +260,4 @@ func (w *Watch) isHere(address netip.Addr) bool {
 	}
 	_, ok := w.OwnerAt(address)
 	return ok
-}
-
-// Document shows the last sample that was taken. It may be asked for again with
-// another Sort and Limit.
-func (w *Watch) Document() Document {
-	all := w.entries()
-	order := fields.Compare(w.sort())
-	slices.SortFunc(all, func(a, b *entry) int {
-		if c := order(a, b); c != 0 {
-			return c
-		}
-		return a.compare(b)
-	})
-	shown := all
-	if w.Limit > 0 && len(all) > w.Limit {
-		shown = all[:w.Limit]
-	}
-	d := Document{
-		Schema: Schema, Time: w.now.Time.UTC().Truncate(time.Second), Since: w.now.Since.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(w.elapsed),
-		Backend: w.now.Backend, Loss: w.now.Loss, ReconcileRatio: w.kernel.ratio(), By: append([]string{}, w.By...),
-		Flows: make([]Flow, len(shown)), Others: w.others(all[len(shown):]),
-	}
-	total := w.total
-	d.Total = Amount{total.flows, w.io(&total)}
-	for i, values := 0, make([]values, len(shown)); i < len(shown); i++ {
-		w.fill(&d.Flows[i], shown[i], &values[i])
-	}
-	return d
-}
-
-// entries are those that may be shown.
-func (w *Watch) entries() []*entry {
-	if len(w.By) == 0 {
-		all := make([]*entry, len(w.flows))
-		for i := range w.flows {
-			all[i] = &w.flows[i]
-		}
-		return all
-	}
-	all := make([]*entry, 0, len(w.groups))
-	for _, g := range w.groups {
-		if g.news {
-			all = append(all, g)
-		}
-	}
-	return all
-}
-
-func (w *Watch) others(left []*entry) Amount {
-	var sum entry
-	for _, e := range left {
-		sum.total.add(e.total)
-		sum.grown.add(e.grown)
-	}
-	a := Amount{len(left), w.io(&sum)}
-	if w.grouping.directed {
-		a.IO.onlyTransmitted()
-	}
-	return a
-}
-
-// values has what the pointers of a Flow lead to.
-type values struct {
-	entry
-	family          string
-	opener, failure string
-	cookie          string
-	users           [2]string
-	starts          [2]time.Time
-	opened, closed  time.Time
-	nat             netip.AddrPort
-	src, dst        End
-}
-
-// known is nil for what isn't.
-func known[T comparable](value *T) *T {
-	var unknown T
-	if *value == unknown {
-		return nil
-	}
-	return value
-}
-
-func (w *Watch) fill(f *Flow, e *entry, v *values) {
-	v.entry = *e
-	f.Attribution.Status, f.Flows, f.IO = e.status, e.flows, w.io(&v.entry)
-	f.Network.Transport, f.TCP.State = known(&v.transport), known(&v.state)
-	if w.grouping.directed {
-		f.IO.onlyTransmitted()
-		v.src, v.dst = w.end(&v.local, v, 0), w.end(&v.peer, v, 1)
-		f.Src, f.Dst = &v.src, &v.dst
-		return
-	}
-	local := w.end(&v.local, v, 0)
-	f.Network.Local, f.Network.NetNS = local.Address, local.NetNS
-	f.Network.Peer.Address = Address{known(&v.peer.address), known(&v.peer.port)}
-	f.Process, f.User, f.Container, f.K8s = local.Process, local.User, local.Container, local.K8s
-	if e.row != nil {
-		v.fillRow(f, e.row)
-	}
-}
-
-// fillRow fills in what only a flow that is shown by itself has.
-func (v *values) fillRow(f *Flow, r *Row) {
-	v.family = "ipv4"
-	if r.Family == unix.AF_INET6 {
-		v.family = "ipv6"
-	}
-	v.cookie = strconv.FormatUint(r.Cookie, 10)
-	f.Network.Type, f.Cookie = &v.family, &v.cookie
-	f.Process.Owners = known(&r.Owners)
-	if v.opened = r.Opened.UTC(); !r.Opened.IsZero() {
-		f.OpenedAt = &v.opened
-	}
-	if r.Closed != nil {
-		v.closed = r.Closed.UTC()
-		f.ClosedAt = &v.closed
-	}
-	if r.NAT.IsValid() {
-		address, port := r.NAT.Addr(), r.NAT.Port()
-		f.Network.NAT = &Address{&address, known(&port)}
-	}
-	if r.TCP != nil {
-		v.fillTCP(&f.TCP, r)
-	}
-}
-
-func (v *values) fillTCP(c *Connection, r *Row) {
-	v.opener = "local"
-	if r.Inward {
-		v.opener = "peer"
-	}
-	c.OpenedBy, c.SRTT, c.MinRTT, c.Retransmits = &v.opener, known(&r.TCP.SRTT), known(&r.TCP.MinRTT), &r.TCP.Retransmits
-	if r.TCP.Error != 0 {
-		if v.failure = unix.ErrnoName(unix.Errno(r.TCP.Error)); v.failure == "" {
-			v.failure = strconv.FormatUint(uint64(r.TCP.Error), 10)
-		}
-		c.Error = &v.failure
-	}
-}
-
-// end is a party in documents. The n-th has its place in the values.
-func (w *Watch) end(p *party, v *values, n int) End {
-	e := End{
-		Address:   Address{known(&p.address), known(&p.port)},
-		Process:   ProcessDoc{PID: known(&p.pid), Executable: known(&p.executable), Command: known(&p.command)},
-		Container: Container{known(&p.containerID), known(&p.container)},
-		K8s:       K8s{known(&p.namespace), known(&p.pod), known(&p.podUID)},
-		NetNS:     known(&p.netns),
-	}
-	if p.start != 0 {
-		// As /proc has it, in ticks.
-		v.starts[n] = w.Boot.Add(time.Duration(p.start).Truncate(tick)).UTC()
-		e.Process.StartTime = &v.starts[n]
-	}
-	if p.isUser {
-		e.User.UID = &p.uid
-		v.users[n] = w.Users[p.uid]
-		e.User.Name = known(&v.users[n])
-	}
-	return e
-}
-
-// tick is the unit of starts in /proc.
-const tick = time.Second / 100
-
-// io are counters in documents, which keep pointers to the entry.
-func (w *Watch) io(e *entry) IO {
-	io := IO{
-		TransmitBytes: &e.total.TransmitBytes, ReceiveBytes: &e.total.ReceiveBytes,
-		TransmitCalls: &e.total.TransmitCalls, ReceiveCalls: &e.total.ReceiveCalls,
-	}
-	if w.elapsed > 0 {
-		io.NewTransmitBytes, io.NewReceiveBytes = &e.grown.TransmitBytes, &e.grown.ReceiveBytes
-		io.NewTransmitCalls, io.NewReceiveCalls = &e.grown.TransmitCalls, &e.grown.ReceiveCalls
-		io.TransmitBytesPerSecond = sample.PerSecond(e.grown.TransmitBytes, w.elapsed)
-		io.ReceiveBytesPerSecond = sample.PerSecond(e.grown.ReceiveBytes, w.elapsed)
-	}
-	return io
-}
-
-// onlyTransmitted leaves what sums by direction have.
-func (io *IO) onlyTransmitted() {
-	*io = IO{TransmitBytes: io.TransmitBytes, NewTransmitBytes: io.NewTransmitBytes, TransmitBytesPerSecond: io.TransmitBytesPerSecond}
 }

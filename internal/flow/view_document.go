@@ -1,0 +1,197 @@
+package flow
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/sample"
+)
+
+// Document shows the last sample that was taken. It may be asked for again with
+// another Sort and Limit.
+func (w *Watch) Document() Document {
+	shown, left := w.entries()
+	total := w.total
+	d := Document{
+		Schema: Schema, Time: w.now.Time.UTC().Truncate(time.Second), Since: w.now.Since.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(w.elapsed),
+		Backend: w.now.Backend, Loss: w.now.Loss, ReconcileRatio: w.kernel.ratio(), By: append([]string{}, w.By...),
+		Flows: make([]Flow, len(shown)), Others: w.others(left), Total: Amount{total.flows, w.io(&total)},
+	}
+	values := make([]values, len(shown))
+	var ends []End
+	if w.grouping.directed {
+		ends = make([]End, 2*len(shown))
+	}
+	for i, e := range shown {
+		f, v := &d.Flows[i], &values[i]
+		f.Attribution.Status, f.Flows, f.IO = e.status, e.flows, w.io(e)
+		f.Network.Transport, f.TCP.State = known(&e.transport), known(&e.state)
+		local := w.end(&e.local, v, 0)
+		if ends != nil {
+			f.Src, f.Dst = &ends[2*i], &ends[2*i+1]
+			*f.Src, *f.Dst = local, w.end(&e.peer, v, 1)
+			f.IO.onlyTransmitted()
+			continue
+		}
+		f.Network.Local, f.Network.NetNS = local.Address, local.NetNS
+		f.Network.Peer.Address = Address{known(&e.peer.address), known(&e.peer.port)}
+		f.Process, f.User, f.Container, f.K8s = local.Process, local.User, local.Container, local.K8s
+		if e.row != nil {
+			v.fill(f, e.row)
+		}
+	}
+	return d
+}
+
+// entries are those with news, in their order, and those that the limit leaves out.
+// Later samples don't change them.
+func (w *Watch) entries() (shown, left []*entry) {
+	all := make([]*entry, 0, max(len(w.flows), len(w.groups)))
+	for i := range w.flows {
+		all = append(all, &w.flows[i])
+	}
+	for _, g := range w.groups {
+		if g.news {
+			all = append(all, g)
+		}
+	}
+	order := fields.Compare(w.sort())
+	slices.SortFunc(all, func(a, b *entry) int {
+		if c := order(a, b); c != 0 {
+			return c
+		}
+		return a.compare(b)
+	})
+	if w.Limit > 0 && len(all) > w.Limit {
+		all, left = all[:w.Limit], all[w.Limit:]
+	}
+	if len(w.By) > 0 {
+		copies := make([]entry, len(all))
+		for i, g := range all {
+			copies[i] = *g
+			all[i] = &copies[i]
+		}
+	}
+	return all, left
+}
+
+func (w *Watch) others(left []*entry) Amount {
+	var sum entry
+	for _, e := range left {
+		sum.total.add(e.total)
+		sum.grown.add(e.grown)
+	}
+	a := Amount{len(left), w.io(&sum)}
+	if w.grouping.directed {
+		a.IO.onlyTransmitted()
+	}
+	return a
+}
+
+// known is nil for what isn't.
+func known[T comparable](value *T) *T {
+	var unknown T
+	if *value == unknown {
+		return nil
+	}
+	return value
+}
+
+// io are counters in documents, which keep pointers to the entry.
+func (w *Watch) io(e *entry) IO {
+	io := IO{
+		TransmitBytes: &e.total.TransmitBytes, ReceiveBytes: &e.total.ReceiveBytes,
+		TransmitCalls: &e.total.TransmitCalls, ReceiveCalls: &e.total.ReceiveCalls,
+	}
+	if w.elapsed > 0 {
+		io.NewTransmitBytes, io.NewReceiveBytes = &e.grown.TransmitBytes, &e.grown.ReceiveBytes
+		io.NewTransmitCalls, io.NewReceiveCalls = &e.grown.TransmitCalls, &e.grown.ReceiveCalls
+		io.TransmitBytesPerSecond = sample.PerSecond(e.grown.TransmitBytes, w.elapsed)
+		io.ReceiveBytesPerSecond = sample.PerSecond(e.grown.ReceiveBytes, w.elapsed)
+	}
+	return io
+}
+
+// onlyTransmitted leaves what sums by direction have.
+func (io *IO) onlyTransmitted() {
+	*io = IO{TransmitBytes: io.TransmitBytes, NewTransmitBytes: io.NewTransmitBytes, TransmitBytesPerSecond: io.TransmitBytesPerSecond}
+}
+
+// values has what pointers of a Flow lead to, besides those to its entry.
+type values struct {
+	failure, cookie string
+	users           [2]string
+	starts          [2]time.Time
+	opened, closed  time.Time
+}
+
+// Words of documents.
+var (
+	ipv4, ipv6      = "ipv4", "ipv6"
+	byLocal, byPeer = "local", "peer"
+)
+
+// fill fills in what only a flow that is shown by itself has.
+func (v *values) fill(f *Flow, r *Row) {
+	f.Network.Type = &ipv4
+	if r.Family == unix.AF_INET6 {
+		f.Network.Type = &ipv6
+	}
+	v.cookie = strconv.FormatUint(r.Cookie, 10)
+	f.Cookie, f.Process.Owners = &v.cookie, known(&r.Owners)
+	if !r.Opened.IsZero() {
+		v.opened = r.Opened.UTC()
+		f.OpenedAt = &v.opened
+	}
+	if r.Closed != nil {
+		v.closed = r.Closed.UTC()
+		f.ClosedAt = &v.closed
+	}
+	if r.NAT.IsValid() {
+		address, port := r.NAT.Addr(), r.NAT.Port()
+		f.Network.NAT = &Address{&address, known(&port)}
+	}
+	if r.TCP != nil {
+		v.fillTCP(&f.TCP, r)
+	}
+}
+
+func (v *values) fillTCP(c *Connection, r *Row) {
+	c.OpenedBy, c.SRTT, c.MinRTT, c.Retransmits = &byLocal, known(&r.TCP.SRTT), known(&r.TCP.MinRTT), &r.TCP.Retransmits
+	if r.Inward {
+		c.OpenedBy = &byPeer
+	}
+	if r.TCP.Error != 0 {
+		if v.failure = unix.ErrnoName(unix.Errno(r.TCP.Error)); v.failure == "" {
+			v.failure = strconv.FormatUint(uint64(r.TCP.Error), 10)
+		}
+		c.Error = &v.failure
+	}
+}
+
+// end is a party in documents. The n-th of a flow has its place in the values.
+func (w *Watch) end(p *party, v *values, n int) End {
+	e := End{
+		Address:   Address{known(&p.address), known(&p.port)},
+		Process:   ProcessDoc{PID: known(&p.pid), Executable: known(&p.executable), Command: known(&p.command)},
+		Container: Container{known(&p.containerID), known(&p.container)},
+		K8s:       K8s{known(&p.namespace), known(&p.pod), known(&p.podUID)},
+		NetNS:     known(&p.netns),
+	}
+	if p.start != 0 {
+		v.starts[n] = w.Boot.Add(time.Duration(p.start).Truncate(tick)).UTC()
+		e.Process.StartTime = &v.starts[n]
+	}
+	if p.isUser {
+		e.User.UID = &p.uid
+		v.users[n] = w.Users[p.uid]
+		e.User.Name = known(&v.users[n])
+	}
+	return e
+}
+
+// tick is the unit of starts in /proc.
+const tick = time.Second / 100
