@@ -151,6 +151,45 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// TestFit has tables narrower terminals.
+func TestFit(t *testing.T) {
+	wide := Table{
+		Header: []string{"process", "pod", "state", "peer", "rate"},
+		Rows: [][]string{
+			{"curl/812", "", "established", "[2001:db8:1111:2222:3333:4444:5555:6666]:443", "1.2 MB/s"},
+			{"日本語/7", "", "close", "10.0.0.1:80"},
+		},
+	}
+	for columns, want := range map[int]string{
+		200: "PROCESS   STATE        PEER                                              RATE\n" +
+			"curl/812  established  [2001:db8:1111:2222:3333:4444:5555:6666]:443  1.2 MB/s\n" +
+			"日本語/7  close        10.0.0.1:80                                          -\n",
+		70: "PROCESS   PEER                                              RATE\n" +
+			"curl/812  [2001:db8:1111:2222:3333:4444:5555:6666]:443  1.2 MB/s\n" +
+			"日本語/7  10.0.0.1:80                                          -\n",
+		40: "PROCESS   PEER                      RATE\n" +
+			"curl/812  [2001:db8:…6666]:443  1.2 MB/s\n" +
+			"日本語/7  10.0.0.1:80                  -\n",
+		10: "PROCESS   PEER          RATE\n" +
+			"curl/812  [200…443  1.2 MB/s\n" +
+			"日本語/7  10.0…:80         -\n",
+	} {
+		var b bytes.Buffer
+		if err := New(&b, FormatTable).Object(nil, func() Table { return wide.Fit(columns, "pod", "state") }); err != nil {
+			t.Fatal(err)
+		}
+		if b.String() != want {
+			t.Errorf("%d columns:\n%s\nwant\n%s", columns, b.String(), want)
+		}
+	}
+	if len(wide.Header) != 5 || wide.Rows[0][3][0] != '[' || len(wide.Rows[0]) != 5 {
+		t.Errorf("the table is another one: %q", wide)
+	}
+	if empty := (Table{Header: []string{"a", "b"}}).Fit(1, "b"); len(empty.Header) != 1 {
+		t.Errorf("%q", empty.Header)
+	}
+}
+
 func TestRows(t *testing.T) {
 	for _, test := range []struct {
 		format Format
