@@ -519,6 +519,28 @@ func TestProcessesThatEnd(t *testing.T) {
 }
 
 // A pid that is used again is another process, also while it is being read.
+// The executable of a process is known while it runs, and not by whoever has its
+// number later.
+func TestExecutable(t *testing.T) {
+	self, _, err := readProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const tick = 1e9 / ticksPerSecond
+	pid, start := uint32(self.pid), self.start*tick
+	for _, test := range []struct {
+		pid   uint32
+		start uint64
+		want  string
+	}{
+		{pid, start, self.executable}, {pid, start + tick - 1, self.executable}, {pid, start + tick, ""}, {pid, start - 1, ""}, {1 << 30, start, ""},
+	} {
+		if got := Executable(test.pid, test.start); got != test.want {
+			t.Errorf("%d since %d: %q, want %q", test.pid, test.start, got, test.want)
+		}
+	}
+}
+
 func TestPIDReuse(t *testing.T) {
 	s := newSite(t)
 	pid, end := s.run("/docker/"+idA, s.host)

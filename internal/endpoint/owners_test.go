@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,6 +60,9 @@ func TestOwners(t *testing.T) {
 		}
 	}
 	check("while they run")
+	if got := ownerText(owners.Address(netip.MustParseAddr("10.202.7.4"))); got != "pod "+uid { // both have it
+		t.Errorf("the address is of %s", got)
+	}
 	endPod()
 	endInit()
 	endBeside()
@@ -104,6 +108,8 @@ func ownerText(o Owner, known bool) string {
 	return "pod " + o.Pod.UID + " container " + o.Container.ID
 }
 
+var looked = netip.MustParseAddr("10.0.0.4")
+
 // looks counts how often endpoints are looked for. The Pod at interface 4 is named in
 // the second look, and in no other.
 type looks struct {
@@ -119,7 +125,7 @@ func (l *looks) List(context.Context) (Listing, error) {
 	}
 	index := 4
 	name, namespace := "web", "shop"
-	e := Endpoint{Pod: &Pod{UID: uid}, Interfaces: []Interface{{IfIndex: &index}}}
+	e := Endpoint{Pod: &Pod{UID: uid}, Interfaces: []Interface{{IfIndex: &index, Addresses: []netip.Addr{looked}}}}
 	if l.count == 2 {
 		e.Pod.Name, e.Pod.Namespace = &name, &namespace
 	}
@@ -149,6 +155,9 @@ func TestOwnersLookAgain(t *testing.T) {
 		}
 		if owner, _ := owners.Interface(4); looks.count > 0 && (owner.Pod.Name != nil) != (looks.count > 1) {
 			t.Errorf("step %d: %+v", step, owner.Pod)
+		}
+		if owner, _ := owners.Address(looked); looks.count > 0 && (owner.Pod.Name != nil) != (looks.count > 1) {
+			t.Errorf("step %d: by its address %+v", step, owner.Pod)
 		}
 	}
 }

@@ -91,6 +91,19 @@ func TestCgroupOf(t *testing.T) {
 	}
 }
 
+func TestOpenCgroup(t *testing.T) {
+	dir := testkit.Cgroup(t)
+	if c, err := OpenCgroup(dir); err != nil || *c.ID != inode(t, dir) || !c.IDs()[*c.ID] {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := OpenCgroup(filepath.Join(dir, "none")); !errors.Is(err, fault.ErrNotFound) {
+		t.Error(err)
+	}
+	if _, err := OpenCgroup(t.TempDir()); !errors.Is(err, fault.ErrUsage) {
+		t.Error(err)
+	}
+}
+
 func TestContainerOf(t *testing.T) {
 	name, web := idB[:4], "web"
 	e := Endpoint{Containers: []Container{{ID: idA}, {ID: idB, Name: &name}, {ID: static, Name: &web}}}
