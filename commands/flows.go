@@ -137,7 +137,7 @@ func flowTable(d flow.Document) output.Table {
 		row(output.Count(n)+" lost", &flow.Flow{})
 	}
 	if n := d.Loss.Unattributed; n > 0 {
-		row(output.Bytes(n)+" of nobody known", &flow.Flow{})
+		row(output.Bytes(n)+" unknown", &flow.Flow{})
 	}
 	return t
 }
