@@ -155,6 +155,7 @@ func TestDocuments(t *testing.T) {
 		"load pod-traffic", "attach tc pod-traffic --dev veth-a --direction both", "follow", "load xdp-counter",
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"load peers", "attach tc peers --dev veth-a --direction both", "ping", "watch peers --interval 100ms --count 2",
+		"watch flows --interval 100ms --count 2", "flows sum",
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s", "watch alerts --replay testdata/peers.ndjson --fanout 2/10s --scan 2ports/10s --scan 2failed/10s",

@@ -35,6 +35,7 @@ func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
 func TestBaselines(t *testing.T) { runBlocks(t, "../docs/baseline.md") }
 func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
 func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
+func TestFlows(t *testing.T)     { runBlocks(t, "../docs/flows.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
 func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
 
