@@ -363,10 +363,10 @@ func (f *fake) Probe(context.Context) probe.Report         { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step      { return f.steps }
 func (f *fake) PodTraffic(string) (traffic.Sampler, error) { return f.traffic, nil }
 func (f *fake) Peers(name string) (peers.Sampler, error)   { return &fakePeers{fake: f, name: name}, nil }
-func (f *fake) Counters(string) (counter.Sampler, error) { return f.counters, nil }
-func (f *fake) Ports(string) (ports.API, error)          { return f.ports, nil }
-func (f *fake) Blocklist() blocklist.API                 { return &f.blocked }
-func (f *fake) Bypass(context.Context) bypass.Report     { return f.bypass }
+func (f *fake) Counters(string) (counter.Sampler, error)   { return f.counters, nil }
+func (f *fake) Ports(string) (ports.API, error)            { return f.ports, nil }
+func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }
+func (f *fake) Bypass(context.Context) bypass.Report       { return f.bypass }
 
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
 	return fakeAnswers{}, nil
