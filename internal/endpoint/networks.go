@@ -162,3 +162,25 @@ func (d ProcessDir) Process(pid int, boot time.Time) (p Process, alive bool) {
 	read.executable, _ = d.Link("exe") // a thread of the kernel has none
 	return Process{PID: pid, Start: startedAt(boot, read.start), Executable: known(read.executable), Command: read.command}, alive
 }
+
+// UID is the real user of the process, false if it has ended.
+func (d ProcessDir) UID() (uint32, bool) {
+	status, err := d.read("status")
+	for line := range strings.Lines(status) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok && err == nil {
+			uid, err := strconv.ParseUint(strings.Fields(ids)[0], 10, 32)
+			return uint32(uid), err == nil
+		}
+	}
+	return 0, false
+}
+
+// CgroupPath is the path of the cgroup that has an id, below the mount of cgroup2. An
+// error where it is gone, and without CAP_DAC_READ_SEARCH.
+func CgroupPath(id uint64) (path string, err error) {
+	err = withCgroup2(func(top int) (err error) {
+		path, err = cgroupDir(top, id)
+		return err
+	})
+	return path, err
+}

@@ -1,8 +1,10 @@
 package sockets
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -14,14 +16,21 @@ import (
 	"bpfnet/internal/netns"
 )
 
-// socket is what sock_diag says of a socket.
-type socket struct {
-	state         uint8
-	local, remote netip.AddrPort
-	id            identity
-	cgroup        uint64 // 0: the kernel doesn't tell
-	only6         bool   // takes no IPv4
-	index         uint32 // of the interface that it is bound to; 0: none
+// Socket is what sock_diag says of a socket.
+type Socket struct {
+	Protocol, Family, State uint8          // Family is that of the socket: one of AF_INET6 may have addresses of IPv4
+	Local, Remote           netip.AddrPort // of a raw socket the port is its protocol
+	Cookie                  uint64         // tells it from all others, also later ones
+	Inode                   uint32         // 0: no process has it
+	UID                     uint32         // of who made it
+	Cgroup                  uint64         // of who made it; 0: the kernel doesn't tell
+	ReadQueue               uint32         // of TCP: bytes that have come and weren't read, and the FIN
+	WriteQueue              uint32         // of TCP: bytes that weren't acknowledged, and SYN and FIN
+	Info                    []byte         // tcp_info; nil: there is none
+	NetNS                   uint64         // inode; 0: not known
+
+	only6 bool   // takes no IPv4
+	index uint32 // of the interface that it is bound to; 0: none
 }
 
 // identity tells a socket from all others of its namespace, also later ones.
@@ -30,13 +39,24 @@ type identity struct {
 	inode         uint32 // 0: no process has it
 }
 
-// States of sockets (enum in net/tcp_states.h); of UDP connected ones are established.
+func (s Socket) id() identity { return identity{s.NetNS, s.Cookie, s.Inode} }
+
+// States of sockets (enum in net/tcp_states.h); of UDP connected ones are Established,
+// others Close.
 const (
-	established = 1
-	synReceived = 3
-	closeWait   = 8
-	listening   = 10
-	allStates   = 1<<13 - 1
+	Established = 1
+	SynSent     = 2
+	SynReceived = 3
+	FinWait1    = 4
+	FinWait2    = 5
+	TimeWait    = 6
+	Close       = 7
+	CloseWait   = 8
+	LastAck     = 9
+	Listen      = 10
+	Closing     = 11
+	NewSynRecv  = 12 // asks for what SynReceived says: connections that have no socket yet
+	AllStates   = 1<<13 - 1
 )
 
 // ends are those of a packet as its socket has them, and the interface on its side.
@@ -46,8 +66,8 @@ type ends struct {
 	index         uint32
 }
 
-// diagID and the two below are what linux/inet_diag.h has (inet_diag_sockid,
-// inet_diag_req_v2, inet_diag_msg).
+// diagID and diagRequest are what linux/inet_diag.h has (inet_diag_sockid,
+// inet_diag_req_v2).
 type diagID struct {
 	LocalPort, RemotePort [2]byte // of the socket; in the order of the network
 	Local, Remote         [16]byte
@@ -61,18 +81,18 @@ type diagRequest struct {
 	ID                                diagID
 }
 
-type diagMessage struct {
-	Family, State, Timer, Retransmits uint8
-	ID                                diagID
-	Expires, ReadQueue, WriteQueue    uint32
-	UID, Inode                        uint32
-}
+// diagLength is the length of a diagMessage.
+const diagLength = 72
 
 // Attributes of a diagMessage.
 const (
+	attributeInfo   = 2  // INET_DIAG_INFO
 	attributeOnly6  = 11 // INET_DIAG_SKV6ONLY
 	attributeCgroup = 21 // INET_DIAG_CGROUP_ID
 )
+
+// askInfo asks for tcp_info.
+const askInfo = 1 << (attributeInfo - 1)
 
 // anyCookie asks for a socket whatever its cookie (INET_DIAG_NOCOOKIE).
 const anyCookie = ^uint32(0)
@@ -87,8 +107,8 @@ func (r *diagRequest) Serialize() []byte {
 
 // find asks for the socket that the kernel itself finds for what comes from the
 // remote end. It is false where there is none.
-func find(e ends) (found socket, ok bool, err error) {
-	r := diagRequest{Protocol: e.protocol, States: allStates, ID: diagID{Index: e.index, Cookie: [2]uint32{anyCookie, anyCookie}}}
+func find(e ends) (found Socket, ok bool, err error) {
+	r := diagRequest{Protocol: e.protocol, States: AllStates, ID: diagID{Index: e.index, Cookie: [2]uint32{anyCookie, anyCookie}}}
 	local, remote := e.local, e.remote
 	if e.protocol == unix.IPPROTO_UDP { // udp_diag has them the other way round
 		local, remote = remote, local
@@ -96,20 +116,19 @@ func find(e ends) (found socket, ok bool, err error) {
 	r.Family = family(e.local.Addr())
 	r.ID.LocalPort, r.ID.Local = wire(local)
 	r.ID.RemotePort, r.ID.Remote = wire(remote)
-	messages, err := ask(&r, 0)
+	sockets, err := ask(&r, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return found, false, nil
 	}
-	if err != nil || len(messages) != 1 {
+	if err != nil || len(sockets) != 1 {
 		return found, false, err
 	}
-	found, err = parse(messages[0])
-	return found, err == nil, err
+	return sockets[0], true, nil
 }
 
 // list lists the sockets with a local port in some states that may have sent what
 // has the ends, or may get it. It is false if some may be missing.
-func list(e ends, states uint32) (found []socket, whole bool, err error) {
+func list(e ends, states uint32) (found []Socket, whole bool, err error) {
 	families := []uint8{unix.AF_INET6}
 	if e.local.Addr().Is4() {
 		families = append(families, unix.AF_INET)
@@ -117,15 +136,11 @@ func list(e ends, states uint32) (found []socket, whole bool, err error) {
 	for _, f := range families {
 		r := diagRequest{Family: f, Protocol: e.protocol, States: states}
 		r.ID.LocalPort, _ = wire(e.local)
-		messages, whole, err := netns.Dump(func() ([][]byte, error) { return ask(&r, unix.NLM_F_DUMP) })
+		sockets, whole, err := dump(&r)
 		if err != nil || !whole {
 			return nil, false, err
 		}
-		for _, m := range messages {
-			s, err := parse(m)
-			if err != nil {
-				return nil, false, err
-			}
+		for _, s := range sockets {
 			if s.fits(e) {
 				found = append(found, s)
 			}
@@ -134,9 +149,49 @@ func list(e ends, states uint32) (found []socket, whole bool, err error) {
 	return found, true, nil
 }
 
+// List lists the sockets of a protocol in some states, as bits, that are in the network
+// namespace of the thread. It is false if some may be missing, and ENOENT where the
+// kernel lists none of that protocol.
+func List(protocol uint8, states uint32) (found []Socket, whole bool, err error) {
+	if protocol == unix.IPPROTO_ICMP {
+		found, err = listPing()
+		return found, true, err
+	}
+	all := true
+	for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		sockets, whole, err := dump(&diagRequest{Family: f, Protocol: protocol, Extensions: askInfo, States: states})
+		if err != nil {
+			return nil, false, fmt.Errorf("list sockets: %w", err)
+		}
+		found, all = append(found, sockets...), all && whole
+	}
+	return found, all, nil
+}
+
+// Exists says whether a TCP socket is still there, in the network namespace of the
+// thread: what the kernel keeps in its stead when it is closed has no tcp_info.
+func Exists(s Socket) (bool, error) {
+	r := diagRequest{Family: s.Family, Protocol: s.Protocol, Extensions: askInfo, States: AllStates, ID: diagID{Index: s.index, Cookie: [2]uint32{uint32(s.Cookie), uint32(s.Cookie >> 32)}}}
+	r.ID.LocalPort, r.ID.Local = s.wire(s.Local)
+	r.ID.RemotePort, r.ID.Remote = s.wire(s.Remote)
+	sockets, err := ask(&r, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) { // another one has its addresses
+		return false, nil
+	}
+	return len(sockets) == 1 && sockets[0].Info != nil, err
+}
+
+// wire is an end of the socket in its own family.
+func (s Socket) wire(end netip.AddrPort) (port [2]byte, address [16]byte) {
+	if s.Family == unix.AF_INET6 {
+		end = netip.AddrPortFrom(netip.AddrFrom16(end.Addr().As16()), end.Port())
+	}
+	return wire(end)
+}
+
 // fits says whether a socket may have what has the ends.
-func (s socket) fits(e ends) bool {
-	address := s.local.Addr()
+func (s Socket) fits(e ends) bool {
+	address := s.Local.Addr()
 	if address.IsUnspecified() {
 		if s.only6 && e.local.Addr().Is4() || address.Is4() && e.local.Addr().Is6() {
 			return false
@@ -147,32 +202,49 @@ func (s socket) fits(e ends) bool {
 	if s.index != 0 && e.index != 0 && s.index != e.index {
 		return false
 	}
-	return s.local.Port() == e.local.Port() && (s.remote.Port() == 0 || s.remote == e.remote)
+	return s.Local.Port() == e.local.Port() && (s.Remote.Port() == 0 || s.Remote == e.remote)
 }
 
-func ask(r *diagRequest, flags int) ([][]byte, error) {
+func dump(r *diagRequest) (found []Socket, whole bool, err error) {
+	return netns.Dump(func() ([]Socket, error) { return ask(r, unix.NLM_F_DUMP) })
+}
+
+func ask(r *diagRequest, flags int) (found []Socket, err error) {
 	request := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, flags)
 	request.AddData(r)
-	return request.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
+	var wrong error
+	err = request.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(message []byte) bool {
+		var s Socket
+		if s, wrong = parse(message); wrong == nil {
+			s.Protocol = r.Protocol
+			found = append(found, s)
+		}
+		return wrong == nil
+	})
+	return found, cmp.Or(err, wrong)
 }
 
-func parse(message []byte) (s socket, err error) {
-	var m diagMessage
-	n, err := binary.Decode(message, binary.NativeEndian, &m)
-	if err != nil {
-		return s, err
+// parse reads an inet_diag_msg of linux/inet_diag.h and the attributes behind it.
+func parse(message []byte) (s Socket, err error) {
+	if len(message) < diagLength {
+		return s, fmt.Errorf("a message of sock_diag has %d bytes", len(message))
 	}
-	s = socket{
-		state: m.State, index: m.ID.Index, id: identity{inode: m.Inode, cookie: uint64(m.ID.Cookie[1])<<32 | uint64(m.ID.Cookie[0])},
-		local: unwire(m.Family, m.ID.LocalPort, m.ID.Local), remote: unwire(m.Family, m.ID.RemotePort, m.ID.Remote),
+	number := func(at int) uint32 { return binary.NativeEndian.Uint32(message[at:]) }
+	s = Socket{
+		Family: message[0], State: message[1], index: number(40), Cookie: uint64(number(48))<<32 | uint64(number(44)),
+		ReadQueue: number(56), WriteQueue: number(60), UID: number(64), Inode: number(68),
 	}
-	attributes, err := nl.ParseRouteAttr(message[n:])
+	s.Local = unwire(s.Family, [2]byte(message[4:]), [16]byte(message[8:]))
+	s.Remote = unwire(s.Family, [2]byte(message[6:]), [16]byte(message[24:]))
+	attributes, err := nl.ParseRouteAttr(message[diagLength:])
 	for _, a := range attributes {
 		switch {
+		case a.Attr.Type == attributeInfo:
+			s.Info = a.Value
 		case a.Attr.Type == attributeOnly6 && len(a.Value) >= 1:
 			s.only6 = a.Value[0] != 0
 		case a.Attr.Type == attributeCgroup && len(a.Value) >= 8:
-			s.cgroup = binary.NativeEndian.Uint64(a.Value)
+			s.Cgroup = binary.NativeEndian.Uint64(a.Value)
 		}
 	}
 	return s, err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,11 +52,11 @@ func (l *look) name(numbers []int, processes []*Process) (left []int) {
 }
 
 // only is the socket of a packet, if it is one that a process may have.
-func only(found []socket) (identity, bool) {
-	if len(found) != 1 || found[0].id.inode == 0 {
+func only(found []Socket) (identity, bool) {
+	if len(found) != 1 || found[0].Inode == 0 {
 		return identity{}, false
 	}
-	return found[0].id, true
+	return found[0].id(), true
 }
 
 // remembers says whether it is known who has a socket open, and is still right.
@@ -83,9 +85,9 @@ func (id identity) String() string { return fmt.Sprintf("socket:[%d]", id.inode)
 // findHolders finds the processes in a network namespace that have sockets open. It
 // looks at all of them, or remembers nothing.
 func (l *look) findHolders(inode uint64, ids []identity) error {
-	holders := map[string]*holding{}
+	holders := map[uint32]*holding{}
 	for _, id := range ids {
-		holders[id.String()] = &holding{at: time.Now()}
+		holders[id.inode] = &holding{at: time.Now()}
 	}
 	pids, closed, err := l.census.in(inode, l.until)
 	if err != nil {
@@ -100,7 +102,7 @@ func (l *look) findHolders(inode uint64, ids []identity) error {
 		}
 	}
 	for _, id := range ids {
-		if h := holders[id.String()]; len(h.pids) > 0 {
+		if h := holders[id.inode]; len(h.pids) > 0 {
 			l.holdings[id] = h
 		}
 	}
@@ -108,14 +110,14 @@ func (l *look) findHolders(inode uint64, ids []identity) error {
 }
 
 // addHolder adds a process to the sockets that it has open.
-func addHolder(holders map[string]*holding, pid int) error {
+func addHolder(holders map[uint32]*holding, pid int) error {
 	dir, err := endpoint.OpenProcess(pid)
 	if err != nil {
 		return nil // it has ended
 	}
 	defer dir.Close()
-	return dir.Descriptors(func(number, target string) {
-		h := holders[target]
+	return Descriptors(dir, func(number string, inode uint32) {
+		h := holders[inode]
 		if h == nil || slices.Contains(h.pids, pid) {
 			return
 		}
@@ -123,6 +125,20 @@ func addHolder(holders map[string]*holding, pid int) error {
 			h.descriptor = number
 		}
 		h.pids = append(h.pids, pid)
+	})
+}
+
+// Descriptors calls fn with the number of each descriptor of a process that is one of a
+// socket, and the socket's inode.
+func Descriptors(dir endpoint.ProcessDir, fn func(number string, inode uint32)) error {
+	return dir.Descriptors(func(number, target string) {
+		text, isSocket := strings.CutPrefix(target, "socket:[")
+		if !isSocket {
+			return
+		}
+		if inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 32); err == nil {
+			fn(number, uint32(inode))
+		}
 	})
 }
 

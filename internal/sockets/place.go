@@ -150,7 +150,7 @@ func (l *look) askIn(inode uint64, queries []query) error {
 				l.failed[q.packet] = fmt.Errorf("ask for sockets: %w", err)
 			}
 			if ok {
-				s.id.netns = inode
+				s.NetNS = inode
 				l.found[q.packet] = append(l.found[q.packet], s)
 			}
 		}
@@ -173,7 +173,7 @@ func (l *look) open(inode uint64) (*os.File, error) {
 
 // socket finds the one socket that has sent a packet, or would get it. local has the
 // answers of isLocal.
-func (q query) socket(local map[netip.Addr]bool) (s socket, ok bool, err error) {
+func (q query) socket(local map[netip.Addr]bool) (s Socket, ok bool, err error) {
 	here, asked := local[q.local.Addr()]
 	if !asked {
 		if here, err = isLocal(q.ends); err != nil {
@@ -185,16 +185,16 @@ func (q query) socket(local map[netip.Addr]bool) (s socket, ok bool, err error) 
 		return s, false, nil
 	}
 	if q.protocol == unix.IPPROTO_UDP && !q.received {
-		s, ok, err = q.only(allStates) // who sends may have the port of others
+		s, ok, err = q.only(AllStates) // who sends may have the port of others
 	} else {
 		s, ok, err = find(q.ends)
 	}
-	if ok && q.protocol == unix.IPPROTO_TCP && s.id.inode == 0 {
-		if s.state != synReceived && s.state != established && s.state != closeWait {
+	if ok && q.protocol == unix.IPPROTO_TCP && s.Inode == 0 {
+		if s.State != SynReceived && s.State != Established && s.State != CloseWait {
 			return s, false, nil // closed by its process
 		}
-		s, ok, err = q.only(1 << listening) // which hasn't accepted it yet
-	} else if ok && s.remote.Port() == 0 && (!q.fresh || q.protocol == unix.IPPROTO_TCP && !q.received) {
+		s, ok, err = q.only(1 << Listen) // which hasn't accepted it yet
+	} else if ok && s.Remote.Port() == 0 && (!q.fresh || q.protocol == unix.IPPROTO_TCP && !q.received) {
 		return s, false, nil // a listener sends nothing: its connection is gone
 	}
 	return s, ok && s.isOf(q.cgroup), err
@@ -202,9 +202,9 @@ func (q query) socket(local map[netip.Addr]bool) (s socket, ok bool, err error) 
 
 // only finds the socket with the packet's local port that fits it, if there is just
 // one.
-func (q query) only(states uint32) (s socket, ok bool, err error) {
+func (q query) only(states uint32) (s Socket, ok bool, err error) {
 	found, whole, err := list(q.ends, states)
-	found = slices.DeleteFunc(found, func(s socket) bool { return !s.isOf(q.cgroup) })
+	found = slices.DeleteFunc(found, func(s Socket) bool { return !s.isOf(q.cgroup) })
 	if !whole || len(found) != 1 {
 		return s, false, err
 	}
@@ -213,4 +213,4 @@ func (q query) only(states uint32) (s socket, ok bool, err error) {
 
 // isOf says whether the socket is a cgroup's, as far as that is known. 1 is the root's,
 // which those of the kernel have, too.
-func (s socket) isOf(cgroup uint64) bool { return s.cgroup == 0 || cgroup <= 1 || s.cgroup == cgroup }
+func (s Socket) isOf(cgroup uint64) bool { return s.Cgroup == 0 || cgroup <= 1 || s.Cgroup == cgroup }

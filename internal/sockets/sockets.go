@@ -125,7 +125,7 @@ type look struct {
 	*Finder
 	packets []Packet
 	until   time.Time
-	found   [][]socket // of each packet
+	found   [][]Socket // of each packet
 	failed  []error    // of each packet
 }
 
@@ -169,7 +169,7 @@ func (f *Finder) isLooking() bool {
 
 // look finds the processes of some packets, given by their numbers.
 func (f *Finder) look(packets []Packet, numbers []int, until time.Time) looked {
-	l := &look{f, packets, until, make([][]socket, len(packets)), make([]error, len(packets))}
+	l := &look{f, packets, until, make([][]Socket, len(packets)), make([]error, len(packets))}
 	r := looked{Answer: Answer{Processes: make([]*Process, len(packets))}}
 	for range attempts {
 		l.ask(numbers)

@@ -1,0 +1,253 @@
+package flow
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/sockets"
+)
+
+// DiagStore is the word of Backend for what sock_diag tells.
+const DiagStore = "sock_diag"
+
+// protocols are what sock_diag, and /proc of ping, list sockets of.
+var protocols = []struct {
+	number uint8
+	word   string
+}{
+	{unix.IPPROTO_TCP, "tcp"},
+	{unix.IPPROTO_UDP, "udp"},
+	{unix.IPPROTO_UDPLITE, "udplite"},
+	{unix.IPPROTO_ICMP, "icmp"},
+	{unix.IPPROTO_RAW, "raw"},
+}
+
+// moving are the states of TCP in which a socket has moved something.
+const moving = sockets.AllStates &^ (1<<sockets.Listen | 1<<sockets.TimeWait | 1<<sockets.NewSynRecv)
+
+// diag is the Sampler that asks sock_diag again and again.
+type diag struct {
+	filter   Filter
+	queries  []query
+	since    time.Time
+	accounts map[uint64]*account // by the socket's cookie
+	owners   owners
+	below    map[uint64]bool // whether a cgroup is one of the filter's, or below it
+	roots    []string        // paths of the filter's cgroups
+	lost     uint64          // bytes of closed sockets that were nobody's
+}
+
+// OpenDiag returns a Sampler that needs no program: it asks the kernel for the sockets
+// of all network namespaces that processes are in, by sock_diag. Counting begins now. Of
+// datagrams nothing is counted. The notes, for people, say what it can't see.
+// ErrUnsupported where the kernel tells nothing of TCP.
+func OpenDiag(filter Filter) (Sampler, []string, error) {
+	d := &diag{filter: filter, accounts: map[uint64]*account{}, below: map[uint64]bool{}}
+	for _, p := range protocols {
+		states := uint32(sockets.AllStates)
+		if p.number == unix.IPPROTO_TCP {
+			states = moving
+		}
+		if d.mayList(p.number, p.word) {
+			d.queries = append(d.queries, query{p.number, states})
+		}
+	}
+	for _, id := range filter.Cgroups {
+		path, err := endpoint.CgroupPath(id)
+		if err != nil {
+			return nil, nil, err
+		}
+		d.roots = append(d.roots, path)
+	}
+	s, err := d.take(context.Background(), time.Time{})
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.missing[unix.IPPROTO_TCP] {
+		return nil, nil, fault.New(fault.ErrUnsupported, "list sockets: the kernel has no sock_diag of TCP").Hint("modprobe tcp_diag")
+	}
+	for _, a := range d.accounts {
+		a.begin(a.moved)
+	}
+	d.since = time.Now()
+	return d, s.notes(), nil
+}
+
+// mayList says whether sockets of a protocol may be asked for. Raw ones are of any.
+func (d *diag) mayList(protocol uint8, word string) bool {
+	return len(d.filter.Transports) == 0 || slices.Contains(d.filter.Transports, word) ||
+		protocol == unix.IPPROTO_RAW && slices.ContainsFunc(d.filter.Transports, func(t string) bool { return t == "icmp" || strings.Trim(t, "0123456789") == "" })
+}
+
+// transport is the word for the protocol of a socket.
+func transport(s sockets.Socket) string {
+	number := s.Protocol
+	if number == unix.IPPROTO_RAW {
+		number = uint8(s.Local.Port())
+	}
+	if number == unix.IPPROTO_ICMPV6 {
+		number = unix.IPPROTO_ICMP
+	}
+	for _, p := range protocols {
+		if p.number == number {
+			return p.word
+		}
+	}
+	return strconv.Itoa(int(number))
+}
+
+// Close implements Sampler.
+func (d *diag) Close() error { return nil }
+
+// Sample implements Sampler.
+func (d *diag) Sample(ctx context.Context) (Sample, error) {
+	now := time.Now()
+	s, err := d.take(ctx, now)
+	if err != nil {
+		return Sample{}, err
+	}
+	sample := Sample{Time: now, Since: d.since, Backend: Backend{TCPTransmit: DiagStore, TCPReceive: DiagStore, Datagrams: "none", Store: DiagStore}}
+	gone, err := d.gone(s)
+	if err != nil {
+		return Sample{}, err
+	}
+	sample.Loss.Unattributed = d.lost
+	for cookie, a := range d.accounts {
+		nobodys := a.nobodys()
+		sample.Loss.Unattributed += nobodys
+		var closed *time.Time
+		if gone[cookie] {
+			closed = &now
+			d.lost += nobodys
+			delete(d.accounts, cookie)
+		} else if !a.asked {
+			continue // whose it is will be known in the next sample
+		}
+		if d.wants(a) {
+			sample.Rows = a.rows(sample.Rows, closed)
+		}
+	}
+	slices.SortFunc(sample.Rows, func(a, b Row) int {
+		return cmp.Or(cmp.Compare(a.Cookie, b.Cookie), cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
+	})
+	return sample, nil
+}
+
+// take looks at all sockets, and whose they are.
+func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
+	s, err := takeSurvey(ctx, d.queries)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range d.accounts {
+		a.there = false
+	}
+	for _, found := range s.sockets {
+		if found.Protocol == unix.IPPROTO_TCP && found.Info == nil {
+			continue // closed, it waits for what is late
+		}
+		a := d.accounts[found.Cookie]
+		if a == nil {
+			a = newAccount(found, now)
+			d.accounts[found.Cookie] = a
+		}
+		a.take(found)
+	}
+	d.attribute(s.pids)
+	return s, nil
+}
+
+// attribute finds whose sockets are.
+func (d *diag) attribute(pids []int) {
+	all, changed := d.owners.update(pids, func(known func(uint32) bool) bool {
+		for _, a := range d.accounts {
+			if !a.asked && a.there && a.socket.Inode != 0 && !known(a.socket.Inode) {
+				return true
+			}
+		}
+		return false
+	})
+	for _, a := range d.accounts {
+		if !a.there {
+			continue
+		}
+		holders := d.owners.by[a.socket.Inode]
+		if len(holders) > 0 && (changed || !a.asked) {
+			a.own(holders)
+		}
+		a.asked = a.asked || all || len(holders) > 0 || a.socket.Inode == 0
+	}
+}
+
+// gone says which sockets aren't there any more. A list of the kernel's may leave out
+// some while others come and go, so it is asked for each one of TCP.
+func (d *diag) gone(s *survey) (map[uint64]bool, error) {
+	gone, ask := map[uint64]bool{}, map[uint64][]*account{}
+	for cookie, a := range d.accounts {
+		switch {
+		case a.there || s.partial:
+		case a.socket.Protocol == unix.IPPROTO_TCP:
+			gone[cookie] = true
+			ask[a.socket.NetNS] = append(ask[a.socket.NetNS], a)
+		default:
+			gone[cookie] = true
+		}
+	}
+	for inode, accounts := range ask {
+		err := enter(inode, s.pids, func() error {
+			for _, a := range accounts {
+				there, err := sockets.Exists(a.socket)
+				if err != nil {
+					return err
+				}
+				if there {
+					delete(gone, a.socket.Cookie)
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errGone) && !errors.Is(err, fault.ErrPermission) {
+			return nil, err
+		}
+	}
+	return gone, nil
+}
+
+// wants says whether a socket is one of the filter's.
+func (d *diag) wants(a *account) bool {
+	f := d.filter
+	has := func(port uint16) bool { return slices.Contains(f.Ports, port) }
+	return (len(f.Transports) == 0 || slices.Contains(f.Transports, a.row.Transport)) &&
+		(len(f.Ports) == 0 || has(a.row.Local.Port()) || has(a.row.Peer.Port())) &&
+		(len(f.PIDs) == 0 || slices.ContainsFunc(f.PIDs, a.isOf)) &&
+		(len(f.Cgroups) == 0 || d.isBelow(a.socket.Cgroup))
+}
+
+// isBelow says whether a cgroup is one of the filter's, or below one.
+func (d *diag) isBelow(id uint64) bool {
+	below, known := d.below[id]
+	if !known {
+		path, err := endpoint.CgroupPath(id)
+		below = slices.Contains(d.filter.Cgroups, id) || err == nil && slices.ContainsFunc(d.roots, func(root string) bool { return strings.HasPrefix(path, root+"/") || root == "/" })
+		d.below[id] = below
+	}
+	return below
+}
+
+// end is an end of a socket in a row; raw ones have no ports.
+func end(s sockets.Socket, a netip.AddrPort) netip.AddrPort {
+	if s.Protocol == unix.IPPROTO_RAW {
+		return netip.AddrPortFrom(a.Addr(), 0)
+	}
+	return a
+}

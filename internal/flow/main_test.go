@@ -1,0 +1,10 @@
+package flow
+
+import (
+	"os"
+	"testing"
+
+	"bpfnet/internal/testkit"
+)
+
+func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }

@@ -1,0 +1,126 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/endpoint"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/netns"
+	"bpfnet/internal/sockets"
+)
+
+// query is what sockets are listed.
+type query struct {
+	protocol uint8
+	states   uint32 // bits
+}
+
+// survey is the sockets of all network namespaces that processes are in.
+type survey struct {
+	pids    []int // all processes, sorted
+	sockets []sockets.Socket
+	seen    int            // namespaces
+	skipped int            // namespaces that this user may not enter
+	hidden  int            // processes that this user may not look into
+	missing map[uint8]bool // protocols of which the kernel lists no sockets
+	partial bool           // some sockets may be missing
+}
+
+// takeSurvey lists the sockets of all network namespaces, one after the other.
+func takeSurvey(ctx context.Context, queries []query) (*survey, error) {
+	pids, err := endpoint.PIDs()
+	if err != nil {
+		return nil, err
+	}
+	s := &survey{pids: pids, missing: map[uint8]bool{}}
+	places := map[uint64][]int{}
+	var order []uint64
+	for _, pid := range pids {
+		inode, err := endpoint.NetNSOf(pid)
+		switch {
+		case errors.Is(err, fault.ErrPermission):
+			s.hidden++
+			continue
+		case err != nil:
+			return nil, err
+		case inode == 0: // it has ended
+			continue
+		}
+		if places[inode] == nil {
+			order = append(order, inode)
+		}
+		places[inode] = append(places[inode], pid)
+	}
+	for _, inode := range order {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		err := enter(inode, places[inode], func() error { return s.list(inode, queries) })
+		switch {
+		case errors.Is(err, fault.ErrPermission):
+			s.skipped++
+		case errors.Is(err, errGone):
+		case err != nil:
+			return nil, err
+		default:
+			s.seen++
+		}
+	}
+	return s, nil
+}
+
+// errGone is the error of a network namespace that no process is in any more.
+var errGone = errors.New("no process is in it")
+
+// enter runs fn in a network namespace that processes are in: ErrPermission if this user
+// may not, errGone if they have left it.
+func enter(inode uint64, pids []int, fn func() error) error {
+	file, err := endpoint.OpenNetNS(inode, pids)
+	if err != nil {
+		return err
+	}
+	if file == nil {
+		if slices.ContainsFunc(pids, func(pid int) bool { now, err := endpoint.NetNSOf(pid); return err != nil || now == inode }) {
+			return fault.New(fault.ErrPermission, "open network namespace %d", inode)
+		}
+		return errGone
+	}
+	defer file.Close()
+	return netns.Do(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), fn)
+}
+
+// list lists the sockets of the network namespace that the thread is in.
+func (s *survey) list(inode uint64, queries []query) error {
+	for _, q := range queries {
+		found, whole, err := sockets.List(q.protocol, q.states)
+		if errors.Is(err, unix.ENOENT) {
+			s.missing[q.protocol] = true
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for i := range found {
+			found[i].NetNS = inode
+		}
+		s.sockets = append(s.sockets, found...)
+		s.partial = s.partial || !whole
+	}
+	return nil
+}
+
+// notes say what the survey doesn't have.
+func (s *survey) notes() (notes []string) {
+	if s.skipped > 0 {
+		notes = append(notes, fmt.Sprintf("sockets of %d network namespaces are missing, which this user may not enter", s.skipped))
+	}
+	if s.hidden > 0 {
+		notes = append(notes, fmt.Sprintf("%d processes can't be looked into by this user: their sockets are nobody's, or missing", s.hidden))
+	}
+	return notes
+}
