@@ -72,7 +72,7 @@ func (a *account) take(s sockets.Socket) {
 		return
 	}
 	info := readInfo(s.Info)
-	if info.Bytes_sent < a.sent || info.Bytes_received < a.received || s.Remote != before.Remote {
+	if info.Bytes_sent < a.sent || info.Bytes_received < a.received || s.Local != before.Local || s.Remote != before.Remote {
 		a.carried = a.moved
 	}
 	a.sent, a.received = info.Bytes_sent, info.Bytes_received

@@ -2,12 +2,17 @@ package flow
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/netns"
@@ -67,10 +72,10 @@ func (s *site) socket(family, kind, protocol int) peerEnd {
 	return e
 }
 
-func (e peerEnd) must(err error) {
-	e.Helper()
+func (s *site) must(err error) {
+	s.Helper()
 	if err != nil {
-		e.Fatal(err)
+		s.Fatal(err)
 	}
 }
 
@@ -466,4 +471,283 @@ func TestDiagOpening(t *testing.T) {
 		server.receive(50)
 		d.is(server, "established", 0, 50)
 	})
+}
+
+// TestDiagAgain checks that what is sent again isn't counted again, and what is moved
+// when a socket is connected anew is.
+func TestDiagAgain(t *testing.T) {
+	s := newSite(t)
+	d := s.sampler(Filter{})
+	loopbackIs := func(up bool) {
+		s.in(func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			if up {
+				return netlink.LinkSetUp(lo)
+			}
+			return netlink.LinkSetDown(lo)
+		})
+	}
+	t.Run("lost", func(*testing.T) {
+		a, b := s.pair()
+		a.send(5000)
+		loopbackIs(false)
+		a.send(20000)
+		b.send(3)
+		d.is(a, "established", 25000, 0)
+		d.is(b, "established", 3, 0)
+		time.Sleep(time.Second)
+		d.is(a, "established", 25000, 0)
+		loopbackIs(true)
+		b.receive(25000)
+		a.receive(3)
+		d.is(a, "established", 25000, 3)
+		d.is(b, "established", 3, 25000)
+		if r := d.row(a.cookie()); r.TCP.Retransmits == 0 || r.TCP.SRTT == 0 || r.TCP.MinRTT == 0 {
+			t.Errorf("%+v", r.TCP)
+		}
+	})
+	t.Run("connected anew", func(*testing.T) {
+		l, at := s.listen()
+		c := s.socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		for i, sent := range []int{100, 150, 9000} {
+			c.connect(at)
+			server := l.accept()
+			c.ready(unix.POLLOUT)
+			c.send(sent)
+			server.send(1)
+			c.receive(1)
+			d.is(c, "established", []uint64{100, 250, 9250}[i], uint64(i)+1)
+			server.receive(sent)
+			_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.fd), uintptr(unsafe.Pointer(&unix.RawSockaddrAny{})), unix.SizeofSockaddrAny) // AF_UNSPEC
+			if errno != 0 {
+				t.Fatal(errno)
+			}
+		}
+	})
+}
+
+// TestDiagBefore checks that what was moved before counting began isn't counted.
+func TestDiagBefore(t *testing.T) {
+	s := newSite(t)
+	a, b := s.pair()
+	a.send(1000)
+	b.receive(600)
+	b.send(1 << 10)
+	first := s.sampler(Filter{})
+	a.send(11)
+	b.receive(5)
+	for range 2 { // nobody resets
+		r := first.row(a.cookie())
+		if r.TransmitBytes != 11 || r.ReceiveBytes != 0 || *r.TCP.Transmitted != 1011 || !r.Opened.IsZero() {
+			t.Errorf("%+v %d", r, *r.TCP.Transmitted)
+		}
+		r = first.row(b.cookie())
+		if r.TransmitBytes != 0 || r.ReceiveBytes != 5 || *r.TCP.Received != 605 || *r.TCP.Transmitted != 1<<10 || !r.Inward {
+			t.Errorf("%+v", r)
+		}
+	}
+	second := s.sampler(Filter{})
+	a.receive(1 << 10)
+	if r := second.row(a.cookie()); r.TransmitBytes != 0 || r.ReceiveBytes != 1<<10 {
+		t.Errorf("%+v", r)
+	}
+	if r := first.row(a.cookie()); r.TransmitBytes != 11 || r.ReceiveBytes != 1<<10 {
+		t.Errorf("%+v", r)
+	}
+	if b := first.last.Backend; b != (Backend{TCPTransmit: "sock_diag", TCPReceive: "sock_diag", Datagrams: "none", Store: "sock_diag"}) || first.last.Since.IsZero() {
+		t.Errorf("%+v", b)
+	}
+	c, _ := s.pair()
+	if r := first.row(c.cookie()); r.Opened.Before(first.last.Since) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestDiagOwners checks whose sockets are that processes share and hand on.
+func TestDiagOwners(t *testing.T) {
+	s := newSite(t)
+	d := s.sampler(Filter{})
+	me := uint32(os.Getpid())
+	a, b := s.pair()
+	a.send(100)
+	d.is(a, "established", 100, 0)
+	child, end := testkit.Hold(t, a.fd)
+	a.send(10)
+	if r := d.row(a.cookie()); r.Status != Sum || r.Owners != 2 || r.TransmitBytes != 110 || r.PID != min(me, uint32(child)) && r.PID != me {
+		t.Errorf("%+v", r)
+	}
+	only := s.sampler(Filter{PIDs: []uint32{uint32(child)}})
+	if rows := only.sample(); len(rows) != 1 || rows[0].Cookie != a.cookie() || rows[0].PID != min(me, uint32(child)) {
+		t.Errorf("%+v", rows)
+	}
+	cookie := a.cookie()
+	a.close() // the child has it alone
+	b.send(9)
+	var rows []Row
+	for deadline := time.Now().Add(2 * relook); len(rows) < 2 && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		rows = d.rows(cookie)
+	}
+	if len(rows) != 2 {
+		t.Fatalf("%+v", rows)
+	}
+	for _, r := range rows {
+		want, owners := uint64(0), 1
+		if r.PID == me {
+			want, owners = 110, 2
+		} else if r.PID != uint32(child) || r.Command != "sleep" {
+			t.Errorf("%+v", r)
+		}
+		if r.TransmitBytes != want || r.Owners != owners || r.Closed != nil {
+			t.Errorf("%+v", r)
+		}
+	}
+	end()
+	time.Sleep(50 * time.Millisecond)
+	rows = d.rows(cookie)
+	if len(rows) != 2 || rows[0].Closed == nil || rows[1].Closed == nil {
+		t.Errorf("%+v", rows)
+	}
+	if d.last.Loss.Unattributed != 0 {
+		t.Errorf("%+v", d.last.Loss)
+	}
+}
+
+// TestDiagDatagrams checks that sockets of datagrams are there, and their ends.
+func TestDiagDatagrams(t *testing.T) {
+	s := newSite(t)
+	s.sysctl("ipv4/ping_group_range", "0 0")
+	d := s.sampler(Filter{})
+	for _, c := range []struct {
+		name                   string
+		family, kind, protocol int
+		bind, connect          unix.Sockaddr
+		transport, local, peer string
+	}{
+		{"udp", unix.AF_INET, unix.SOCK_DGRAM, 0, loopback(5001), nil, "udp", "127.0.0.1:5001", ""},
+		{"connected udp", unix.AF_INET, unix.SOCK_DGRAM, 0, loopback(5002), loopback(53), "udp", "127.0.0.1:5002", "127.0.0.1:53"},
+		{"udp of IPv6", unix.AF_INET6, unix.SOCK_DGRAM, 0, &unix.SockaddrInet6{Port: 5003}, nil, "udp", "[::]:5003", ""},
+		{"mapped udp", unix.AF_INET6, unix.SOCK_DGRAM, 0, mapped(5004), mapped(53), "udp", "127.0.0.1:5004", "127.0.0.1:53"},
+		{"udplite", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE, loopback(5005), nil, "udplite", "127.0.0.1:5005", ""},
+		{"ping", unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP, loopback(77), nil, "icmp", "127.0.0.1:77", ""},
+		{"ping of IPv6", unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6, &unix.SockaddrInet6{Port: 78, Addr: [16]byte{15: 1}}, nil, "icmp", "[::1]:78", ""},
+		{"raw of ICMP", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP, nil, loopback(0), "icmp", "127.0.0.1:0", "127.0.0.1:0"},
+		{"raw", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW, nil, nil, "raw", "0.0.0.0:0", ""},
+		{"raw of SCTP", unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_SCTP, nil, nil, "132", "[::]:0", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := s.socket(c.family, c.kind, c.protocol)
+			if c.bind != nil {
+				e.must(unix.Bind(e.fd, c.bind))
+			}
+			if c.connect != nil {
+				e.must(unix.Connect(e.fd, c.connect))
+			}
+			var rows []Row
+			for end := time.Now().Add(3 * time.Second); len(rows) == 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				rows = d.sample()
+			}
+			if len(rows) != 1 {
+				t.Fatalf("%+v", rows)
+			}
+			r := rows[0]
+			family := unix.AF_INET
+			if r.Local.Addr().Is6() {
+				family = unix.AF_INET6
+			}
+			peer := ""
+			if r.Peer.IsValid() {
+				peer = r.Peer.String()
+			}
+			if r.Transport != c.transport || r.Local.String() != c.local || peer != c.peer || r.Family != family || r.Status != Polled || r.TCP != nil || r.PID != uint32(os.Getpid()) {
+				t.Errorf("%+v", r)
+			}
+			if want := e.cookie(); r.Cookie != want && c.kind != unix.SOCK_RAW && r.Transport != "icmp" {
+				t.Errorf("cookie %d, not %d", r.Cookie, want)
+			}
+			e.close()
+			if rows := d.sample(); len(rows) != 1 || rows[0].Closed == nil {
+				t.Errorf("%+v", rows)
+			}
+		})
+	}
+}
+
+// mapped is an address of IPv4 on loopback, as sockets of IPv6 have it.
+func mapped(port int) *unix.SockaddrInet6 {
+	return &unix.SockaddrInet6{Port: port, Addr: [16]byte{10: 255, 11: 255, 12: 127, 15: 1}}
+}
+
+// TestDiagFilter checks what filters leave in.
+func TestDiagFilter(t *testing.T) {
+	s := newSite(t)
+	l, at := s.listen()
+	six := s.socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
+	six.connect(mapped(at.Port))
+	server := l.accept()
+	datagrams := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	datagrams.must(unix.Bind(datagrams.fd, loopback(4444)))
+	cgroup := testkit.Cgroup(t)
+	var stat unix.Stat_t
+	s.must(unix.Stat(cgroup, &stat))
+	for name, c := range map[string]struct {
+		filter Filter
+		want   []peerEnd
+	}{
+		"nothing":        {Filter{}, []peerEnd{six, server, datagrams}},
+		"tcp":            {Filter{Transports: []string{"tcp"}}, []peerEnd{six, server}},
+		"udp, icmp":      {Filter{Transports: []string{"udp", "icmp"}}, []peerEnd{datagrams}},
+		"peer's port":    {Filter{Ports: []uint16{uint16(at.Port)}}, []peerEnd{six, server}},
+		"local port":     {Filter{Ports: []uint16{4444}}, []peerEnd{datagrams}},
+		"pid":            {Filter{PIDs: []uint32{uint32(os.Getpid())}}, []peerEnd{six, server, datagrams}},
+		"pid of another": {Filter{PIDs: []uint32{1}}, nil},
+		"another cgroup": {Filter{Cgroups: []uint64{stat.Ino}}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := map[uint64]bool{}
+			for _, e := range c.want {
+				want[e.cookie()] = true
+			}
+			rows := s.sampler(c.filter).sample()
+			for _, r := range rows {
+				if !want[r.Cookie] || r.Cookie == six.cookie() && (r.Family != unix.AF_INET || r.Local.Addr().Is6()) {
+					t.Errorf("%+v", r)
+				}
+			}
+			if len(rows) != len(want) {
+				t.Errorf("%d rows, want %d", len(rows), len(want))
+			}
+		})
+	}
+}
+
+// TestDiagCgroups checks that a cgroup stands for those below it, too.
+func TestDiagCgroups(t *testing.T) {
+	s := newSite(t)
+	_, at := s.listen()
+	cgroup := testkit.Cgroup(t)
+	below := filepath.Join(cgroup, "below")
+	s.must(os.Mkdir(below, 0o755))
+	id := func(dir string) uint64 {
+		var stat unix.Stat_t
+		s.must(unix.Stat(dir, &stat))
+		return stat.Ino
+	}
+	above, inner := s.sampler(Filter{Cgroups: []uint64{id(cgroup)}}), s.sampler(Filter{Cgroups: []uint64{id(below)}})
+	address := fmt.Sprintf("127.0.0.1:%d", at.Port)
+	outerPID, innerPID := s.dialer(cgroup, address), s.dialer(below, address, address)
+	for d, want := range map[*sampler]map[int]int{above: {outerPID: 1, innerPID: 2}, inner: {innerPID: 2}} {
+		got := map[int]int{}
+		for _, r := range d.sample() {
+			got[int(r.PID)]++
+			if r.Cgroup != id(map[int]string{outerPID: cgroup, innerPID: below}[int(r.PID)]) {
+				t.Errorf("%+v", r)
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
 }

@@ -1,10 +1,71 @@
 package flow
 
 import (
+	"fmt"
+	"io"
+	"net"
 	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 
 	"bpfnet/internal/testkit"
 )
 
-func TestMain(m *testing.M) { os.Exit(testkit.Run(m)) }
+// dials has the test binary connect to addresses, of which "/" in front is one to
+// listen at, and wait until its input ends.
+const dials = "BPFNET_TEST_DIALS"
+
+func TestMain(m *testing.M) {
+	if words := strings.Fields(os.Getenv(dials)); len(words) > 0 {
+		os.Exit(dial(words))
+	}
+	os.Exit(testkit.Run(m))
+}
+
+func dial(words []string) int {
+	var held []any
+	for _, word := range words {
+		var one any
+		var err error
+		if at, ok := strings.CutPrefix(word, "/"); ok {
+			one, err = net.Listen("tcp", at)
+		} else {
+			one, err = net.Dial("tcp", word)
+		}
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		held = append(held, one)
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	_ = held
+	return 0
+}
+
+// dialer starts a process that connects to addresses, in a cgroup unless it is "".
+func (s *site) dialer(cgroup string, words ...string) (pid int) {
+	s.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), dials+"="+strings.Join(words, " "))
+	if cgroup != "" {
+		dir, err := os.Open(cgroup)
+		s.must(err)
+		defer dir.Close()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	}
+	in, err := cmd.StdinPipe()
+	s.must(err)
+	out, err := cmd.StdoutPipe()
+	s.must(err)
+	s.in(cmd.Start)
+	s.Cleanup(func() { in.Close(); _ = cmd.Wait() })
+	var line string
+	if _, err := fmt.Fscanln(out, &line); line != "ready" {
+		s.Fatal(line, err)
+	}
+	return cmd.Process.Pid
+}

@@ -153,8 +153,8 @@ func list(e ends, states uint32) (found []Socket, whole bool, err error) {
 // namespace of the thread. It is false if some may be missing, and ENOENT where the
 // kernel lists none of that protocol.
 func List(protocol uint8, states uint32) (found []Socket, whole bool, err error) {
-	if protocol == unix.IPPROTO_ICMP {
-		found, err = listPing()
+	if file, ok := listed[protocol]; ok {
+		found, err = read(file, protocol)
 		return found, true, err
 	}
 	all := true

@@ -18,18 +18,20 @@ import (
 // none: the rest is their inode.
 const inodeCookie = 1 << 63
 
-// listPing lists the sockets of ping, of which sock_diag knows nothing.
-func listPing() (found []Socket, err error) {
-	for _, file := range []struct {
-		name   string
-		family uint8
-	}{{"icmp", unix.AF_INET}, {"icmp6", unix.AF_INET6}} {
-		text, err := os.ReadFile("/proc/thread-self/net/" + file.name)
+// listed are the files of /proc that list the sockets of a protocol: of ping's sock_diag
+// knows nothing, and of raw ones not that of every kernel.
+var listed = map[uint8]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_RAW: "raw"}
+
+// read lists the sockets in a file of /proc, which has IPv6's beside it.
+func read(file string, protocol uint8) (found []Socket, err error) {
+	for name, family := range map[string]uint8{file: unix.AF_INET, file + "6": unix.AF_INET6} {
+		text, err := os.ReadFile("/proc/thread-self/net/" + name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("list sockets: %w", err)
 		}
 		for line := range strings.Lines(string(text)) {
-			if s, ok := parsePing(line, file.family); ok {
+			if s, ok := parseLine(line); ok {
+				s.Protocol, s.Family = protocol, family
 				found = append(found, s)
 			}
 		}
@@ -37,9 +39,9 @@ func listPing() (found []Socket, err error) {
 	return found, nil
 }
 
-// parsePing reads a line of /proc/net/icmp: number, ends, state, queues, timer,
+// parseLine reads a line of /proc/net/icmp: number, ends, state, queues, timer,
 // retransmits, user, timeout, inode. It is false for the header.
-func parsePing(line string, family uint8) (s Socket, ok bool) {
+func parseLine(line string) (s Socket, ok bool) {
 	fields := strings.Fields(line)
 	if len(fields) < 10 || !strings.HasSuffix(fields[0], ":") {
 		return s, false
@@ -50,8 +52,7 @@ func parsePing(line string, family uint8) (s Socket, ok bool) {
 	local, ok1 := parseEnd(fields[1])
 	remote, ok2 := parseEnd(fields[2])
 	s = Socket{
-		Protocol: unix.IPPROTO_ICMP, Family: family, State: uint8(state), Local: local, Remote: remote,
-		Cookie: inodeCookie | inode, Inode: uint32(inode), UID: uint32(uid),
+		State: uint8(state), Local: local, Remote: remote, Cookie: inodeCookie | inode, Inode: uint32(inode), UID: uint32(uid),
 	}
 	return s, errors.Join(err, err2, err3) == nil && ok1 && ok2
 }
