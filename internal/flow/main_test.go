@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,8 +15,8 @@ import (
 	"bpfnet/internal/testkit"
 )
 
-// dials has the test binary connect to addresses, of which "/" in front is one to
-// listen at, and wait until its input ends.
+// dials has the test binary connect to addresses, "/" in front of one to listen at, and
+// "5*" for five times, and wait until its input ends.
 const dials = "BPFNET_TEST_DIALS"
 
 func TestMain(m *testing.M) {
@@ -27,23 +29,31 @@ func TestMain(m *testing.M) {
 func dial(words []string) int {
 	var held []any
 	for _, word := range words {
-		var one any
-		var err error
-		if at, ok := strings.CutPrefix(word, "/"); ok {
-			one, err = net.Listen("tcp", at)
-		} else {
-			one, err = net.Dial("tcp", word)
+		times := 1
+		if n, at, ok := strings.Cut(word, "*"); ok {
+			times, _ = strconv.Atoi(n)
+			word = at
 		}
-		if err != nil {
-			fmt.Println(err)
-			return 1
+		for range times {
+			one, err := open(word)
+			if err != nil {
+				fmt.Println(err)
+				return 1
+			}
+			held = append(held, one)
 		}
-		held = append(held, one)
 	}
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	_ = held
+	runtime.KeepAlive(held)
 	return 0
+}
+
+func open(word string) (any, error) {
+	if at, ok := strings.CutPrefix(word, "/"); ok {
+		return net.Listen("tcp", at)
+	}
+	return net.Dial("tcp", word)
 }
 
 // dialer starts a process that connects to addresses, in a cgroup unless it is "".

@@ -20,10 +20,9 @@ type query struct {
 	states   uint32 // bits
 }
 
-// survey is the sockets of all network namespaces that processes are in.
+// survey is a look at the sockets of all network namespaces that processes are in.
 type survey struct {
-	pids    []int // all processes, sorted
-	sockets []sockets.Socket
+	pids    []int          // all processes, sorted
 	seen    int            // namespaces
 	skipped int            // namespaces that this user may not enter
 	hidden  int            // processes that this user may not look into
@@ -31,8 +30,9 @@ type survey struct {
 	partial bool           // some sockets may be missing
 }
 
-// takeSurvey lists the sockets of all network namespaces, one after the other.
-func takeSurvey(ctx context.Context, queries []query) (*survey, error) {
+// takeSurvey calls fn with the sockets of all network namespaces, one namespace after the
+// other.
+func takeSurvey(ctx context.Context, queries []query, fn func(sockets.Socket)) (*survey, error) {
 	pids, err := endpoint.PIDs()
 	if err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func takeSurvey(ctx context.Context, queries []query) (*survey, error) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		err := enter(inode, places[inode], func() error { return s.list(inode, queries) })
+		err := enter(inode, places[inode], func() error { return s.each(inode, queries, fn) })
 		switch {
 		case errors.Is(err, fault.ErrPermission):
 			s.skipped++
@@ -94,10 +94,13 @@ func enter(inode uint64, pids []int, fn func() error) error {
 	return netns.Do(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), fn)
 }
 
-// list lists the sockets of the network namespace that the thread is in.
-func (s *survey) list(inode uint64, queries []query) error {
+// each lists the sockets of the network namespace that the thread is in.
+func (s *survey) each(inode uint64, queries []query, fn func(sockets.Socket)) error {
 	for _, q := range queries {
-		found, whole, err := sockets.List(q.protocol, q.states)
+		whole, err := sockets.Each(q.protocol, q.states, func(one sockets.Socket) {
+			one.NetNS = inode
+			fn(one)
+		})
 		if errors.Is(err, unix.ENOENT) {
 			s.missing[q.protocol] = true
 			continue
@@ -105,10 +108,6 @@ func (s *survey) list(inode uint64, queries []query) error {
 		if err != nil {
 			return err
 		}
-		for i := range found {
-			found[i].NetNS = inode
-		}
-		s.sockets = append(s.sockets, found...)
 		s.partial = s.partial || !whole
 	}
 	return nil

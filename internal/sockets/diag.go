@@ -116,14 +116,17 @@ func find(e ends) (found Socket, ok bool, err error) {
 	r.Family = family(e.local.Addr())
 	r.ID.LocalPort, r.ID.Local = wire(local)
 	r.ID.RemotePort, r.ID.Remote = wire(remote)
-	sockets, err := ask(&r, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return found, false, nil
+	ok, err = one(&r, &found)
+	return found, ok, err
+}
+
+// one asks for a socket. It is false where there is none.
+func one(r *diagRequest, found *Socket) (ok bool, err error) {
+	err = ask(r, 0, func(s Socket) { *found, ok = s, true })
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) { // another one has its addresses
+		return false, nil
 	}
-	if err != nil || len(sockets) != 1 {
-		return found, false, err
-	}
-	return sockets[0], true, nil
+	return ok && err == nil, err
 }
 
 // list lists the sockets with a local port in some states that may have sent what
@@ -136,36 +139,40 @@ func list(e ends, states uint32) (found []Socket, whole bool, err error) {
 	for _, f := range families {
 		r := diagRequest{Family: f, Protocol: e.protocol, States: states}
 		r.ID.LocalPort, _ = wire(e.local)
-		sockets, whole, err := dump(&r)
+		of, whole, err := netns.Dump(func() (of []Socket, err error) {
+			err = ask(&r, unix.NLM_F_DUMP, func(s Socket) {
+				if s.fits(e) {
+					of = append(of, s)
+				}
+			})
+			return of, err
+		})
 		if err != nil || !whole {
 			return nil, false, err
 		}
-		for _, s := range sockets {
-			if s.fits(e) {
-				found = append(found, s)
-			}
-		}
+		found = append(found, of...)
 	}
 	return found, true, nil
 }
 
-// List lists the sockets of a protocol in some states, as bits, that are in the network
-// namespace of the thread. It is false if some may be missing, and ENOENT where the
-// kernel lists none of that protocol.
-func List(protocol uint8, states uint32) (found []Socket, whole bool, err error) {
+// Each calls fn with the sockets of a protocol in some states, as bits, that are in the
+// network namespace of the thread; with some of them twice where they change meanwhile.
+// It is false if some may be missing, and ENOENT where the kernel lists none of that
+// protocol.
+func Each(protocol uint8, states uint32, fn func(Socket)) (whole bool, err error) {
 	if file, ok := listed[protocol]; ok {
-		found, err = read(file, protocol)
-		return found, true, err
+		return true, read(file, protocol, fn)
 	}
 	all := true
 	for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		sockets, whole, err := dump(&diagRequest{Family: f, Protocol: protocol, Extensions: askInfo, States: states})
+		r := diagRequest{Family: f, Protocol: protocol, Extensions: askInfo, States: states}
+		_, whole, err := netns.Dump(func() ([]Socket, error) { return nil, ask(&r, unix.NLM_F_DUMP, fn) })
 		if err != nil {
-			return nil, false, fmt.Errorf("list sockets: %w", err)
+			return false, fmt.Errorf("list sockets: %w", err)
 		}
-		found, all = append(found, sockets...), all && whole
+		all = all && whole
 	}
-	return found, all, nil
+	return all, nil
 }
 
 // Exists says whether a TCP socket is still there, in the network namespace of the
@@ -174,11 +181,9 @@ func Exists(s Socket) (bool, error) {
 	r := diagRequest{Family: s.Family, Protocol: s.Protocol, Extensions: askInfo, States: AllStates, ID: diagID{Index: s.index, Cookie: [2]uint32{uint32(s.Cookie), uint32(s.Cookie >> 32)}}}
 	r.ID.LocalPort, r.ID.Local = s.wire(s.Local)
 	r.ID.RemotePort, r.ID.Remote = s.wire(s.Remote)
-	sockets, err := ask(&r, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) { // another one has its addresses
-		return false, nil
-	}
-	return len(sockets) == 1 && sockets[0].Info != nil, err
+	var now Socket
+	ok, err := one(&r, &now)
+	return ok && now.Info != nil, err
 }
 
 // wire is an end of the socket in its own family.
@@ -205,23 +210,19 @@ func (s Socket) fits(e ends) bool {
 	return s.Local.Port() == e.local.Port() && (s.Remote.Port() == 0 || s.Remote == e.remote)
 }
 
-func dump(r *diagRequest) (found []Socket, whole bool, err error) {
-	return netns.Dump(func() ([]Socket, error) { return ask(r, unix.NLM_F_DUMP) })
-}
-
-func ask(r *diagRequest, flags int) (found []Socket, err error) {
+func ask(r *diagRequest, flags int, fn func(Socket)) error {
 	request := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, flags)
 	request.AddData(r)
 	var wrong error
-	err = request.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(message []byte) bool {
+	err := request.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(message []byte) bool {
 		var s Socket
 		if s, wrong = parse(message); wrong == nil {
 			s.Protocol = r.Protocol
-			found = append(found, s)
+			fn(s)
 		}
 		return wrong == nil
 	})
-	return found, cmp.Or(err, wrong)
+	return cmp.Or(err, wrong)
 }
 
 // parse reads an inet_diag_msg of linux/inet_diag.h and the attributes behind it.

@@ -22,21 +22,21 @@ const inodeCookie = 1 << 63
 // knows nothing, and of raw ones not that of every kernel.
 var listed = map[uint8]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_RAW: "raw"}
 
-// read lists the sockets in a file of /proc, which has IPv6's beside it.
-func read(file string, protocol uint8) (found []Socket, err error) {
+// read calls fn with the sockets in a file of /proc, which has IPv6's beside it.
+func read(file string, protocol uint8, fn func(Socket)) error {
 	for name, family := range map[string]uint8{file: unix.AF_INET, file + "6": unix.AF_INET6} {
 		text, err := os.ReadFile("/proc/thread-self/net/" + name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("list sockets: %w", err)
+			return fmt.Errorf("list sockets: %w", err)
 		}
 		for line := range strings.Lines(string(text)) {
 			if s, ok := parseLine(line); ok {
 				s.Protocol, s.Family = protocol, family
-				found = append(found, s)
+				fn(s)
 			}
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // parseLine reads a line of /proc/net/icmp: number, ends, state, queues, timer,
