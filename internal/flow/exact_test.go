@@ -122,13 +122,6 @@ func flowsOf(sample Sample, in map[uint64]bool, closed map[string]Counters) map[
 	return all
 }
 
-func (c *Counters) add(more Counters) {
-	c.TransmitBytes += more.TransmitBytes
-	c.ReceiveBytes += more.ReceiveBytes
-	c.TransmitCalls += more.TransmitCalls
-	c.ReceiveCalls += more.ReceiveCalls
-}
-
 // keyOf names a flow. With whom sockets other than TCP's and UDP's talk isn't known, nor
 // on which of its addresses one did that is bound to none.
 func keyOf(pid int, cookie uint64, transport string, family int, local, peer netip.AddrPort) string {
