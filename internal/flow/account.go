@@ -43,7 +43,10 @@ type share struct {
 }
 
 func newAccount(s sockets.Socket, now time.Time) *account {
-	row := Row{Cookie: s.Cookie, NetNS: s.NetNS, Transport: transport(s), Opened: now}
+	row := Row{Cookie: s.Cookie, NetNS: s.NetNS, Transport: transportOf(0, uint16(s.Protocol)), Opened: now}
+	if s.Protocol == unix.IPPROTO_RAW {
+		row.Transport = transportOf(unix.SOCK_RAW, s.Local.Port())
+	}
 	return &account{row: row, shares: make([]share, 1), socket: s}
 }
 
@@ -68,7 +71,7 @@ func (a *account) take(s sockets.Socket) {
 	if !s.Remote.Addr().IsUnspecified() {
 		r.Peer = end(s, s.Remote)
 	}
-	if s.Protocol != unix.IPPROTO_TCP {
+	if s.Protocol != unix.IPPROTO_TCP || s.Info == nil {
 		return
 	}
 	info := readInfo(s.Info)
@@ -76,7 +79,7 @@ func (a *account) take(s sockets.Socket) {
 		a.carried = a.moved
 	}
 	a.sent, a.received = info.Bytes_sent, info.Bytes_received
-	now := moved(s, info)
+	now := carries(s, info)
 	a.moved.transmit = max(a.moved.transmit, a.carried.transmit+now.transmit)
 	a.moved.receive = max(a.moved.receive, a.carried.receive+now.receive)
 	if !a.sided {
@@ -91,7 +94,7 @@ func (a *account) take(s sockets.Socket) {
 		State: StateName(s.State), SRTT: info.Rtt, MinRTT: info.Min_rtt, Retransmits: info.Total_retrans,
 		Transmitted: &t.transmit, Received: &t.receive,
 	}
-	if info.Min_rtt == ^uint32(0) { // the kernel's word for none
+	if info.Min_rtt == unmeasured {
 		t.MinRTT = 0
 	}
 	r.TCP = &t.TCP
@@ -103,7 +106,7 @@ func readInfo(b []byte) (info unix.TCPInfo) {
 	return info
 }
 
-// moved is what the application has moved through a connection. tcp_get_info() reads
+// carries is what the application has moved through a connection. tcp_get_info() reads
 // all of tcp_info under the socket's lock, so it fits together.
 //
 // Transmitted is what was sent without what was sent again, and what waits behind it:
@@ -119,7 +122,7 @@ func readInfo(b []byte) (info unix.TCPInfo) {
 // past it then). So the FIN has to be taken off where it has come and nothing is unread.
 // The read queue is read without the lock, a moment before the rest: what comes in
 // between seems to have been read already, as it will be.
-func moved(s sockets.Socket, info unix.TCPInfo) amounts {
+func carries(s sockets.Socket, info unix.TCPInfo) amounts {
 	waits, received := uint64(info.Notsent_bytes), info.Bytes_received-min(uint64(s.ReadQueue), info.Bytes_received)
 	switch info.State {
 	case sockets.SynSent:
@@ -150,16 +153,17 @@ func isInward(s sockets.Socket, info unix.TCPInfo) (inward, known bool) {
 	case sockets.FinWait1, sockets.FinWait2, sockets.Closing, sockets.LastAck:
 		fin = 1
 	}
-	syn := info.Bytes_acked + uint64(s.WriteQueue) - fin - moved(s, info).transmit
+	syn := info.Bytes_acked + uint64(s.WriteQueue) - fin - carries(s, info).transmit
 	return syn == 0, syn <= 1
 }
 
-// own says who has the socket open now. Who had it before keeps what it has moved.
-func (a *account) own(holders []*holder) {
+// own says who has the socket open now: of several the one with the lowest pid, or one
+// that is asked for. Who had it before keeps what it has moved.
+func (a *account) own(holders []*holder, asked []uint32) {
 	last := &a.shares[len(a.shares)-1]
 	i := slices.IndexFunc(holders, func(h *holder) bool { return h.PID == last.PID && h.Start == last.Start })
 	if i < 0 {
-		i = 0
+		i = max(0, slices.IndexFunc(holders, func(h *holder) bool { return slices.Contains(asked, h.PID) }))
 		if last.from != a.moved && (last.PID != 0 || a.asked) {
 			a.shares = append(a.shares, share{from: a.moved})
 			last = &a.shares[len(a.shares)-1]

@@ -3,9 +3,9 @@ package flow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -19,16 +19,17 @@ import (
 // DiagStore is the word of Backend for what sock_diag tells.
 const DiagStore = "sock_diag"
 
-// protocols are what sock_diag, and /proc of ping, list sockets of.
-var protocols = []struct {
+// diagProtocols are what sock_diag, and /proc of ping and raw, list sockets of, with the
+// words for them.
+var diagProtocols = []struct {
 	number uint8
-	word   string
+	words  []string
 }{
-	{unix.IPPROTO_TCP, "tcp"},
-	{unix.IPPROTO_UDP, "udp"},
-	{unix.IPPROTO_UDPLITE, "udplite"},
-	{unix.IPPROTO_ICMP, "icmp"},
-	{unix.IPPROTO_RAW, "raw"},
+	{unix.IPPROTO_TCP, []string{"tcp"}},
+	{unix.IPPROTO_UDP, []string{"udp"}},
+	{unix.IPPROTO_UDPLITE, []string{"udplite"}},
+	{unix.IPPROTO_ICMP, []string{"icmp"}},
+	{unix.IPPROTO_RAW, []string{"raw", "icmp"}},
 }
 
 // moving are the states of TCP in which a socket has moved something.
@@ -37,6 +38,7 @@ const moving = sockets.AllStates &^ (1<<sockets.Listen | 1<<sockets.TimeWait | 1
 // diag is the Sampler that asks sock_diag again and again.
 type diag struct {
 	filter   Filter
+	full     bool // of TCP also what has no socket
 	queries  []query
 	since    time.Time
 	accounts map[uint64]*account // by the socket's cookie
@@ -51,29 +53,13 @@ type diag struct {
 // datagrams nothing is counted. The notes, for people, say what it can't see.
 // ErrUnsupported where the kernel tells nothing of TCP.
 func OpenDiag(filter Filter) (Sampler, []string, error) {
-	d := &diag{filter: filter, accounts: map[uint64]*account{}, below: map[uint64]bool{}}
-	for _, p := range protocols {
-		states := uint32(sockets.AllStates)
-		if p.number == unix.IPPROTO_TCP {
-			states = moving
-		}
-		if d.mayList(p.number, p.word) {
-			d.queries = append(d.queries, query{p.number, states})
-		}
-	}
-	for _, id := range filter.Cgroups {
-		path, err := endpoint.CgroupPath(id)
-		if err != nil {
-			return nil, nil, err
-		}
-		d.roots = append(d.roots, path)
+	d, err := newDiag(filter, moving)
+	if err != nil {
+		return nil, nil, err
 	}
 	s, err := d.take(context.Background(), time.Time{})
 	if err != nil {
 		return nil, nil, err
-	}
-	if s.missing[unix.IPPROTO_TCP] {
-		return nil, nil, fault.New(fault.ErrUnsupported, "list sockets: the kernel has no sock_diag of TCP").Hint("modprobe tcp_diag")
 	}
 	for _, a := range d.accounts {
 		a.begin(a.moved)
@@ -82,27 +68,28 @@ func OpenDiag(filter Filter) (Sampler, []string, error) {
 	return d, s.notes(), nil
 }
 
-// mayList says whether sockets of a protocol may be asked for. Raw ones are of any.
-func (d *diag) mayList(protocol uint8, word string) bool {
-	return len(d.filter.Transports) == 0 || slices.Contains(d.filter.Transports, word) ||
-		protocol == unix.IPPROTO_RAW && slices.ContainsFunc(d.filter.Transports, func(t string) bool { return t == "icmp" || strings.Trim(t, "0123456789") == "" })
-}
-
-// transport is the word for the protocol of a socket.
-func transport(s sockets.Socket) string {
-	number := s.Protocol
-	if number == unix.IPPROTO_RAW {
-		number = uint8(s.Local.Port())
-	}
-	if number == unix.IPPROTO_ICMPV6 {
-		number = unix.IPPROTO_ICMP
-	}
-	for _, p := range protocols {
-		if p.number == number {
-			return p.word
+// newDiag returns a diag of TCP sockets in some states, as bits, and all others.
+func newDiag(filter Filter, states uint32) (*diag, error) {
+	d := &diag{filter: filter, accounts: map[uint64]*account{}, below: map[uint64]bool{}}
+	for _, p := range diagProtocols {
+		asked := slices.ContainsFunc(p.words, func(word string) bool { return slices.Contains(filter.Transports, word) })
+		if len(filter.Transports) > 0 && !asked {
+			continue
 		}
+		q := query{p.number, sockets.AllStates}
+		if p.number == unix.IPPROTO_TCP {
+			q.states = states
+		}
+		d.queries = append(d.queries, q)
 	}
-	return strconv.Itoa(int(number))
+	for _, id := range filter.Cgroups {
+		path, err := endpoint.CgroupPath(id)
+		if err != nil {
+			return nil, fmt.Errorf("find cgroup %d: %w", id, err)
+		}
+		d.roots = append(d.roots, path)
+	}
+	return d, nil
 }
 
 // Close implements Sampler.
@@ -146,7 +133,7 @@ func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
 		a.there = false
 	}
 	s, err := takeSurvey(ctx, d.queries, func(found sockets.Socket) {
-		if found.Protocol == unix.IPPROTO_TCP && found.Info == nil {
+		if found.Protocol == unix.IPPROTO_TCP && found.Info == nil && !d.full {
 			return // closed, it waits for what is late
 		}
 		a := d.accounts[found.Cookie]
@@ -158,6 +145,9 @@ func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if s.missing[unix.IPPROTO_TCP] {
+		return nil, fault.New(fault.ErrUnsupported, "list sockets: the kernel has no sock_diag of TCP").Hint("modprobe tcp_diag")
 	}
 	d.attribute(s.pids)
 	return s, nil
@@ -179,7 +169,7 @@ func (d *diag) attribute(pids []int) {
 		}
 		holders := d.owners.by[a.socket.Inode]
 		if len(holders) > 0 && (changed || !a.asked) {
-			a.own(holders)
+			a.own(holders, d.filter.PIDs)
 		}
 		a.asked = a.asked || all || len(holders) > 0 || a.socket.Inode == 0
 	}
