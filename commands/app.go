@@ -105,6 +105,7 @@ func builders() []builder {
 		{"run", runCommand},
 		{"map", mapCommand},
 		{"watch", watchCommand},
+		{"connections", connectionsCommand},
 		{"flows", flowsCommand},
 		{"baseline", baselineCommand},
 		{"export", exportCommand},

@@ -110,6 +110,9 @@ type Backend interface {
 	// Flows opens samples of what processes send and receive, and says what people
 	// should know of them.
 	Flows(ctx context.Context, request flow.Request) (flow.Sampler, []string, error)
+	// Connections lists the sockets that there are, and says what people should know of
+	// them.
+	Connections(ctx context.Context, request flow.CensusRequest) (flow.Census, []string, error)
 	Ports(instance string) (ports.API, error)
 	Blocklist() blocklist.API
 	// Answers opens the answers that a loaded instance of dns sees, which one

@@ -52,7 +52,8 @@ type fake struct {
 	counters counter.Sampler
 	ports    ports.API
 	blocked  fakeBlocklist
-	flows    flow.Request // the last one
+	flows    flow.Request       // the last one
+	census   flow.CensusRequest // the last one
 
 	endpoints endpoint.API
 }

@@ -221,6 +221,10 @@ func (s *system) Flows(context.Context, flow.Request) (flow.Sampler, []string, e
 	return nil, nil, fault.New(fault.ErrUnsupported, "count flows: no mechanism is built in")
 }
 
+func (s *system) Connections(ctx context.Context, request flow.CensusRequest) (flow.Census, []string, error) {
+	return flow.TakeCensus(ctx, request)
+}
+
 func (s *system) LostAnswers(instance string) (uint64, error) { return dns.Lost(s.Engine, instance) }
 
 func (s *system) Ports(instance string) (ports.API, error) {
