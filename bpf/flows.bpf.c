@@ -979,12 +979,15 @@ SEC("iter/task_file")
 int flows_seed(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
+	struct flow_sums *all = totals();
 	struct file *file = ctx->file;
 	struct flow_socket *storage;
 	struct tcp_sock *tcp;
 	struct socket *socket;
 	struct sock *sk;
 
+	if (all && !all->began)
+		all->began = bpf_ktime_get_boot_ns();
 	if (!task || !file)
 		return 0;
 	socket = bpf_sock_from_file(file);

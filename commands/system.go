@@ -217,8 +217,8 @@ func (s *system) Counters(instance string) (counter.Sampler, error) {
 	return counter.NewReader(s.Engine, instance), nil
 }
 
-func (s *system) Flows(context.Context, flow.Request) (flow.Sampler, []string, error) {
-	return nil, nil, fault.New(fault.ErrUnsupported, "count flows: no mechanism is built in")
+func (s *system) Flows(ctx context.Context, request flow.Request) (flow.Sampler, []string, error) {
+	return flow.Open(ctx, s.Engine, request)
 }
 
 func (s *system) Connections(ctx context.Context, request flow.CensusRequest) (flow.Census, []string, error) {

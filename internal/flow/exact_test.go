@@ -29,7 +29,7 @@ func startIn(t testing.TB, mechanism string, filter Filter) *Reader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader, notes, err := Start(context.Background(), engine, filter, mechanism)
+	reader, notes, err := startPrivate(context.Background(), engine, Request{Filter: filter, Backend: mechanism})
 	testkit.Needs(t, mechanism, err, fault.ErrUnsupported)
 	if len(notes) > 0 {
 		t.Errorf("notes: %q", notes)
@@ -148,7 +148,7 @@ func compare(t *testing.T, when string, want []workload.Expected, got map[string
 		sum.add(more)
 		wanted[key] = sum
 	}
-	share(wanted, got)
+	fold(wanted, got)
 	if maps.Equal(wanted, got) {
 		return
 	}
@@ -164,8 +164,8 @@ func compare(t *testing.T, when string, want []workload.Expected, got map[string
 	}
 }
 
-// share sums what those processes moved that a socket doesn't tell apart.
-func share(wanted, got map[string]Counters) {
+// fold sums what those processes moved that a socket doesn't tell apart.
+func fold(wanted, got map[string]Counters) {
 	for shared := range got {
 		whole, ok := strings.CutSuffix(shared, " shared")
 		if !ok {

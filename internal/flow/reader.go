@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,62 +29,9 @@ type Reader struct {
 	since   time.Time
 	boot    time.Time // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of a row are, too
 	closed  ring
-	opened  ring
 	before  bpf.FlowSums // of the first sample
 	first   bool
 	loss    Loss
-}
-
-// Kernel opens and starts programs that count; *datapath.Engine implements it.
-type Kernel interface {
-	Open(ctx context.Context, instance string) (datapath.Objects, error)
-	Start(context.Context, datapath.LoadRequest) (datapath.Objects, error)
-}
-
-// Open opens a loaded instance of flows.
-func Open(ctx context.Context, kernel Kernel, instance string) (*Reader, error) {
-	objects, err := kernel.Open(ctx, instance)
-	if err != nil {
-		return nil, err
-	}
-	return newReader(objects)
-}
-
-// Start begins to count until the Sampler is closed. The strings are for people.
-func Start(ctx context.Context, kernel Kernel, filter Filter, mechanism string) (*Reader, []string, error) {
-	set, err := filter.parameters()
-	if err != nil {
-		return nil, nil, err
-	}
-	objects, err := kernel.Start(ctx, datapath.LoadRequest{Source: Program, Set: set, Mechanism: mechanism})
-	if err != nil {
-		return nil, nil, err
-	}
-	r, err := newReader(objects)
-	if err != nil {
-		return nil, nil, err
-	}
-	r.since = time.Now()
-	return r, objects.Notes(), nil
-}
-
-// parameters are those of the program for as much of the filter as it can apply: one of
-// each kind.
-func (f Filter) parameters() (map[string]string, error) {
-	set := map[string]string{}
-	if len(f.PIDs) == 1 {
-		set[bpf.FlowPID] = strconv.FormatUint(uint64(f.PIDs[0]), 10)
-	}
-	if len(f.Ports) == 1 {
-		set[bpf.FlowPort] = strconv.FormatUint(uint64(f.Ports[0]), 10)
-	}
-	if len(f.Transports) == 1 {
-		number, ok := protocolOf(f.Transports[0])
-		if ok {
-			set[bpf.FlowProtocol] = strconv.Itoa(number)
-		}
-	}
-	return set, nil
 }
 
 func newReader(objects datapath.Objects) (*Reader, error) {
@@ -93,13 +39,8 @@ func newReader(objects datapath.Objects) (*Reader, error) {
 	var up unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
 	r.boot = time.Now().Add(-time.Duration(up.Nano()))
-	for _, open := range []struct {
-		ring *ring
-		name string
-	}{{&r.closed, "closed_flows"}, {&r.opened, "opened_flows"}} {
-		if err == nil {
-			open.ring.m, err = objects.Map(open.name)
-		}
+	if err == nil {
+		r.closed.m, err = objects.Map("closed_flows")
 	}
 	if err != nil {
 		return nil, fault.Join(err, objects.Close())
@@ -110,7 +51,7 @@ func newReader(objects datapath.Objects) (*Reader, error) {
 // backendOf tells the mechanism by the programs that are loaded.
 func backendOf(programs []string) Backend {
 	b := Backend{TCPTransmit: "tp_btf/sock_send_length", TCPReceive: "tp_btf/tcp_rcv_space_adjust", Datagrams: "tp_btf/sock_recv_length", Store: "sk_storage"}
-	if slices.Contains(programs, "flows_inet_sendmsg") {
+	if mechanismOf(programs) == "fexit" {
 		b.TCPTransmit, b.Datagrams = "fexit/inet_sendmsg", "fexit/inet_recvmsg"
 	}
 	return b
@@ -138,7 +79,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	if r.first {
-		r.first, r.before, lost = false, sums, 0
+		r.first, r.before, r.since, lost = false, sums, r.time(sums.Began), 0
 	}
 	r.loss.Events += lost
 	r.loss.MapFull = sums.NoRoom - r.before.NoRoom
