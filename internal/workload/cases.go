@@ -37,6 +37,7 @@ var cases = []struct {
 	{"trunc", streams, discard},
 	{"trunc", datagrams, truncate},
 	{"partial", streams, partial},
+	{"unsent", streams, unsent},
 	{"eagain", both, eagain},
 	{"sendfile", streams, func(w *world, n string) { files(w, n, "sendfile", "", 300000, 300000) }},
 	{"sendfile", datagrams, func(w *world, n string) { files(w, n, "sendfile", "", 1000, 3000) }},
@@ -57,6 +58,7 @@ var cases = []struct {
 	{"killed", both, killed},
 	{"reconnected", both, reconnected},
 	{"self", both, self},
+	{"other-family", []string{"tcp46", "udp46"}, otherFamily},
 	{"half-closed", streams, func(w *world, n string) { halfClosed(w, n)() }},
 	{"reset", streams, reset},
 	{"aborted", streams, aborted},
@@ -73,6 +75,7 @@ var cases = []struct {
 	{"threads", both, threads},
 	{"10MB", streams, large},
 	{"unconnected", append([]string{"lite4"}, datagrams...), unconnected},
+	{"nameless", datagrams, nameless},
 	{"elsewhere", datagrams, elsewhere},
 	{"zero-length", datagrams, zeroLength},
 	{"cork", datagrams, cork},
@@ -219,6 +222,8 @@ func waitAll(w *world, network string) {
 	if got := b.await(); got.N != 10000 {
 		w.Fatalf("received %+v", got)
 	}
+	b.option(unix.SOL_SOCKET, unix.SO_RCVTIMEO, 50000)
+	exchange(a, b, request{Size: 300}, request{Size: 10000, Flags: unix.MSG_WAITALL}, 300)
 	a.send(500, 0)
 	a.shutdown()
 	b.receive(request{Size: 10000, Flags: unix.MSG_WAITALL}, 500)
@@ -246,17 +251,37 @@ func truncate(w *world, network string) {
 func partial(w *world, network string) {
 	a, b := w.pair(network)
 	a.option(unix.SOL_SOCKET, unix.SO_SNDBUF, 50000)
-	fill := func(flags int) {
-		got, err := a.try(request{Op: "send", FD: a.fd, N: 64 << 20, Size: 400000, Flags: flags})
-		if !errors.Is(err, unix.EAGAIN) || got.N == 0 || got.N%400000 == 0 {
-			w.Fatalf("sent %d: %v", got.N, err)
-		}
-		b.drain(got.N)
-	}
-	fill(unix.MSG_DONTWAIT)
-	fill(unix.MSG_DONTWAIT)
+	b.drain(a.fill(request{Flags: unix.MSG_DONTWAIT}))
+	b.drain(a.fill(request{Flags: unix.MSG_DONTWAIT, Name: "sendmsg"}))
 	a.option(unix.SOL_SOCKET, unix.SO_SNDTIMEO, 50000)
-	fill(0)
+	for _, name := range []string{"", "sendfile"} {
+		b.drain(a.fill(request{Name: name}))
+	}
+}
+
+// fill sends until there is no more room, and returns how much there was.
+func (s socket) fill(r request) int {
+	s.w.Helper()
+	r.Op, r.FD, r.N, r.Size = "send", s.fd, 64<<20, 400000
+	got, err := s.try(r)
+	if !errors.Is(err, unix.EAGAIN) || got.N == 0 || got.N%r.Size == 0 {
+		s.w.Fatalf("sent %d: %v", got.N, err)
+	}
+	return got.N
+}
+
+// unsent: a part of what a call took is never sent.
+func unsent(w *world, network string) {
+	a, b := w.pair(network)
+	sent := a.fill(request{Flags: unix.MSG_DONTWAIT})
+	a.option(unix.SOL_SOCKET, unix.SO_LINGER, 0)
+	a.close()
+	b.state(unix.BPF_TCP_CLOSE)
+	got, err := b.try(request{Op: "receive", FD: b.fd, N: sent, Size: 65536})
+	if !errors.Is(err, unix.ECONNRESET) {
+		w.Fatalf("received %d: %v", got.N, err)
+	}
+	w.discarded += sent - got.N
 }
 
 func eagain(w *world, network string) {
@@ -416,6 +441,15 @@ func self(w *world, network string) {
 	a.send(100, 0)
 	a.receive(request{Size: 1000, Flags: unix.MSG_PEEK}, 100)
 	a.receive(request{Size: 1000}, 100)
+}
+
+// otherFamily: an IPv6 socket becomes one of IPv4.
+func otherFamily(w *world, network string) {
+	a, b := w.pair(network)
+	exchange(a, b, request{Size: 100}, request{Size: 1000}, 100)
+	a.option(unix.IPPROTO_IPV6, unix.IPV6_ADDRFORM, unix.AF_INET)
+	exchange(a, b, request{Size: 20}, request{Size: 1000}, 20)
+	exchange(b, a, request{Size: 3}, request{Size: 1000}, 3)
 }
 
 // halfClosed: what a socket has in its queue is read when it is closed already.
@@ -643,6 +677,18 @@ func unconnected(w *world, network string) {
 				c.receive(request{Size: 1000}, 2*n)
 			}
 		}
+	}
+}
+
+// nameless: calls don't ask who has sent what they receive.
+func nameless(w *world, network string) {
+	b := w.server().open(network, true)
+	for i := range 2 {
+		a := w.client().open(network, true)
+		a.sendTo(b.name(), 100+i)
+		b.receive(request{Name: "read", Size: 1000}, 100+i)
+		a.sendTo(b.name(), 10+i)
+		b.receive(request{Size: 1000}, 10+i)
 	}
 }
 

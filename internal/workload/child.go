@@ -248,6 +248,9 @@ func address(s unix.Sockaddr) netip.AddrPort {
 }
 
 func unmapped(a netip.AddrPort) netip.AddrPort {
+	if !a.IsValid() {
+		return a
+	}
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
@@ -275,7 +278,7 @@ func (c *child) count(s *record, transmit bool, m moved) {
 		row, s.rows[ends] = &fresh, &fresh
 		row.Local, row.Peer = unmapped(s.base.Local), unmapped(peer)
 		row.Family = unix.AF_INET6
-		if row.Peer.Addr().Is4() {
+		if row.Peer.Addr().Is4() || !row.Peer.IsValid() && row.Local.Addr().Is4() {
 			row.Family = unix.AF_INET
 		}
 	}

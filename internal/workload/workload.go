@@ -34,8 +34,8 @@ type Expected struct {
 	Protocol  int    // of IP
 	Family    int    // unix.AF_INET or AF_INET6; AF_INET where the peer's address is a mapped one
 	Local     netip.AddrPort
-	// Peer is what the socket is connected to, or the other end of datagrams; of raw
-	// and ping sockets the port has no meaning.
+	// Peer is what the socket is connected to, or the other end of datagrams, invalid
+	// where the call didn't ask for it; of raw and ping sockets the port has no meaning.
 	Peer      netip.AddrPort
 	Connected bool
 	// What calls returned, without what they peeked at, took from the error queue, or
