@@ -57,17 +57,17 @@ func TestExact(t *testing.T) {
 	for _, mechanism := range []string{"tp_btf", "fexit"} {
 		t.Run(mechanism, func(t *testing.T) {
 			startIn(t, mechanism, Filter{}) // once, before all are tried
+			place := workload.Loopback(t)
 			for _, c := range workload.Cases() {
-				t.Run(c.Name, func(t *testing.T) { exact(t, mechanism, c) })
+				t.Run(c.Name, func(t *testing.T) { exact(t, mechanism, c, place) })
 			}
 		})
 	}
 }
 
-func exact(t *testing.T, mechanism string, c workload.Case) {
+func exact(t *testing.T, mechanism string, c workload.Case, place workload.Place) {
 	var reader *Reader
 	totals := map[string]Counters{} // of rows that were closed
-	place := workload.Loopback(t)
 	in := namespaces(t, place)
 	want := workload.Run(t, c, place, workload.Hooks{
 		Load: func() { reader = startIn(t, mechanism, Filter{}) },
