@@ -793,6 +793,15 @@ int BPF_PROG(flows_inet6_recvmsg, struct socket *socket, void *message, __u64 si
 	return 0;
 }
 
+/* Raw and ping sockets of IPv6. */
+SEC("fexit/sock_common_recvmsg")
+int BPF_PROG(flows_sock_recvmsg, struct socket *socket, void *message, __u64 size, int flags,
+             int length)
+{
+	count_received(socket->sk, length, flags);
+	return 0;
+}
+
 /* Moves the position on; evaluates to by how much. The socket is locked. */
 static __always_inline __s32 read_on(struct sock *sk, struct tcp_sock *tcp,
                                      struct flow_socket *socket)

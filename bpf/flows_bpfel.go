@@ -202,6 +202,7 @@ const (
 	flowsProgFlowsSendmsg4     = "flows_sendmsg4"
 	flowsProgFlowsSendmsg6     = "flows_sendmsg6"
 	flowsProgFlowsSent         = "flows_sent"
+	flowsProgFlowsSockRecvmsg  = "flows_sock_recvmsg"
 	flowsProgFlowsState        = "flows_state"
 	flowsVarCgroupId           = "cgroup_id"
 	flowsVarCgroupLevel        = "cgroup_level"
@@ -268,6 +269,7 @@ type flowsProgramSpecs struct {
 	FlowsSendmsg4     *ebpf.ProgramSpec `ebpf:"flows_sendmsg4"`
 	FlowsSendmsg6     *ebpf.ProgramSpec `ebpf:"flows_sendmsg6"`
 	FlowsSent         *ebpf.ProgramSpec `ebpf:"flows_sent"`
+	FlowsSockRecvmsg  *ebpf.ProgramSpec `ebpf:"flows_sock_recvmsg"`
 	FlowsState        *ebpf.ProgramSpec `ebpf:"flows_state"`
 }
 
@@ -364,6 +366,7 @@ type flowsPrograms struct {
 	FlowsSendmsg4     *ebpf.Program `ebpf:"flows_sendmsg4"`
 	FlowsSendmsg6     *ebpf.Program `ebpf:"flows_sendmsg6"`
 	FlowsSent         *ebpf.Program `ebpf:"flows_sent"`
+	FlowsSockRecvmsg  *ebpf.Program `ebpf:"flows_sock_recvmsg"`
 	FlowsState        *ebpf.Program `ebpf:"flows_state"`
 }
 
@@ -385,6 +388,7 @@ func (p *flowsPrograms) Close() error {
 		p.FlowsSendmsg4,
 		p.FlowsSendmsg6,
 		p.FlowsSent,
+		p.FlowsSockRecvmsg,
 		p.FlowsState,
 	)
 }

@@ -147,7 +147,7 @@ const (
 
 func flows() Program {
 	lengths := []string{"flows_sent", "flows_received"}
-	returns := []string{"flows_inet_sendmsg", "flows_inet6_sendmsg", "flows_inet_recvmsg", "flows_inet6_recvmsg"}
+	returns := []string{"flows_inet_sendmsg", "flows_inet6_sendmsg", "flows_inet_recvmsg", "flows_inet6_recvmsg", "flows_sock_recvmsg"}
 	return Program{
 		Name:    "flows",
 		Summary: "count what each process sends and receives through each socket",
