@@ -50,7 +50,7 @@ enum flow_ending : __u8 {
 enum flow_flag : __u8 {
 	FLOW_INWARD = 1,    /* the peer opened it */
 	FLOW_EXISTED = 2,   /* before counting began */
-	FLOW_INHERITED = 4, /* the first use is the listener's */
+	FLOW_SUPPOSED = 4,  /* the first use is of who has it open, or its listener, and may never use it */
 	FLOW_REST = 8,      /* the use is of several processes (only in records) */
 	FLOW_ENDED = 32,    /* it was told, but the kernel hasn't let go of it */
 	FLOW_UNREAD = 16,   /* TCP: it had received nothing yet; its position isn't known before */
@@ -338,6 +338,20 @@ static __always_inline void read_tcp(struct sock *sk, struct flow_record *record
 	record->retransmits = tcp->total_retrans;
 }
 
+/* Whether a use is told: that of a supposed owner only if nobody else has used the socket, and that
+ * of all others if there was any. */
+static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
+{
+	const struct flow_use *use = &socket->uses[i];
+	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
+
+	if (i == USES)
+		return moved;
+	if (!use->key)
+		return 0;
+	return i || moved || !(socket->flags & FLOW_SUPPOSED) || !socket->uses[1].key;
+}
+
 /* What is the same in all records of a socket. */
 static __always_inline void read_socket(struct flow_socket *socket, struct flow_record *record)
 {
@@ -351,8 +365,8 @@ static __always_inline void read_socket(struct flow_socket *socket, struct flow_
 	record->ending = socket->ending;
 	record->error = socket->error;
 	record->owners = 0;
-	for (int i = 0; i < USES; i++)
-		record->owners += !!socket->uses[i].key;
+	for (__u32 i = 0; i < USES; i++)
+		record->owners += socket->uses[i].key && is_told(socket, i);
 }
 
 static __always_inline void read_addresses_of(struct sock *sk, const struct flow_socket *socket,
@@ -373,20 +387,6 @@ static __always_inline void read_addresses_of(struct sock *sk, const struct flow
 	read_addresses(sk, &record->local, &record->peer);
 	record->local_port = local_port_of(sk);
 	record->peer_port = port;
-}
-
-/* Whether a use is told: the listener's of a connection only if nobody else has used it, and that
- * of all others if there was any. */
-static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
-{
-	const struct flow_use *use = &socket->uses[i];
-	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
-
-	if (i == USES)
-		return moved;
-	if (!use->key)
-		return 0;
-	return i || moved || !(socket->flags & FLOW_INHERITED) || !socket->uses[1].key;
 }
 
 static __always_inline void write_event(struct flow_record *to, const struct flow_record *record,
@@ -488,7 +488,7 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 	struct tcp_sock *tcp;
 
 	if (socket->cookie)
-		flags |= FLOW_INHERITED | FLOW_INWARD;
+		flags |= FLOW_SUPPOSED | FLOW_INWARD;
 	socket->opened = bpf_ktime_get_boot_ns();
 	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
 	socket->family = sk->__sk_common.skc_family;
@@ -508,7 +508,9 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 	socket->cookie = cookie;
 }
 
-static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags)
+/* Evaluates to NULL where there is no memory for a socket that wasn't met before; what it moves is
+ * lost then. TCP's reads aren't: the next one tells them, too. */
+static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags, __u32 moves)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct flow_sums *all;
@@ -516,8 +518,10 @@ static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags)
 
 	if (!socket) {
 		all = totals();
-		if (all)
+		if (all) {
 			__sync_fetch_and_add(&all->no_room, 1);
+			__sync_fetch_and_add(&all->no_room_bytes, moves);
+		}
 		return NULL;
 	}
 	cookie = bpf_get_socket_cookie(sk);
@@ -627,7 +631,7 @@ static __always_inline void count_sent_to(struct sock *sk, const struct flow_tal
 
 	if (length <= 0 || !counts_task())
 		return;
-	socket = meet(sk, 0);
+	socket = meet(sk, 0, length);
 	if (!socket)
 		return;
 	if (!is_tcp(sk))
@@ -664,7 +668,7 @@ static __always_inline void count_received_from(struct sock *sk, const struct fl
 
 	if (length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !counts_task())
 		return;
-	socket = meet(sk, 0);
+	socket = meet(sk, 0, is_tcp(sk) ? 0 : length);
 	if (!socket)
 		return;
 	if (!is_tcp(sk))
@@ -832,7 +836,7 @@ int BPF_PROG(flows_read, struct sock *sk)
 			read_on(sk, tcp, socket);
 		return 0;
 	}
-	socket = meet(sk, 0);
+	socket = meet(sk, 0, 0);
 	grown = socket ? read_on(sk, tcp, socket) : 0;
 	if (grown <= 0)
 		return 0;
@@ -889,7 +893,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 	switch (to) {
 	case BPF_TCP_SYN_SENT:
 	case BPF_TCP_LISTEN: /* by the process itself; later states aren't */
-		socket = counts_task() ? meet(sk, 0) : NULL;
+		socket = counts_task() ? meet(sk, 0, 0) : NULL;
 		if (!socket)
 			return 0;
 		if (was_used(socket))
@@ -902,7 +906,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 		if (!socket && is_filtered())
 			return 0;
-		socket = meet(sk, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0);
+		socket = meet(sk, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0, 0);
 		if (!socket)
 			return 0;
 		remember_addresses(sk, socket);
@@ -1005,13 +1009,16 @@ int flows_seed(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || !counts_socket(sk) || !counts_ports(sk) || (pid && task->tgid != pid))
 		return 0;
-	storage = meet(sk, FLOW_EXISTED);
+	storage = meet(sk, FLOW_EXISTED, 0);
 	if (!storage)
 		return 0;
 	tcp = tcp_of(sk);
 	if (tcp)
 		read_on(sk, tcp, storage); /* it may be known from an earlier time */
 	remember_addresses(sk, storage);
+	if (storage->uses[0].key)
+		return 0;
+	storage->flags |= FLOW_SUPPOSED;
 	use_of(storage, task);
 	return 0;
 }

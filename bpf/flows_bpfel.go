@@ -34,12 +34,12 @@ const (
 type flowsFlowFlag uint8
 
 const (
-	flowsFlowFlagFLOW_INWARD    flowsFlowFlag = 1
-	flowsFlowFlagFLOW_EXISTED   flowsFlowFlag = 2
-	flowsFlowFlagFLOW_INHERITED flowsFlowFlag = 4
-	flowsFlowFlagFLOW_REST      flowsFlowFlag = 8
-	flowsFlowFlagFLOW_ENDED     flowsFlowFlag = 32
-	flowsFlowFlagFLOW_UNREAD    flowsFlowFlag = 16
+	flowsFlowFlagFLOW_INWARD   flowsFlowFlag = 1
+	flowsFlowFlagFLOW_EXISTED  flowsFlowFlag = 2
+	flowsFlowFlagFLOW_SUPPOSED flowsFlowFlag = 4
+	flowsFlowFlagFLOW_REST     flowsFlowFlag = 8
+	flowsFlowFlagFLOW_ENDED    flowsFlowFlag = 32
+	flowsFlowFlagFLOW_UNREAD   flowsFlowFlag = 16
 )
 
 type flowsFlowPeer struct {

@@ -229,10 +229,10 @@ func PolicyIndex(side PortSide, protocol PortProtocol, port uint16) (page uint32
 
 // What the flags of a FlowRecord say.
 const (
-	FlowInward    = flowsFlowFlagFLOW_INWARD
-	FlowExisted   = flowsFlowFlagFLOW_EXISTED
-	FlowInherited = flowsFlowFlagFLOW_INHERITED
-	FlowRest      = flowsFlowFlagFLOW_REST
+	FlowInward   = flowsFlowFlagFLOW_INWARD
+	FlowExisted  = flowsFlowFlagFLOW_EXISTED
+	FlowSupposed = flowsFlowFlagFLOW_SUPPOSED
+	FlowRest     = flowsFlowFlagFLOW_REST
 )
 
 // What a FlowRecord's Ending says.
