@@ -66,30 +66,30 @@ type flowColumn struct {
 	name  string
 	by    []string // dimensions that have it; nil: it has to do with no dimension
 	alone bool     // flows that aren't grouped have it
-	cell  func(f *flow.Flow) string
+	cell  func(f *flow.Flow, by []string) string
 }
 
 // flowColumns are all, in their order.
 var flowColumns = []flowColumn{
-	{"from", nil, false, func(f *flow.Flow) string { return partyText(f.Src) }},
-	{"to", nil, false, func(f *flow.Flow) string { return partyText(f.Dst) }},
-	{"process", []string{"process", "command"}, true, func(f *flow.Flow) string { return processText(f.Process) }},
-	{"executable", []string{"executable"}, false, func(f *flow.Flow) string { return optional(f.Process.Executable) }},
-	{"user", []string{"user"}, false, func(f *flow.Flow) string { return userText(f.User) }},
-	{"pod", []string{"pod", "container"}, true, func(f *flow.Flow) string { return podName(f.K8s.Namespace, f.K8s.Pod, f.K8s.PodUID) }},
-	{"container", []string{"container"}, true, func(f *flow.Flow) string { return containerText(f.Container) }},
-	{"netns", []string{"netns"}, false, func(f *flow.Flow) string { return netnsText(f.Network.NetNS) }},
-	{"proto", []string{"transport"}, true, func(f *flow.Flow) string { return optional(f.Network.Transport) }},
-	{"local", []string{"local", "local_port"}, true, func(f *flow.Flow) string { return addressText(f.Network.Local) }},
+	{"from", nil, false, func(f *flow.Flow, by []string) string { return partyText(f.Src, "src.", by) }},
+	{"to", nil, false, func(f *flow.Flow, by []string) string { return partyText(f.Dst, "dst.", by) }},
+	{"process", []string{"process", "command"}, true, func(f *flow.Flow, _ []string) string { return processText(f.Process) }},
+	{"executable", []string{"executable"}, false, func(f *flow.Flow, _ []string) string { return optional(f.Process.Executable) }},
+	{"user", []string{"user"}, false, func(f *flow.Flow, _ []string) string { return userText(f.User) }},
+	{"pod", []string{"pod", "container"}, true, func(f *flow.Flow, _ []string) string { return podName(f.K8s.Namespace, f.K8s.Pod, f.K8s.PodUID) }},
+	{"container", []string{"container"}, true, func(f *flow.Flow, _ []string) string { return containerText(f.Container) }},
+	{"netns", []string{"netns"}, false, func(f *flow.Flow, _ []string) string { return netnsText(f.Network.NetNS) }},
+	{"proto", []string{"transport"}, true, func(f *flow.Flow, _ []string) string { return optional(f.Network.Transport) }},
+	{"local", []string{"local", "local_port"}, true, func(f *flow.Flow, _ []string) string { return addressText(f.Network.Local) }},
 	{"peer", []string{"peer", "peer_port"}, true, peerText},
-	{"state", []string{"state"}, true, func(f *flow.Flow) string { return optional(f.TCP.State) }},
-	{"flows", nil, false, func(f *flow.Flow) string { return output.Count(uint64(f.Flows)) }},
-	{"tx", nil, true, func(f *flow.Flow) string { return bytesCell(f.IO.TransmitBytes) }},
-	{"tx rate", nil, true, func(f *flow.Flow) string { return rateCell(f.IO.TransmitBytesPerSecond) }},
-	{"rx", nil, true, func(f *flow.Flow) string { return bytesCell(f.IO.ReceiveBytes) }},
-	{"rx rate", nil, true, func(f *flow.Flow) string { return rateCell(f.IO.ReceiveBytesPerSecond) }},
+	{"state", []string{"state"}, true, func(f *flow.Flow, _ []string) string { return optional(f.TCP.State) }},
+	{"flows", nil, false, func(f *flow.Flow, _ []string) string { return output.Count(uint64(f.Flows)) }},
+	{"tx", nil, true, func(f *flow.Flow, _ []string) string { return bytesCell(f.IO.TransmitBytes) }},
+	{"tx rate", nil, true, func(f *flow.Flow, _ []string) string { return rateCell(f.IO.TransmitBytesPerSecond) }},
+	{"rx", nil, true, func(f *flow.Flow, _ []string) string { return bytesCell(f.IO.ReceiveBytes) }},
+	{"rx rate", nil, true, func(f *flow.Flow, _ []string) string { return rateCell(f.IO.ReceiveBytesPerSecond) }},
 	{"rtt", nil, true, rttText},
-	{"retrans", nil, true, func(f *flow.Flow) string { return ident(pointed(f.TCP.Retransmits)) }},
+	{"retrans", nil, true, func(f *flow.Flow, _ []string) string { return ident(pointed(f.TCP.Retransmits)) }},
 	{"counted", nil, true, inexact},
 }
 
@@ -120,7 +120,7 @@ func flowTable(d flow.Document) output.Table {
 	row := func(name string, f *flow.Flow) {
 		var cells []string
 		for _, col := range columns {
-			cells = append(cells, col.cell(f))
+			cells = append(cells, col.cell(f, d.By))
 		}
 		if name != "" {
 			cells[0] = name

@@ -162,7 +162,7 @@ func TestKeysGone(t *testing.T) {
 		t.Errorf("%q", key)
 	}
 	term.press(t, "b") // nobody takes it
-	time.Sleep(2 * keyWait * time.Millisecond)
+	time.Sleep(2 * keyWait)
 	stop()
 	stop()
 	file, err := os.Open("/dev/null")

@@ -409,7 +409,7 @@ func addressText(a flow.Address) string {
 	return net.JoinHostPort(a.Address.String(), strconv.Itoa(int(*a.Port)))
 }
 
-func peerText(f *flow.Flow) string {
+func peerText(f *flow.Flow, _ []string) string {
 	text := addressText(f.Network.Peer.Address)
 	if f.Network.NAT != nil {
 		text += " = " + addressText(*f.Network.NAT)
@@ -417,16 +417,23 @@ func peerText(f *flow.Flow) string {
 	return text
 }
 
-// partyText is all that is known of one end of a sum by direction.
-func partyText(e *flow.End) string {
+// partyText is what is known of one end of a sum by direction, of what it is by.
+func partyText(e *flow.End, side string, by []string) string {
 	if e == nil {
 		return ""
 	}
-	parts := []string{
-		podName(e.K8s.Namespace, e.K8s.Pod, e.K8s.PodUID), containerText(e.Container), processText(e.Process), optional(e.Process.Executable),
-		userText(e.User), netnsText(e.NetNS), addressText(e.Address),
+	var parts []string
+	for _, part := range []struct{ by, text string }{
+		{"pod container", podName(e.K8s.Namespace, e.K8s.Pod, e.K8s.PodUID)}, {"container", containerText(e.Container)},
+		{"process command", processText(e.Process)}, {"executable", optional(e.Process.Executable)}, {"user", userText(e.User)},
+		{"netns", netnsText(e.NetNS)}, {"address port", addressText(e.Address)},
+	} {
+		asked := slices.ContainsFunc(strings.Fields(part.by), func(word string) bool { return slices.Contains(by, side+word) })
+		if asked && part.text != "" {
+			parts = append(parts, part.text)
+		}
 	}
-	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), " ")
+	return strings.Join(parts, " ")
 }
 
 func bytesCell(n *uint64) string {
@@ -436,15 +443,18 @@ func bytesCell(n *uint64) string {
 	return output.Bytes(*n)
 }
 
-func rttText(f *flow.Flow) string {
+func rttText(f *flow.Flow, _ []string) string {
 	if f.TCP.SRTT == nil {
 		return ""
+	}
+	if us := *f.TCP.SRTT; us < 1000 {
+		return fmt.Sprintf("%d us", us)
 	}
 	return fmt.Sprintf("%.1f ms", float64(*f.TCP.SRTT)/1000)
 }
 
 // inexact is how the flow was counted, unless it is exact.
-func inexact(f *flow.Flow) string {
+func inexact(f *flow.Flow, _ []string) string {
 	if f.Attribution.Status == flow.Exact {
 		return ""
 	}
