@@ -183,6 +183,8 @@ func (co *completer) value(flag string) []string {
 		return flowBackends
 	case "by":
 		return flow.Dimensions()
+	case "proto":
+		return flowTransports
 	case "name", "instance", "peers-instance", "before", "after":
 		return co.loaded()
 	case "prog":

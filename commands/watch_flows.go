@@ -309,7 +309,7 @@ func (s *flowWatch) draw() error {
 
 // lossy is an error if something was lost that mustn't be.
 func (s *flowWatch) lossy() error {
-	loss := s.watch.Document().Loss
+	loss := s.watch.Loss()
 	if !s.c.Bool("strict") || loss == (flow.Loss{}) {
 		return nil
 	}
@@ -340,11 +340,13 @@ func (s *flowWatch) readKeys() {
 	}
 	ctx, cancel := context.WithCancel(s.c.Context)
 	s.c.Context, s.keys = ctx, true
+	var reads sync.WaitGroup
 	s.stopKeys = func() {
 		cancel()
+		reads.Wait()
 		stop()
 	}
-	go func() {
+	reads.Go(func() {
 		for {
 			select {
 			case <-ctx.Done():
@@ -353,7 +355,7 @@ func (s *flowWatch) readKeys() {
 				s.press(key, cancel)
 			}
 		}
-	}()
+	})
 }
 
 func (s *flowWatch) press(key byte, quit func()) {

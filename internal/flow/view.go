@@ -153,7 +153,7 @@ func (c *Counters) add(more Counters) {
 // since is by how much counters grew.
 func (c *Counters) since(before Counters) Counters {
 	return Counters{
-		TransmitBytes: sample.Grown(before.TransmitBytes, c.TransmitBytes), ReceiveBytes: sample.Grown(before.ReceiveBytes, c.ReceiveBytes),
-		TransmitCalls: sample.Grown(before.TransmitCalls, c.TransmitCalls), ReceiveCalls: sample.Grown(before.ReceiveCalls, c.ReceiveCalls),
+		TransmitBytes: max(c.TransmitBytes, before.TransmitBytes) - before.TransmitBytes, ReceiveBytes: max(c.ReceiveBytes, before.ReceiveBytes) - before.ReceiveBytes,
+		TransmitCalls: max(c.TransmitCalls, before.TransmitCalls) - before.TransmitCalls, ReceiveCalls: max(c.ReceiveCalls, before.ReceiveCalls) - before.ReceiveCalls,
 	}
 }

@@ -10,6 +10,9 @@ import (
 	"bpfnet/internal/sample"
 )
 
+// Loss is what the samples don't have so far.
+func (w *Watch) Loss() Loss { return w.now.Loss }
+
 // Document shows the last sample that was taken. It may be asked for again with
 // another Sort and Limit.
 func (w *Watch) Document() Document {

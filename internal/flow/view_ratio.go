@@ -44,12 +44,13 @@ func (k *kernel) count(r *Row, grown Counters) {
 	}
 }
 
+// sweep forgets sockets as Watch.sweep does rows.
 func (k *kernel) sweep() {
 	if len(k.sockets) == k.seen {
 		return
 	}
 	for cookie, c := range k.sockets {
-		if c.generation != k.generation {
+		if k.generation-c.generation > 1 {
 			delete(k.sockets, cookie)
 		}
 	}

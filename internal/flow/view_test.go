@@ -133,10 +133,23 @@ func TestWatch(t *testing.T) {
 	expect(t, w, "web 10.0.0.2:80 established 301/0 +1/0 x1", "web 10.0.0.3:80 established 1/0 +1/0 x1", "web 10.0.0.2:80 close_wait 5/6 +0/0 x1")
 	expectTotal(t, w, 314, 14, 2, 0)
 
-	// One is gone, and nobody has said so.
-	w.Take(sampleAt(2, again))
+	// One is missing, once, and is there twice.
+	w.Take(sampleAt(1.1, again))
+	idle.TransmitBytes++
+	w.Take(sampleAt(1.2, again, idle, again.with(moved(2, 0)), idle))
+	expect(t, w, "web 10.0.0.2:80 close_wait 6/6 +1/0 x1")
+	if d := w.Document(); d.Total.Flows != 2 {
+		t.Errorf("%d flows", d.Total.Flows)
+	}
+	again.TransmitBytes = 2
+	w.Take(sampleAt(1.3, again.with(moved(0, 0))))
+	w.Take(sampleAt(1.4, again))
+	expect(t, w, "web 10.0.0.3:80 established 2/0 +1/0 x1")
+
+	// One is gone, and nobody has said so. One listens.
+	w.Take(sampleAt(2, again, Row{Cookie: 9, Transport: "tcp", Local: ap("0.0.0.0:80"), TCP: &TCP{State: "close"}, Closed: &start}))
 	expect(t, w)
-	expectTotal(t, w, 314, 14, 0, 0)
+	expectTotal(t, w, 316, 14, 0, 0)
 	if len(w.index) != 1 {
 		t.Errorf("%d are remembered", len(w.index))
 	}
@@ -293,7 +306,9 @@ func TestRatio(t *testing.T) {
 		{[]Row{old.with(moved(100, 50)).with(kernel(1e6+150, 1e6+50))}, 0.5},                                                           // some isn't counted
 		{[]Row{forked.with(moved(30, 0)).with(kernel(30, 0))}, 1},                                                                      // new
 		{[]Row{forked.with(moved(40, 0)).with(kernel(60, 5)), forked.with(by(11, "child")).with(moved(20, 5)).with(kernel(60, 5))}, 1}, // of two
+		{nil, 0}, // missed
 		{[]Row{forked.with(moved(41, 0)).with(kernel(61, 5)).with(closed)}, 1},
+		{nil, 0},
 		{nil, 0},
 	} {
 		w.Take(sampleAt(float64(i), step.rows...))
@@ -325,7 +340,7 @@ func TestWatchDocument(t *testing.T) {
 		r.UID, r.Cgroup, r.Start, r.Inward, r.NAT, r.Opened = 33, 5, 1234567890, true, ap("10.0.0.2:8080"), start.Add(-time.Minute)
 		r.TCP = &TCP{State: "close", SRTT: 3, MinRTT: 2, Retransmits: 1, Error: uint32(unix.ECONNRESET)}
 	}).with(closed)
-	bare := Row{Cookie: 2, Transport: "icmp", Family: unix.AF_INET6, Local: ap("[::]:0"), Status: Sum}
+	bare := Row{Cookie: 2, Transport: "icmp", Family: unix.AF_INET6, Local: ap("[::]:0"), Status: Sum, Counters: Counters{ReceiveBytes: 1}}
 	w.Take(sampleAt(0, full, bare, bare.with(func(r *Row) { r.Cookie, r.PID = 3, 11 })))
 	d := w.Document()
 	for i, want := range []string{

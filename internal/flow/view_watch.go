@@ -31,10 +31,10 @@ type Watch struct {
 	masked      entry
 }
 
-// state is what the sample before had of a row.
+// state is what the last sample with a row had of it.
 type state struct {
 	id     ID
-	seen   uint32 // generation; 0: the state is free
+	seen   uint32 // the last generation that has it; 0: the state is free
 	word   string
 	moved  Counters
 	groups [2]*entry // it was counted for last; nil: none
@@ -99,11 +99,21 @@ func (w *Watch) begin() {
 // rest makes an entry one that the sample has nothing of yet.
 func (e *entry) rest() { e.flows, e.grown, e.news = 0, Counters{}, false }
 
+// see adds a row. One that is there twice, as walks over changing tables have them,
+// counts once.
 func (w *Watch) see(r *Row) {
+	if !r.Peer.IsValid() && r.Counters == (Counters{}) {
+		return // a socket that listens, or waits
+	}
 	s, fresh := w.state(r.ID())
+	if s.seen == w.generation {
+		return
+	}
+	s.seen = w.generation
 	grown, word := r.since(s.moved), sample.Value(r.TCP).State
 	news := fresh || grown != Counters{} || word != s.word || r.Closed != nil
-	s.moved, s.word = r.Counters, word
+	s.moved.add(grown)
+	s.word = word
 	w.kernel.count(r, grown)
 	if w.fits(r) {
 		w.total.count(grown, r.Status, news)
@@ -113,7 +123,7 @@ func (w *Watch) see(r *Row) {
 		case news:
 			w.flows = append(w.flows, entry{
 				local: w.localParty(r), peer: party{address: r.Peer.Addr(), port: r.Peer.Port()},
-				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, total: r.Counters, grown: grown,
+				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, total: s.moved, grown: grown,
 			})
 		}
 	}
@@ -122,8 +132,8 @@ func (w *Watch) see(r *Row) {
 	}
 }
 
-// state returns what the sample before had of a row, a new one if it had nothing.
-func (w *Watch) state(id ID) (s *state, fresh bool) {
+// state returns what samples before had of a row, and whether they had nothing.
+func (w *Watch) state(id ID) (*state, bool) {
 	at, known := w.index[id]
 	if !known {
 		if n := len(w.free); n > 0 {
@@ -134,9 +144,7 @@ func (w *Watch) state(id ID) (s *state, fresh bool) {
 		w.index[id] = at
 		w.states[at] = state{id: id}
 	}
-	s = &w.states[at]
-	s.seen = w.generation
-	return s, !known
+	return &w.states[at], !known
 }
 
 func (w *Watch) forget(at int32) {
@@ -145,10 +153,11 @@ func (w *Watch) forget(at int32) {
 	w.free = append(w.free, at)
 }
 
-// sweep forgets what the sample doesn't have any more.
+// sweep forgets what samples don't have any more. A walk over a table that changes may
+// miss a row once.
 func (w *Watch) sweep() {
 	for i := range w.states {
-		if s := &w.states[i]; s.seen != 0 && s.seen != w.generation {
+		if s := &w.states[i]; s.seen != 0 && w.generation-s.seen > 1 {
 			w.forget(int32(i))
 		}
 	}
