@@ -100,7 +100,7 @@ func countTable(d flow.CountDocument) output.Table {
 	row := func(f flow.Flow, connections int) []string {
 		var cells []string
 		for _, col := range columns {
-			cells = append(cells, col.cell(&f))
+			cells = append(cells, col.cell(&f, d.By))
 		}
 		return append(cells, output.Count(uint64(connections)))
 	}

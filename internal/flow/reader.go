@@ -32,10 +32,11 @@ type Reader struct {
 	before  bpf.FlowSums // of the first sample
 	first   bool
 	loss    Loss
+	rests   map[use]Counters // what uses of open sockets had without a known peer, at most so far
 }
 
 func newReader(objects datapath.Objects) (*Reader, error) {
-	r := &Reader{objects: objects, backend: backendOf(objects.Programs()), first: true}
+	r := &Reader{objects: objects, backend: backendOf(objects.Programs()), first: true, rests: map[use]Counters{}}
 	var up unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
 	r.boot = time.Now().Add(-time.Duration(up.Nano()))
@@ -157,10 +158,28 @@ func (r *Reader) append(rows []Row, from *bpf.FlowRecord, peers map[use][]peer) 
 		rest.subtract(p.counters)
 		rows = append(rows, row)
 	}
+	rest.Counters = r.keepRest(useOf(from), rest.Counters, row.Closed != nil)
 	if rest.Counters != (Counters{}) {
 		rows = append(rows, rest)
 	}
 	return rows
+}
+
+// keepRest returns the most that a use was known to have without a peer: peers are read
+// later than uses, so that now it may seem to be less.
+func (r *Reader) keepRest(whose use, now Counters, closed bool) Counters {
+	before, known := r.rests[whose]
+	now = Counters{
+		TransmitBytes: max(now.TransmitBytes, before.TransmitBytes), ReceiveBytes: max(now.ReceiveBytes, before.ReceiveBytes),
+		TransmitCalls: max(now.TransmitCalls, before.TransmitCalls), ReceiveCalls: max(now.ReceiveCalls, before.ReceiveCalls),
+	}
+	switch {
+	case closed && known:
+		delete(r.rests, whose)
+	case !closed && now != before:
+		r.rests[whose] = now
+	}
+	return now
 }
 
 // subtract takes off what a peer's entry has. That is read later, and may have more.
