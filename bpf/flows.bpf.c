@@ -353,7 +353,7 @@ static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
 }
 
 /* What is the same in all records of a socket. */
-static __always_inline void read_socket(struct flow_socket *socket, struct flow_record *record)
+static __always_inline void read_socket(const struct flow_socket *socket, struct flow_record *record)
 {
 	record->cookie = socket->cookie;
 	record->opened = socket->opened;
@@ -389,55 +389,73 @@ static __always_inline void read_addresses_of(struct sock *sk, const struct flow
 	record->peer_port = port;
 }
 
-static __always_inline void write_event(struct flow_record *to, const struct flow_record *record,
-                                        __u64 number)
+/* What a socket is and has; sk is NULL where it can't be read. */
+static __always_inline void describe_socket(struct sock *sk, const struct flow_socket *socket,
+                                            struct flow_record *record)
 {
-	to->sequence = 0;
+	read_socket(socket, record);
+	if (sk) {
+		read_addresses_of(sk, socket, record);
+		read_tcp(sk, record);
+		return;
+	}
+	record->local = socket->local;
+	record->peer = socket->peer;
+	record->local_port = socket->local_port;
+	record->peer_port = socket->peer_port;
+}
+
+/* The place for the next record of a ring; nobody reads it before it is written. */
+static __always_inline struct flow_record *begin_record(void *ring, __u64 number)
+{
+	__u32 slot = number % size_of(ring);
+	struct flow_record *record = bpf_map_lookup_elem(ring, &slot);
+
+	if (!record)
+		return NULL;
+	record->sequence = 0;
 	barrier();
-	__builtin_memcpy((void *)to + sizeof(to->sequence), (const void *)record + sizeof(to->sequence),
-	                 sizeof(*to) - sizeof(to->sequence));
+	__builtin_memset((void *)record + sizeof(record->sequence), 0,
+	                 sizeof(*record) - sizeof(record->sequence));
+	record->time = bpf_ktime_get_boot_ns();
+	return record;
+}
+
+static __always_inline void end_record(struct flow_record *record, __u64 number)
+{
 	barrier();
-	to->sequence = number + 1;
+	record->sequence = number + 1;
 }
 
 /* Appends the uses of a socket that has ended. */
-static __always_inline void log_closed(struct flow_socket *socket, struct flow_record *record)
+static __always_inline void log_closed(struct sock *sk, const struct flow_socket *socket)
 {
 	struct flow_sums *all = totals();
-	struct flow_record *to;
+	struct flow_record *record;
 	__u64 number;
-	__u32 slot;
 
 	if (!all)
 		return;
-	record->event = EVENT_CLOSED;
-	record->time = bpf_ktime_get_boot_ns();
-#pragma unroll
 	for (__u32 i = 0; i <= USES; i++) {
 		if (!is_told(socket, i))
 			continue;
+		number = __sync_fetch_and_add(&all->closed, 1);
+		record = begin_record(&closed_flows, number);
+		if (!record)
+			continue;
+		describe_socket(sk, socket, record);
+		record->event = EVENT_CLOSED;
 		record->use = socket->uses[i];
 		if (i == USES)
 			record->flags |= FLOW_REST;
-		number = __sync_fetch_and_add(&all->closed, 1);
-		slot = number % size_of(&closed_flows);
-		to = bpf_map_lookup_elem(&closed_flows, &slot);
-		if (to)
-			write_event(to, record, number);
+		end_record(record, number);
 	}
 }
 
 /* Ends what a socket was used for so far, and begins anew: it was connected to another peer. */
 static __noinline void restart(struct sock *sk, struct flow_socket *socket)
 {
-	struct flow_record record = {};
-
-	read_socket(socket, &record);
-	record.local = socket->local;
-	record.peer = socket->peer;
-	record.local_port = socket->local_port;
-	record.peer_port = socket->peer_port;
-	log_closed(socket, &record);
+	log_closed(NULL, socket);
 	for (int i = 0; i <= USES; i++) {
 		socket->uses[i].transmit_bytes = 0;
 		socket->uses[i].receive_bytes = 0;
@@ -844,27 +862,22 @@ int BPF_PROG(flows_read, struct sock *sk)
 	return 0;
 }
 
-static __always_inline void log_opened(struct sock *sk, struct flow_socket *socket)
+static __always_inline void log_opened(struct sock *sk, const struct flow_socket *socket)
 {
-	struct flow_record record = {};
 	struct flow_sums *all = totals();
-	struct flow_record *to;
+	struct flow_record *record;
 	__u64 number;
-	__u32 slot;
 
 	if (!all)
 		return;
-	read_socket(socket, &record);
-	read_addresses_of(sk, socket, &record);
-	read_tcp(sk, &record);
-	record.event = EVENT_OPENED;
-	record.time = bpf_ktime_get_boot_ns();
-	record.use = socket->uses[0];
 	number = __sync_fetch_and_add(&all->opened, 1);
-	slot = number % size_of(&opened_flows);
-	to = bpf_map_lookup_elem(&opened_flows, &slot);
-	if (to)
-		write_event(to, &record, number);
+	record = begin_record(&opened_flows, number);
+	if (!record)
+		return;
+	describe_socket(sk, socket, record);
+	record->event = EVENT_OPENED;
+	record->use = socket->uses[0];
+	end_record(record, number);
 }
 
 static __always_inline void end(struct sock *sk, struct flow_socket *socket, int from)
@@ -930,15 +943,11 @@ SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(flows_destroy, struct sock *sk)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
-	struct flow_record record = {};
 
 	if (!socket || socket->cookie != bpf_get_socket_cookie(sk) || socket->flags & FLOW_ENDED)
 		return 0;
-	read_socket(socket, &record);
-	read_addresses_of(sk, socket, &record);
-	read_tcp(sk, &record);
 	socket->flags |= FLOW_ENDED;
-	log_closed(socket, &record);
+	log_closed(sk, socket);
 	return 0;
 }
 
@@ -947,17 +956,11 @@ SEC("cgroup/sock_release")
 int flows_release(struct bpf_sock *sk)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, 0, 0);
-	struct flow_record record = {};
 
 	if (!socket || (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM) || !socket->cookie)
 		return 1;
-	read_socket(socket, &record);
-	record.local = socket->local;
-	record.peer = socket->peer;
-	record.local_port = socket->local_port;
-	record.peer_port = socket->peer_port;
 	socket->flags |= FLOW_ENDED;
-	log_closed(socket, &record);
+	log_closed(NULL, socket);
 	return 1;
 }
 
@@ -972,9 +975,7 @@ int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 
 	if (!sk || !socket || !socket->cookie || socket->flags & FLOW_ENDED)
 		return 0;
-	read_socket(socket, &record);
-	read_addresses_of(sk, socket, &record);
-	read_tcp(sk, &record);
+	describe_socket(sk, socket, &record);
 #pragma unroll
 	for (__u32 i = 0; i <= USES; i++) {
 		if (!is_told(socket, i))
