@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //go:build ignore
 
-/* dns: tells user space what DNS servers answer.
+/* dns: tells user space what DNS servers answer and, if it wants to know, what they are asked.
  *
  * Hook: tc ingress and egress (TCX or clsact; the _l3 functions on devices without an Ethernet
  * header), cgroup_skb ingress and egress.
  * Verdict: the packet always goes on (tc: TC_ACT_UNSPEC, so that later programs run; cgroup_skb: 1).
  * Kernel: 5.10, the oldest one tested; bounded loops (5.3), ring buffers, bpf_ktime_get_boot_ns (5.8).
  *
- * A response is a UDP packet from port 53 with the QR bit, of which the first 4096 bytes are told.
- * Of TCP, from port 53, everything is told that has payload, in pieces of 4096 bytes, or that begins
- * or ends a connection: user space puts the stream together. A first fragment is told as far as it
- * goes; later ones don't say what they are part of, and are counted.
+ * A response is a UDP packet from port 53 with the QR bit, of which the first 4096 bytes are told; a
+ * query is one to port 53 without. Of TCP, from port 53, and to it, everything is told that has
+ * payload, in pieces of 4096 bytes, or that begins or ends a connection: user space puts the stream
+ * together. A first fragment is told as far as it goes; later ones don't say what they are part of,
+ * and are counted.
+ *
+ * Queries are told only while their reader wants them, which is a number in a map: without, they
+ * cost what all other packets do. Who wants to know of queries without an answer needs their names,
+ * so they are in the ring buffer with their time, and user space finds the response to each: a table
+ * of when queries were seen, in the kernel, would be one more that overflows.
  */
 #include "packet.h"
 
@@ -67,11 +73,11 @@ enum dns_row {
 	DNS_TRUNCATED, /* a header is cut short or contradicts itself: it may not be DNS */
 	DNS_TOO_DEEP,  /* more VLAN tags or extension headers than the parser follows: as above */
 	DNS_FRAGMENT,  /* later fragments of TCP and UDP: as above */
-	DNS_OTHER,     /* UDP from port 53 that is no response */
+	DNS_OTHER,     /* UDP from port 53 that is no response, or to it that is no query */
 	DNS_ROWS,
 };
 
-/* Responses.
+/* Responses and queries.
  * Record: struct dns_event and payload. Writer: all programs. Reader: bpfnet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -87,6 +93,15 @@ struct {
 	__type(key, enum dns_row);
 	__type(value, struct counter);
 } dns_rows SEC(".maps");
+
+/* 1 if queries are wanted.
+ * Key: 0. Value: a number. Writer: bpfnet, whoever reads dns_events. Reader: all programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} dns_queries SEC(".maps");
 
 /* Where a packet was met: what a global function can be told in a number. */
 enum place {
@@ -108,6 +123,19 @@ static __always_inline void add_row(enum dns_row row, __u64 bytes)
 		return;
 	__sync_fetch_and_add(&counter->packets, 1);
 	__sync_fetch_and_add(&counter->bytes, bytes);
+}
+
+static __always_inline _Bool wants_queries(void)
+{
+	__u32 key = 0, *wanted = bpf_map_lookup_elem(&dns_queries, &key);
+
+	return wanted && *wanted;
+}
+
+static __always_inline _Bool is_wanted(const struct packet *packet)
+{
+	return unlikely(packet->source_port == DNS_PORT) ||
+	       (unlikely(packet->destination_port == DNS_PORT) && wants_queries());
 }
 
 static __always_inline enum parse_result parse_all(const struct packet_view *view, __u32 place,
@@ -167,7 +195,9 @@ static __always_inline struct message find_udp(const struct packet_view *view,
 		message.end = message.start + message.length;
 	message.row = DNS_OTHER;
 	message.told = message.length >= DNS_HEADER &&
-	               read_header(view, message.start + DNS_FLAGS, &flags) && flags & DNS_QR;
+	               read_header(view, message.start + DNS_FLAGS, &flags) &&
+	               (flags & DNS_QR ? packet->source_port == DNS_PORT
+	                               : packet->destination_port == DNS_PORT && wants_queries());
 	return message;
 }
 
@@ -244,7 +274,7 @@ enum location {
 	AT_FOUND = 0x800000,
 };
 
-/* Finds the headers of a packet from a DNS server, and counts what can't be told; 0 if it is none.
+/* Finds the headers of a packet from or to a DNS server, and counts what can't be told; 0 if it is none.
  * Global, so that what follows is verified once and not for each way through the headers. */
 __noinline int locate(struct __sk_buff *skb, __u32 place)
 {
@@ -262,7 +292,7 @@ __noinline int locate(struct __sk_buff *skb, __u32 place)
 		return 0;
 	if (packet.fragment == FRAGMENT_LATER)
 		add_row(DNS_FRAGMENT, skb->len);
-	if (packet.source_port != DNS_PORT)
+	if (!is_wanted(&packet))
 		return 0;
 	return AT_FOUND | (packet.transport & AT_TRANSPORT) | (packet.network << 16 & AT_NETWORK) |
 	       (packet.ethertype == ETH_P_IP ? AT_IPV4 : 0) |
@@ -319,7 +349,7 @@ __noinline int tell_from(struct __sk_buff *skb, __u32 place, __u32 location, __u
 	return offset + PIECE_LARGE;
 }
 
-/* For packets that the short way can't read or that are from port 53; a function of its own, so that
+/* For packets that the short way can't read or that are wanted; a function of its own, so that
  * the way of the other packets stays short. */
 static __noinline int tell_all(struct __sk_buff *skb, __u32 place)
 {
@@ -339,7 +369,7 @@ static __always_inline _Bool is_unrelated(const struct packet_view *view, __u32 
 {
 	struct packet packet = {};
 
-	return parse_common(view, layer_of(place), &packet) && packet.source_port != DNS_PORT;
+	return parse_common(view, layer_of(place), &packet) && !is_wanted(&packet);
 }
 
 static __always_inline void observe(struct __sk_buff *skb, __u32 place)

@@ -68,6 +68,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	dnsMapDnsEvents         = "dns_events"
+	dnsMapDnsQueries        = "dns_queries"
 	dnsMapDnsRows           = "dns_rows"
 	dnsProgDnsCgroupEgress  = "dns_cgroup_egress"
 	dnsProgDnsCgroupIngress = "dns_cgroup_ingress"
@@ -131,8 +132,9 @@ type dnsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dnsMapSpecs struct {
-	DnsEvents *ebpf.MapSpec `ebpf:"dns_events"`
-	DnsRows   *ebpf.MapSpec `ebpf:"dns_rows"`
+	DnsEvents  *ebpf.MapSpec `ebpf:"dns_events"`
+	DnsQueries *ebpf.MapSpec `ebpf:"dns_queries"`
+	DnsRows    *ebpf.MapSpec `ebpf:"dns_rows"`
 }
 
 // dnsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -161,13 +163,15 @@ func (o *dnsObjects) Close() error {
 //
 // It can be passed to loadDnsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dnsMaps struct {
-	DnsEvents *ebpf.Map `ebpf:"dns_events"`
-	DnsRows   *ebpf.Map `ebpf:"dns_rows"`
+	DnsEvents  *ebpf.Map `ebpf:"dns_events"`
+	DnsQueries *ebpf.Map `ebpf:"dns_queries"`
+	DnsRows    *ebpf.Map `ebpf:"dns_rows"`
 }
 
 func (m *dnsMaps) Close() error {
 	return _DnsClose(
 		m.DnsEvents,
+		m.DnsQueries,
 		m.DnsRows,
 	)
 }

@@ -171,6 +171,50 @@ func boottime(t *testing.T) uint64 {
 	return uint64(now.Nano())
 }
 
+// queries is what the programs know by its flags as a query.
+func queries(size int) []byte {
+	message := response(size)
+	message[2] = 1
+	return message
+}
+
+// Queries are told while somebody wants them, and what else goes to port 53 is counted
+// then.
+func TestDNSQueries(t *testing.T) {
+	w := loadDNS(t)
+	for _, wanted := range []uint32{1, 0, 1} {
+		if err := w.Maps["dns_queries"].Put(uint32(0), wanted); err != nil {
+			t.Fatal(err)
+		}
+		rows := dnsRows{}
+		for _, c := range []struct {
+			layers []Layer
+			told   uint32
+			other  [2]uint64 // packets that are counted, by wanted
+		}{
+			{[]Layer{ip4(IPv4Header{}), UDP(40000, 53), Data(queries(40))}, 1, [2]uint64{}},
+			{[]Layer{ip6(), Extension(HopByHop, 1), UDP(40000, 53), Data(queries(600))}, 1, [2]uint64{}},
+			{[]Layer{ip6(), TCP(40000, 53, ACK), Data(queries(40))}, 1, [2]uint64{}},
+			{[]Layer{ip4(IPv4Header{}), TCP(40000, 53, SYN)}, 1, [2]uint64{}},
+			{[]Layer{ip4(IPv4Header{}), TCP(40000, 53, ACK)}, 0, [2]uint64{}},
+			{[]Layer{ip4(IPv4Header{}), UDP(53, 53), Data(queries(40))}, 1, [2]uint64{1, 0}},
+			{[]Layer{ip4(IPv4Header{}), UDP(40000, 53), Data(response(40))}, 0, [2]uint64{0, 1}},
+			{[]Layer{ip4(IPv4Header{}), UDP(40000, 53), Data(queries(11))}, 0, [2]uint64{0, 1}},
+			{[]Layer{ip4(IPv4Header{}), UDP(40000, 54), Data(queries(40))}, 0, [2]uint64{}},
+		} {
+			packet := ethernet(c.layers...)
+			run(t, w.Programs["dns_egress"], packet)
+			got := w.records(t)
+			if len(got) != int(c.told*wanted) || len(got) > 0 && got[0].DestinationPort != 53 {
+				t.Errorf("wanted %d, % x: told %+v", wanted, packet, got)
+			}
+			row := rows[bpf.DNSOther]
+			rows[bpf.DNSOther] = bpf.Counter{Packets: row.Packets + c.other[wanted], Bytes: row.Bytes + c.other[wanted]*uint64(len(packet))}
+		}
+		w.rows(t, rows)
+	}
+}
+
 // What isn't from a DNS server goes on untold.
 func TestDNSOthers(t *testing.T) {
 	w := loadDNS(t)

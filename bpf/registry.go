@@ -97,14 +97,15 @@ func blocklist() Program {
 func dns() Program {
 	return Program{
 		Name:       "dns",
-		Summary:    "report what DNS servers answer, over UDP and TCP",
+		Summary:    "report what DNS servers are asked and answer, over UDP and TCP",
 		Hooks:      []Hook{hookTC, hookCgroup},
 		Parameters: []Parameter{},
 		Maps: []Map{
-			{"dns_events", "the answers, a ring buffer"},
+			{"dns_events", "the messages, a ring buffer"},
+			{"dns_queries", "1 while somebody reads queries, too"},
 			{"dns_rows", "what was lost, cut short or couldn't be read"},
 		},
-		Features: []string{"map_percpu_array", "ring_buffer"},
+		Features: []string{"map_array", "map_percpu_array", "ring_buffer"},
 		Object:   _DnsBytes,
 		Spec:     loadDns,
 	}
