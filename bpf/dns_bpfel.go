@@ -19,6 +19,13 @@ type dnsCounter struct {
 	Bytes   uint64
 }
 
+type dnsDnsDirection uint8
+
+const (
+	dnsDnsDirectionDNS_INGRESS dnsDnsDirection = 0
+	dnsDnsDirectionDNS_EGRESS  dnsDnsDirection = 1
+)
+
 type dnsDnsEvent struct {
 	_        structs.HostLayout
 	Time     uint64
@@ -45,11 +52,18 @@ type dnsDnsEvent struct {
 	SourcePort      uint16
 	DestinationPort uint16
 	Protocol        uint8
-	Direction       uint8
-	Hook            uint8
+	Direction       dnsDnsDirection
+	Hook            dnsDnsHook
 	TcpFlags        uint8
 	Pad             [4]uint8
 }
+
+type dnsDnsHook uint8
+
+const (
+	dnsDnsHookDNS_TC     dnsDnsHook = 0
+	dnsDnsHookDNS_CGROUP dnsDnsHook = 1
+)
 
 type dnsDnsRow uint32
 

@@ -18,12 +18,6 @@ import (
 	. "bpfnet/bpf/packettest"
 )
 
-// The directions and hooks of enum dns_direction and dns_hook.
-const (
-	dnsIngress, dnsEgress = 0, 1
-	dnsTC, dnsCgroup      = 0, 1
-)
-
 // What the flags of TCP are that packettest doesn't name.
 const fin, rst = 0x01, 0x04
 
@@ -113,18 +107,19 @@ var dnsSamples = []struct {
 func TestDNSPackets(t *testing.T) {
 	w := loadDNS(t)
 	points := []struct {
-		program         string
-		link            []Layer
-		direction, hook uint8
+		program   string
+		link      []Layer
+		direction bpf.DNSDirection
+		hook      bpf.DNSHook
 	}{
-		{"dns_ingress", links[0].layers, dnsIngress, dnsTC},
-		{"dns_egress", links[1].layers, dnsEgress, dnsTC},
-		{"dns_ingress", links[2].layers, dnsIngress, dnsTC},
-		{"dns_egress", links[3].layers, dnsEgress, dnsTC},
-		{"dns_ingress_l3", nil, dnsIngress, dnsTC},
-		{"dns_egress_l3", nil, dnsEgress, dnsTC},
-		{"dns_cgroup_ingress", links[0].layers, dnsIngress, dnsCgroup},
-		{"dns_cgroup_egress", links[0].layers, dnsEgress, dnsCgroup},
+		{"dns_ingress", links[0].layers, bpf.DNSIngress, bpf.DNSTC},
+		{"dns_egress", links[1].layers, bpf.DNSEgress, bpf.DNSTC},
+		{"dns_ingress", links[2].layers, bpf.DNSIngress, bpf.DNSTC},
+		{"dns_egress", links[3].layers, bpf.DNSEgress, bpf.DNSTC},
+		{"dns_ingress_l3", nil, bpf.DNSIngress, bpf.DNSTC},
+		{"dns_egress_l3", nil, bpf.DNSEgress, bpf.DNSTC},
+		{"dns_cgroup_ingress", links[0].layers, bpf.DNSIngress, bpf.DNSCgroup},
+		{"dns_cgroup_egress", links[0].layers, bpf.DNSEgress, bpf.DNSCgroup},
 	}
 	for _, at := range points {
 		for _, s := range dnsSamples {
@@ -133,7 +128,7 @@ func TestDNSPackets(t *testing.T) {
 				packet := over(at.link, append(slices.Clone(s.layers), Data(payload)))
 				padded := append(slices.Clone(packet), 1, 2, 3) // as short frames are
 				wanted := uint32(tcNext)
-				if at.hook == dnsCgroup {
+				if at.hook == bpf.DNSCgroup {
 					wanted = cgroupYes
 				}
 				before := boottime(t)

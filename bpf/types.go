@@ -104,6 +104,10 @@ type (
 	// DNSEvent is the head of a record of the ring buffer dns_events; Captured
 	// bytes of payload follow it, and then some that mean nothing.
 	DNSEvent = dnsDnsEvent
+	// DNSDirection is the way in which program dns saw a packet go.
+	DNSDirection = dnsDnsDirection
+	// DNSHook is where it saw it.
+	DNSHook = dnsDnsHook
 	// DNSRow is a key of the map dns_rows, whose values are Counters.
 	DNSRow = dnsDnsRow
 )
@@ -142,6 +146,14 @@ const (
 	BlockEventsSuppressed = blocklistBlockRowBLOCK_EVENTS_SUPPRESSED
 	BlockEventsLost       = blocklistBlockRowBLOCK_EVENTS_LOST
 	BlockRows             = blocklistBlockRowBLOCK_ROWS // how many there are
+)
+
+// Where program dns saw a packet, and which way it went.
+const (
+	DNSIngress = dnsDnsDirectionDNS_INGRESS
+	DNSEgress  = dnsDnsDirectionDNS_EGRESS
+	DNSTC      = dnsDnsHookDNS_TC
+	DNSCgroup  = dnsDnsHookDNS_CGROUP
 )
 
 // What program dns couldn't tell: keys of its map dns_rows. Behind what is

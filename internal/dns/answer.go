@@ -46,7 +46,18 @@ var (
 // of a message that ends too early the records in front of that are taken: who
 // asked may do the same. whole says that the answer section is complete.
 func decode(message []byte) (a Answer, whole bool, err error) {
-	if len(message) < headerSize || message[2]&0x80 == 0 {
+	if isQuery(message) {
+		return Answer{}, false, errMalformed
+	}
+	return decodeAny(message)
+}
+
+// isQuery says whether a message is one, as far as it is there.
+func isQuery(message []byte) bool { return len(message) > 2 && message[2]&0x80 == 0 }
+
+// decodeAny is decode of a query, too.
+func decodeAny(message []byte) (a Answer, whole bool, err error) {
+	if len(message) < headerSize {
 		return Answer{}, false, errMalformed
 	}
 	questions, records := int(binary.BigEndian.Uint16(message[4:])), int(binary.BigEndian.Uint16(message[6:]))

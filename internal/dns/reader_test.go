@@ -326,9 +326,9 @@ func TestTake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.take(sample)
-	r.take(sample[:len(sample)-1])
-	r.take(nil)
+	r.record(sample)
+	r.record(sample[:len(sample)-1])
+	r.record(nil)
 	if got := r.Counters(); got != (Counters{Malformed: 3}) {
 		t.Errorf("%+v", got)
 	}
@@ -351,8 +351,8 @@ func FuzzTake(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, sample []byte) {
 		r := newReader()
-		r.take(sample)
-		r.take(sample)
+		r.record(sample)
+		r.record(sample)
 		for _, a := range r.answers {
 			if hostName(a.Name) != a.Name || a.Transport != "udp" && a.Transport != "tcp" {
 				t.Errorf("%+v", a)
@@ -390,6 +390,6 @@ func BenchmarkTake(b *testing.B) {
 	r := newReader()
 	for b.Loop() {
 		r.answers = r.answers[:0]
-		r.take(sample)
+		r.record(sample)
 	}
 }

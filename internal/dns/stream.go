@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"bpfnet/bpf"
 )
 
 // Bounds of what is kept of streams.
@@ -21,9 +23,11 @@ const (
 
 // flowKey is one direction of a connection, seen at one point.
 type flowKey struct {
-	server, client  netip.AddrPort
-	ifIndex         uint32
-	direction, hook uint8
+	server, client netip.AddrPort
+	ifIndex        uint32
+	direction      bpf.DNSDirection
+	hook           bpf.DNSHook
+	query          bool // from the client
 }
 
 // segment is a piece of a stream.
@@ -51,7 +55,7 @@ func (f *flow) size() int {
 }
 
 // streams puts messages together from segments. A stream is followed from its
-// SYN, or from a segment that consists of whole responses, which is where one
+// SYN, or from a segment that consists of whole messages, which is where one
 // begins. One that misses something is given up, and followed again from such a
 // segment.
 type streams struct {
@@ -114,14 +118,14 @@ func (s *streams) enter(key flowKey, g segment, now time.Duration) *flow {
 	return f
 }
 
-// isWhole says whether data is a row of whole responses.
+// isWhole says whether data is a row of whole messages.
 func isWhole(data []byte) bool {
 	for len(data) > 0 {
 		message, rest := cut(data)
 		if message == nil {
 			return false
 		}
-		if _, whole, err := decode(message); !whole && err != errIgnored {
+		if _, whole, err := decodeAny(message); !whole && err != errIgnored {
 			return false
 		}
 		data = rest

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"bpfnet/bpf"
 )
 
 // framed puts the length in front of each message.
@@ -213,7 +215,7 @@ func FuzzStream(f *testing.F) {
 		for ; len(steps) >= 3; steps = steps[3:] {
 			at := min(int(steps[1])*4, len(stream))
 			end := min(at+int(steps[2]), len(stream))
-			r.key.hook = steps[0] >> 6
+			r.key.hook = bpf.DNSHook(steps[0] >> 6)
 			r.add(r.key, segment{uint32(at), stream[at:end]}, steps[0]&1 != 0, steps[0]&2 != 0, r.now)
 			r.now += time.Duration(steps[0]) * time.Millisecond * 10
 		}
