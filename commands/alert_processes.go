@@ -10,50 +10,85 @@ import (
 	"bpfnet/internal/sockets"
 )
 
-// alertProcesses says which processes alerts are about. That something can't be told
-// is a note, once.
-type alertProcesses struct {
+// processFinder says which processes packets are of. That something can't be told is a
+// note, once.
+type processFinder struct {
 	sockets sockets.API // nil: no process can be told
-	devices *deviceNames
+	what    string      // has processes
 	note    func(string)
 	told    bool
 	missed  int
 }
 
-func newAlertProcesses(b Backend, devices *deviceNames, note func(string)) *alertProcesses {
-	a := &alertProcesses{devices: devices, note: note}
+func newProcessFinder(b Backend, what string, note func(string)) processFinder {
+	f := processFinder{what: what, note: note}
 	found, err := b.Sockets()
 	if err != nil {
-		a.tell(err)
-		return a
+		f.tell(err)
+		return f
 	}
-	a.sockets = found
-	return a
+	f.sockets = found
+	return f
 }
 
 // mostWaiting is how many events may come while the processes of others are looked for.
 const mostWaiting = 16
 
+// find returns the process of each packet, nil where it isn't known; waiting is how many
+// events there are to read.
+func (f *processFinder) find(packets []sockets.Packet, waiting func() int) []*sockets.Process {
+	if f.sockets == nil || len(packets) == 0 {
+		return make([]*sockets.Process, len(packets))
+	}
+	before := waiting()
+	answer, err := f.sockets.Find(packets, func() bool { return waiting()-before > mostWaiting })
+	f.missed += answer.Missed
+	if err != nil {
+		f.tell(err)
+	}
+	return answer.Processes
+}
+
+func (f *processFinder) tell(err error) {
+	if !f.told {
+		f.note(fmt.Sprintf("processes of %s are not all known: %v", f.what, err))
+	}
+	f.told = true
+}
+
+// conclude says how many couldn't wait for their process.
+func (f *processFinder) conclude() {
+	if f.missed > 0 {
+		f.note(fmt.Sprintf("%s without a process, as there was no time to look for it: %d", f.what, f.missed))
+	}
+}
+
+func newProcess(p *sockets.Process) *alert.Process {
+	if p == nil {
+		return nil
+	}
+	return &alert.Process{PID: p.PID, StartTime: p.Start, Executable: p.Executable, Command: p.Command, Owners: p.Owners}
+}
+
+// alertProcesses says which processes alerts are about.
+type alertProcesses struct {
+	processFinder
+	devices *deviceNames
+}
+
+func newAlertProcesses(b Backend, devices *deviceNames, note func(string)) *alertProcesses {
+	return &alertProcesses{newProcessFinder(b, "alerts", note), devices}
+}
+
 // of returns the process of each event, nil where it isn't known.
 func (a *alertProcesses) of(ctx context.Context, events []blocklist.Event, source blocklist.EventSource) []*alert.Process {
-	processes := make([]*alert.Process, len(events))
-	if a.sockets == nil || len(events) == 0 {
-		return processes
-	}
 	packets := make([]sockets.Packet, len(events))
 	for i, e := range events {
 		packets[i] = a.packet(ctx, e)
 	}
-	before := source.Waiting()
-	answer, err := a.sockets.Find(packets, func() bool { return source.Waiting()-before > mostWaiting })
-	a.missed += answer.Missed
-	if err != nil {
-		a.tell(err)
-	}
-	for i, p := range answer.Processes {
-		if p != nil {
-			processes[i] = &alert.Process{PID: p.PID, StartTime: p.Start, Executable: p.Executable, Command: p.Command, Owners: p.Owners}
-		}
+	processes := make([]*alert.Process, len(events))
+	for i, p := range a.find(packets, source.Waiting) {
+		processes[i] = newProcess(p)
 	}
 	return processes
 }
@@ -68,25 +103,17 @@ func (a *alertProcesses) packet(ctx context.Context, e blocklist.Event) sockets.
 	if p.AtCgroup {
 		return p
 	}
-	a.devices.of(ctx, e) // which may have to be read
-	if p.NetNS = a.devices.netns[e.IfIndex]; p.NetNS == 0 {
+	if p.NetNS = a.devices.netnsOf(ctx, e.IfIndex); p.NetNS == 0 {
 		return sockets.Packet{}
 	}
 	return p
 }
 
-func (a *alertProcesses) tell(err error) {
-	if !a.told {
-		a.note(fmt.Sprintf("processes of alerts are not all known: %v", err))
-	}
-	a.told = true
-}
-
-// conclude says how many alerts couldn't wait for their process.
-func (a *alertProcesses) conclude() {
-	if a.missed > 0 {
-		a.note(fmt.Sprintf("alerts without a process, as there was no time to look for it: %d", a.missed))
-	}
+// netnsOf returns the inode of the namespace that an interface is in, 0 if it isn't
+// known.
+func (d *deviceNames) netnsOf(ctx context.Context, index uint32) uint64 {
+	d.at(ctx, index) // which may have to be read
+	return d.netns[index]
 }
 
 // place remembers the namespace of an attachment's interface, if no other one has one

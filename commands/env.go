@@ -118,6 +118,9 @@ type Backend interface {
 	// Answers opens the answers that a loaded instance of dns sees, which one
 	// reader takes out.
 	Answers(ctx context.Context, instance string, lockTimeout time.Duration, steal bool) (AnswerSource, error)
+	// Exchanges opens the queries and responses that a loaded instance of dns sees, as
+	// Answers does; a query is to be answered within the timeout.
+	Exchanges(ctx context.Context, instance string, timeout, lockTimeout time.Duration, steal bool) (ExchangeSource, error)
 	// InterfaceBytes and InterfaceKinds say what the kernel knows of interfaces.
 	InterfaceBytes() (datapath.InterfaceBytes, error)
 	InterfaceKinds(indexes []uint32) (map[uint32]string, error)

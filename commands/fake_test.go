@@ -373,6 +373,10 @@ func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSour
 	return fakeAnswers{}, nil
 }
 
+func (f *fake) Exchanges(_ context.Context, instance string, _, _ time.Duration, steal bool) (ExchangeSource, error) {
+	return newFakeExchanges(instance, steal)
+}
+
 func (f *fake) InterfaceBytes() (datapath.InterfaceBytes, error) {
 	return datapath.InterfaceBytes{}, nil
 }

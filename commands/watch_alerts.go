@@ -161,7 +161,10 @@ func (e *Env) alertPlaces(c *cli.Context, b Backend, name string) (*deviceNames,
 	if err := e.checkAlertLists(c, overview.Lists, name); err != nil {
 		return nil, err
 	}
-	devices := &deviceNames{backend: b}
+	devices := &deviceNames{attachments: func(ctx context.Context) ([]datapath.Attachment, error) {
+		_, attachments, err := blocklistInstances(ctx, b)
+		return attachments, err
+	}}
 	devices.set(attachments)
 	return devices, nil
 }
@@ -356,12 +359,12 @@ func (w *alertWatch) lostEvents() (uint64, error) {
 	return loss.Events + loss.Before, nil
 }
 
-// deviceNames are the names of the interfaces that the blocklist is attached to.
+// deviceNames are the names of the interfaces that a program is attached to.
 type deviceNames struct {
-	backend Backend
-	names   map[uint32]*string // nil: interfaces of several namespaces have that index
-	netns   map[uint32]uint64  // inodes of their namespaces, 0 as above
-	read    time.Time
+	attachments func(context.Context) ([]datapath.Attachment, error) // reads them
+	names       map[uint32]*string                                   // nil: interfaces of several namespaces have that index
+	netns       map[uint32]uint64                                    // inodes of their namespaces, 0 as above
+	read        time.Time
 }
 
 // How often names are read again: when they may have changed, and when one isn't
@@ -394,17 +397,22 @@ func (d *deviceNames) of(ctx context.Context, e blocklist.Event) *string {
 	if e.Hook == "cgroup" {
 		return nil
 	}
-	name, known := d.names[e.IfIndex]
+	return d.at(ctx, e.IfIndex)
+}
+
+// at returns the interface of an index, nil if it isn't known.
+func (d *deviceNames) at(ctx context.Context, index uint32) *string {
+	name, known := d.names[index]
 	if age := time.Since(d.read); age < namesRetry || known && age < namesAge {
 		return name
 	}
 	ctx, cancel := context.WithTimeout(ctx, namesLongest)
 	defer cancel()
 	d.read = time.Now()
-	if _, attachments, err := blocklistInstances(ctx, d.backend); err == nil {
+	if attachments, err := d.attachments(ctx); err == nil {
 		d.set(attachments)
 	}
-	return d.names[e.IfIndex]
+	return d.names[index]
 }
 
 // alertLine is a hit for people, with what may be long at its end.

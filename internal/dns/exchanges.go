@@ -26,7 +26,7 @@ const Unmeasured = time.Duration(-1)
 // for them: whoever can send packets past the program can make them up.
 type Exchange struct {
 	Status         Status
-	Time           time.Duration // since boot (CLOCK_BOOTTIME), when the first of its packets was seen
+	Time           time.Time     // when the first of its packets was seen
 	Latency        time.Duration // between query, if sent again the first, and response on the kernel's clock, or Unmeasured
 	Client, Server netip.AddrPort
 	Transport      string // "udp" or "tcp"
@@ -87,6 +87,7 @@ func (p point) same(response point) bool {
 // of the exchange is kept.
 type pairing struct {
 	*Exchange
+	began    time.Duration // since boot
 	question question
 	asked    []passage // of the query, by point
 	answered []passage // of the response
@@ -215,8 +216,8 @@ func (x *exchanges) begin(s sighting) *pairing {
 	if x.count >= mostExchanges {
 		x.shrink()
 	}
-	p := &pairing{question: s.question, Exchange: &Exchange{
-		Time: s.time, Latency: Unmeasured, Client: s.client, Server: s.server, Transport: s.transport, Place: s.place, ID: s.id,
+	p := &pairing{began: s.time, question: s.question, Exchange: &Exchange{
+		Time: time.Now().Add(s.time - sinceBoot()), Latency: Unmeasured, Client: s.client, Server: s.server, Transport: s.transport, Place: s.place, ID: s.id,
 	}}
 	if s.question != (question{}) {
 		p.Name, p.Type, p.Class = s.question.name, wire.Type(s.question.qtype).String(), wire.Class(s.question.class).String()
@@ -264,7 +265,7 @@ func (x *exchanges) settle(p *pairing, s sighting) {
 		p.response = nil
 		x.settling--
 	}
-	p.Latency = max(s.time-p.Time, 0)
+	p.Latency = max(s.time-p.began, 0)
 	x.tell(p, s, Answered)
 }
 
@@ -276,7 +277,7 @@ func (x *exchanges) tell(p *pairing, s sighting, status Status) {
 func (x *exchanges) finish(p *pairing, status Status) {
 	p.Status, p.told = status, true
 	x.told = append(x.told, p.Exchange)
-	p.Exchange = &Exchange{Time: p.Time, Latency: p.Latency, Place: p.Place, Retries: p.Retries}
+	p.Exchange = &Exchange{Latency: p.Latency, Place: p.Place, Retries: p.Retries}
 }
 
 // sweep tells, now and then, what no response is expected of any more.
@@ -288,13 +289,13 @@ func (x *exchanges) sweep(now time.Duration) {
 	before := len(x.told)
 	for key, alike := range x.open {
 		for _, p := range slices.Backward(alike) {
-			if now-p.Time >= x.longest(p) {
+			if now-p.began >= x.longest(p) {
 				x.end(p)
 				x.forget(key, p)
 			}
 		}
 	}
-	slices.SortFunc(x.told[before:], func(a, b *Exchange) int { return cmp.Compare(a.Time, b.Time) })
+	slices.SortFunc(x.told[before:], func(a, b *Exchange) int { return a.Time.Compare(b.Time) })
 }
 
 // longest is how long an exchange is kept.
@@ -303,7 +304,7 @@ func (x *exchanges) longest(p *pairing) time.Duration {
 	case p.told:
 		return max(p.Latency, 0) + linger
 	case p.response != nil:
-		return p.response.time - p.Time + settling
+		return p.response.time - p.began + settling
 	}
 	return x.timeout
 }
@@ -333,7 +334,7 @@ func (x *exchanges) shrink() {
 			all = append(all, one{key, p})
 		}
 	}
-	slices.SortFunc(all, func(a, b one) int { return cmp.Compare(a.Time, b.Time) })
+	slices.SortFunc(all, func(a, b one) int { return cmp.Compare(a.began, b.began) })
 	for _, oldest := range all[:len(all)/4] {
 		x.lose(oldest.key, oldest.pairing)
 	}

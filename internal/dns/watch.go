@@ -13,6 +13,7 @@ import (
 type Watcher struct {
 	ring
 	exchanges *exchanges
+	passes    func(Place) bool
 }
 
 // Watch reads the exchanges that an instance of the program sees, as Open does the
@@ -34,6 +35,8 @@ func newWatcher(timeout time.Duration) *Watcher {
 
 // Watching says what to do with exchanges.
 type Watching struct {
+	// Passes says whether packets count that are seen at a place; nil: all do.
+	Passes func(Place) bool
 	// Begun gets each exchange when the first of its messages was seen, before Tell
 	// does: its process may not be there for long.
 	Begun func([]*Exchange)
@@ -44,6 +47,7 @@ type Watching struct {
 // Read reads exchanges until Tell fails or ctx ends, which is no error. ErrNotFound
 // says that the maps are no longer pinned.
 func (w *Watcher) Read(ctx context.Context, how Watching) error {
+	w.passes = how.Passes
 	tell := func() error {
 		begun, told := w.exchanges.take()
 		if len(begun) > 0 {
@@ -91,6 +95,9 @@ func (w *Watcher) take(packed []byte, all bool) {
 	}
 	e := &w.event
 	s := sighting{message: m, packed: packed, time: time.Duration(e.Time), transport: transportOf(e), place: placeOf(e, w.query)}
+	if w.passes != nil && !w.passes(s.place) {
+		return
+	}
 	s.server, s.client = w.ends()
 	w.exchanges.add(s)
 }

@@ -41,7 +41,9 @@ func (l *look) name(numbers []int, processes []*Process) (left []int) {
 			continue
 		}
 		if h := l.holdings[id]; h != nil {
-			processes[i] = l.process(id, h, l.packets[i].Time)
+			if processes[i] = l.process(id, h, l.packets[i].Time); processes[i] != nil {
+				processes[i].Port = l.found[i][0].local.Port()
+			}
 			continue
 		}
 		if l.failed[i] = failed[id.netns]; !errors.Is(l.failed[i], errLate) {
@@ -167,5 +169,5 @@ func (l *look) process(id identity, h *holding, sent time.Time) *Process {
 	if first.Start.Sub(l.boot) > sent.Sub(booted)+tick {
 		return nil
 	}
-	return &Process{again, len(h.pids)}
+	return &Process{Process: again, Owners: len(h.pids)}
 }

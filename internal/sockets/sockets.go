@@ -41,7 +41,8 @@ type Packet struct {
 // Process is who has a socket open: of several the one with the lowest pid.
 type Process struct {
 	endpoint.Process
-	Owners int // how many have it open
+	Owners int    // how many have it open
+	Port   uint16 // of the socket, and so of its end of the packet
 }
 
 // Answer has the process of each packet, nil where it isn't known.
