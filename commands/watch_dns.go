@@ -144,8 +144,11 @@ func (f dnsFilter) asks(x *dns.Exchange) bool {
 
 // ends says the same of how it ended.
 func (f dnsFilter) ends(x *dns.Exchange) bool {
-	return (len(f.rcodes) == 0 || slices.Contains(f.rcodes, x.Rcode)) && (!f.failed || x.Rcode != "noerror")
+	return (len(f.rcodes) == 0 || slices.Contains(f.rcodes, x.Rcode)) && (!f.failed || x.Rcode != noError)
 }
+
+// noError is the code of a response without an error.
+const noError = "noerror"
 
 // watchDNS shows exchanges until there were enough, the time is over, the command is
 // interrupted or nobody reads its output any more.
@@ -334,7 +337,7 @@ func (w *dnsWatch) show(ctx context.Context, told []*dns.Exchange) error {
 		if err != nil {
 			return err
 		}
-		if err := w.stream.Add(text, func() string { return dnsLine(doc) }); err != nil {
+		if err := w.stream.Add(text, func() string { return dnsLine(x.Time, doc) }); err != nil {
 			return err
 		}
 	}
@@ -466,8 +469,9 @@ func (w *dnsWatch) name(ctx context.Context, at dns.Place, doc *dnsDoc) {
 	}
 }
 
-// dnsLine is an exchange for people, with what may be long at its end.
-func dnsLine(d dnsDoc) string {
+// dnsLine is an exchange for people, with what may be long at its end. Who failed to
+// answer is there, too.
+func dnsLine(at time.Time, d dnsDoc) string {
 	outcome, latency := optional(d.Rcode), "-"
 	if d.Rcode == nil {
 		outcome = string(d.Status)
@@ -475,7 +479,7 @@ func dnsLine(d dnsDoc) string {
 	if d.LatencyUS != nil {
 		latency = strconv.FormatFloat(float64(*d.LatencyUS)/1e3, 'f', 1, 64) + "ms"
 	}
-	parts := []string{fmt.Sprintf("%s %8s  %-10s  %-5s %s", d.Time.Local().Format("15:04:05.000"), latency, outcome, optional(d.Type), optional(d.Name))}
+	parts := []string{fmt.Sprintf("%s %8s  %-10s  %-5s  %s", at.Format("15:04:05.000"), latency, outcome, optional(d.Type), optional(d.Name))}
 	if data := shortAnswers(d.Answers); data != "" {
 		parts = append(parts, data)
 	}
@@ -485,7 +489,11 @@ func dnsLine(d dnsDoc) string {
 	if d.Retries > 0 {
 		parts = append(parts, fmt.Sprintf("asked %d times", d.Retries+1))
 	}
-	return strings.Join(append(parts, d.who()+" @"+d.Network.Server.Address.String()), "  ")
+	parts = append(parts, d.who())
+	if outcome != noError {
+		parts = append(parts, "@"+d.Network.Server.Address.String())
+	}
+	return strings.Join(parts, "  ")
 }
 
 // shortAnswers is the last record of an answer, which CNAMEs lead to, and how many more
