@@ -54,8 +54,8 @@ func watchDNSCommand(env *Env) *cli.Command {
 		Flags: append(eventFlags("exchanges"),
 			&cli.StringFlag{Name: "instance", Value: dnsProgram, Usage: "loaded instance `NAME`"},
 			&cli.StringSliceFlag{Name: "name", Usage: "only names that are `NAME` or end in it after a dot, or fit it with * and ?; may be repeated"},
-			&cli.StringSliceFlag{Name: "type", Usage: "only questions of the `TYPE`, as in A,AAAA; may be repeated"},
-			&cli.StringSliceFlag{Name: "rcode", Usage: "only responses with the `CODE`, as in nxdomain,servfail; may be repeated"},
+			&cli.StringSliceFlag{Name: "type", Usage: "only questions of the `TYPE`, as in A,AAAA"},
+			&cli.StringSliceFlag{Name: "rcode", Usage: "only responses with the `CODE`, as in nxdomain,servfail"},
 			&cli.BoolFlag{Name: "failed", Usage: "only what wasn't answered, or with another code than noerror"},
 			&cli.StringFlag{Name: "dev", Usage: "only what passes the device `NAME`"},
 			&cli.StringFlag{Name: "pod", Usage: "only what the Pod `NAMESPACE/NAME|UID` asks"},
@@ -110,20 +110,28 @@ func newDNSFilter(c *cli.Context) (f dnsFilter, err error) {
 	for _, name := range c.StringSlice("name") {
 		f.names = append(f.names, namePattern(name))
 	}
-	for _, word := range c.StringSlice("type") {
+	for _, word := range splitWords(c, "type") {
 		known := dns.TypeWord(word)
 		if known == "" {
 			return f, usage(c, "--type %q: no such type", word)
 		}
 		f.types = append(f.types, known)
 	}
-	for _, word := range c.StringSlice("rcode") {
+	for _, word := range splitWords(c, "rcode") {
 		if !dns.IsRcodeWord(strings.ToLower(word)) {
 			return f, usage(c, "--rcode %q: no such code", word)
 		}
 		f.rcodes = append(f.rcodes, strings.ToLower(word))
 	}
 	return f, nil
+}
+
+// splitWords is what a flag was given, each time with commas between.
+func splitWords(c *cli.Context, flag string) (words []string) {
+	for _, value := range c.StringSlice(flag) {
+		words = append(words, strings.Split(value, ",")...)
+	}
+	return words
 }
 
 // namePattern fits what --name does.
