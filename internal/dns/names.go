@@ -1,0 +1,78 @@
+package dns
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Names knows which names those who ask got addresses for, from answers on the wire.
+// Nothing vouches for these: a name is what somebody may have meant, no proof. It is safe
+// for concurrent use.
+type Names struct {
+	most  int
+	grace time.Duration
+
+	mu    sync.Mutex
+	known map[nameKey]learned
+}
+
+// nameKey is an address and who asked, the zero Addr for whoever did last.
+type nameKey struct{ client, addr netip.Addr }
+
+type learned struct {
+	name  string
+	until time.Duration // since boot
+}
+
+// NewNames returns Names that keep at most so many, and each for a grace longer than its
+// TTL: connections last longer than answers.
+func NewNames(most int, grace time.Duration) *Names {
+	return &Names{most: most, grace: grace, known: map[nameKey]learned{}}
+}
+
+// Learn takes the addresses of an answer, which are those of the name that was asked for,
+// whatever CNAMEs lead to them.
+func (n *Names) Learn(a Answer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, address := range a.Addresses {
+		l := learned{a.Name, a.Time + address.TTL + n.grace}
+		n.known[nameKey{a.Client.Addr(), address.Addr}] = l
+		n.known[nameKey{netip.Addr{}, address.Addr}] = l
+	}
+	if len(n.known) > n.most {
+		n.shrink(a.Time)
+	}
+}
+
+// Of returns the name by which client, or if it didn't ask anybody, came to know an
+// address, at a time since boot (CLOCK_BOOTTIME); "" if that isn't known.
+func (n *Names) Of(client, addr netip.Addr, now time.Duration) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, key := range []nameKey{{client, addr}, {netip.Addr{}, addr}} {
+		if l, ok := n.known[key]; ok && now < l.until {
+			return l.name
+		}
+	}
+	return ""
+}
+
+// shrink forgets what has expired, and then, until a quarter is free, what expires first.
+func (n *Names) shrink(now time.Duration) {
+	keys := make([]nameKey, 0, len(n.known))
+	for key, l := range n.known {
+		if l.until <= now {
+			delete(n.known, key)
+		} else {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b nameKey) int { return cmp.Compare(n.known[a].until, n.known[b].until) })
+	for _, key := range keys[:max(0, len(keys)-n.most*3/4)] {
+		delete(n.known, key)
+	}
+}
