@@ -25,7 +25,7 @@ func (fakeEndpoints) List(context.Context) (endpoint.Listing, error) {
 
 func (fakeEndpoints) Show(_ context.Context, ref endpoint.Ref) (endpoint.Listing, error) {
 	switch ref.String() {
-	case "dev:veth-a", "container:73051af", "fd77::4":
+	case "dev:veth-a", "container:73051af", "container:web", "fd77::4":
 		return endpoint.Listing{Endpoints: []endpoint.Endpoint{fakeContainer()}}, nil
 	case "pid:1":
 		return endpoint.Listing{Endpoints: []endpoint.Endpoint{fakeUnit()}}, nil

@@ -192,17 +192,16 @@ func pass(passages *[]passage, at point, now time.Duration) repetition {
 
 // ask takes a query. After the response it is that of another exchange.
 func (x *exchanges) ask(p *pairing, s sighting) {
+	if p != nil && p.told {
+		x.forget(s.key(), p)
+		p = nil
+	}
 	if p == nil {
 		x.begin(s)
 		return
 	}
 	at := s.place.point()
-	switch again := pass(&p.asked, at, s.time); {
-	case again == samePacket:
-	case p.told:
-		x.forget(s.key(), p)
-		x.begin(s)
-	case again == anotherPacket && at == p.Place.point():
+	if pass(&p.asked, at, s.time) == anotherPacket && at == p.Place.point() {
 		p.Retries++
 	}
 }

@@ -36,26 +36,10 @@ type watch struct {
 	attached datapath.Attachment
 }
 
-// observe loads program dns and attaches it in a namespace.
+// observe loads program dns, attaches it in a namespace, and reads answers.
 func observe(t testing.TB, namespace string, request datapath.AttachRequest) watch {
 	t.Helper()
-	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(t), NetNS: namespace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := engine.Load(context.Background(), datapath.LoadRequest{Source: "dns"}); err != nil {
-		t.Fatal(err)
-	}
-	request.Name = "dns"
-	attached, err := engine.Attach(context.Background(), request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // a filter stays as long as its device
-		if _, err := engine.Detach(context.Background(), datapath.DetachRequest{Name: "dns"}); err != nil {
-			t.Error(err)
-		}
-	})
+	engine, attached := attach(t, namespace, request)
 	rows, err := engine.OpenMap("dns", "dns_rows", true)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +50,34 @@ func observe(t testing.TB, namespace string, request datapath.AttachRequest) wat
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Close() })
-	return watch{r, rows, attached.Attachments[0]}
+	return watch{r, rows, attached[0]}
+}
+
+// attach loads program dns and attaches it in a namespace.
+func attach(t testing.TB, namespace string, requests ...datapath.AttachRequest) (*datapath.Engine, []datapath.Attachment) {
+	t.Helper()
+	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(t), NetNS: namespace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.Load(context.Background(), datapath.LoadRequest{Source: "dns"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // a filter stays as long as its device
+		if _, err := engine.Detach(context.Background(), datapath.DetachRequest{Name: "dns"}); err != nil {
+			t.Error(err)
+		}
+	})
+	var all []datapath.Attachment
+	for _, request := range requests {
+		request.Name = "dns"
+		attached, err := engine.Attach(context.Background(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, attached.Attachments...)
+	}
+	return engine, all
 }
 
 // read reads answers until a condition holds of all of them.
