@@ -62,7 +62,7 @@ func TestCrowd(t *testing.T) {
 	for _, line := range []string{
 		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt", "load blocklist",
 		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
-		"attach tc port-filter --dev veth-b --direction egress", "load peers",
+		"attach tc port-filter --dev veth-b --direction egress", "load peers", "load dns",
 	} {
 		c.do(works, strings.Fields(line)...)
 	}
@@ -353,6 +353,7 @@ func (c *crowd) blocks(i int) {
 	c.do(works, "blocklist", "remove", "198.51.100.250", "--list", "feed", "-q")
 	c.do(works, "blocklist", "sync", "-q")
 	c.do(contended, "watch", "alerts", "--for", "50ms", "-q")
+	c.do(contended, "watch", "dns", "--for", "50ms", "-q")
 }
 
 func (c *crowd) setsDefault(i int) {

@@ -156,6 +156,7 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"load peers", "attach tc peers --dev veth-a --direction both", "ping", "watch peers --interval 100ms --count 2",
 		"watch flows --interval 100ms --count 2", "flows sum",
+		"load dns", "attach tc dns --dev veth-a --direction both", "ask",
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s", "watch alerts --replay testdata/peers.ndjson --fanout 2/10s --scan 2ports/10s --scan 2failed/10s",
@@ -170,6 +171,13 @@ func TestDocuments(t *testing.T) {
 	} {
 		if line == "ping" {
 			n.sh(t, "nsenter --net=/run/netns/$POD_A ping -q -c2 -i0.2 "+addressB)
+			continue
+		}
+		if line == "ask" { // and get an answer
+			serveNames(t, n, map[string][]string{"www.example.": {"A 10.77.0.5"}})
+			watch := n.watchesDNS(t, "--count", "1", "--name", "www.example", "-q")
+			n.askFor(t, "www.example.", "udp")
+			note(t, watch.wait(t), page, seen)
 			continue
 		}
 		if line == "follow" { // until the first document

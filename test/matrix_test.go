@@ -75,6 +75,7 @@ var everyCommand = []struct{ command, how string }{
 	{"attach tc dns --dev veth-a --direction both", mechanism},
 	{"attach cgroup dns --cgroup $CGROUP", mechanism},
 	{"map events dns/dns_events --for 100ms", ""},
+	{"watch dns --for 100ms", ""},
 	{"load peers", ""},
 	{"attach tc peers --dev veth-a --direction both", mechanism},
 	{"attach cgroup peers --cgroup $CGROUP", mechanism},

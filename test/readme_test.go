@@ -34,6 +34,7 @@ func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
 func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
 func TestBaselines(t *testing.T) { runBlocks(t, "../docs/baseline.md") }
 func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
+func TestDNS(t *testing.T)       { runBlocks(t, "../docs/dns.md") }
 func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
 func TestFlows(t *testing.T)     { runBlocks(t, "../docs/flows.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
