@@ -226,8 +226,14 @@ func (w *dnsWatch) look(ctx context.Context, instance string) error {
 		return notLoadedDNS(err)
 	}
 	w.devices.set(attachments)
-	if len(attachments) == 0 {
+	passes := func(way string) bool {
+		return slices.ContainsFunc(attachments, func(a datapath.Attachment) bool { return strings.HasSuffix(a.Hook, way) })
+	}
+	switch {
+	case len(attachments) == 0:
 		w.note("nothing is seen: " + unseen(instance))
+	case !passes("ingress") || !passes("egress"):
+		w.note(fmt.Sprintf("%s is attached in one direction: where queries pass in the other, exchanges are without them or their responses; attach it with --direction both", instance))
 	}
 	var interfaces []uint32
 	for index := range w.devices.names {

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -100,7 +101,7 @@ func newRecord(record wire.RR) Record {
 	h := record.Header()
 	return Record{
 		Name: shownName(h.Name), Type: wire.Type(h.Rrtype).String(), TTL: seconds(h.Ttl),
-		Data: afterHeader(record.String()),
+		Data: printable(afterHeader(record.String())),
 	}
 }
 
@@ -108,6 +109,20 @@ func newRecord(record wire.RR) Record {
 func afterHeader(text string) string {
 	parts := strings.SplitN(text, "\t", 5)
 	return parts[len(parts)-1]
+}
+
+// printable is text of which what isn't printable ASCII is as in a zone file: the package
+// doesn't see to that for all types.
+func printable(text string) string {
+	var b strings.Builder
+	for i := range len(text) {
+		if c := text[i]; c >= ' ' && c <= '~' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "\\%03d", c)
+		}
+	}
+	return b.String()
 }
 
 // shownName is a name as people write it, of whatever characters it is.

@@ -97,10 +97,12 @@ func (r *ring) open(ctx context.Context, pinned Maps, instance string, lockTimeo
 // setQueries says whether the program is to tell of queries.
 func setQueries(pinned Maps, instance string, wanted uint32) error {
 	queries, err := pinned.OpenMap(instance, queriesMap, false)
-	if errors.Is(err, fault.ErrNotFound) && wanted == 0 {
+	switch {
+	case errors.Is(err, fault.ErrNotFound) && wanted == 0:
 		return nil // an older program doesn't
-	}
-	if err != nil {
+	case errors.Is(err, fault.ErrNotFound):
+		return fault.New(fault.ErrNotFound, "%w", err).Hint("an older bpfnet has loaded it: bpfnet load dns --replace --name %s", instance)
+	case err != nil:
 		return err
 	}
 	defer queries.Close()
