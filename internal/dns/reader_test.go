@@ -369,6 +369,14 @@ func FuzzTake(f *testing.F) {
 				t.Errorf("%+v", a)
 			}
 		}
+		w := newWatcher(time.Second)
+		w.record(sample)
+		w.record(sample)
+		begun, told := w.exchanges.take()
+		w.exchanges.sweep(1<<63 - 1)
+		if _, last := w.exchanges.take(); len(told)+len(last) > len(begun) || w.exchanges.count+w.exchanges.settling > len(begun) {
+			t.Errorf("%d begun, %d and %d told", len(begun), len(told), len(last))
+		}
 	})
 }
 

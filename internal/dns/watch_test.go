@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -274,7 +276,13 @@ func TestExchangesPlaces(t *testing.T) {
 	nsA, nsB := testkit.Pair(t)
 	serve(t, nsB, "10.77.0.2:53", behave(t))
 	cgroup := testkit.Cgroup(t)
+	inner := filepath.Join(cgroup, "inner") // where who asks is
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(inner) })
 	inCgroup := datapath.AttachRequest{Hook: "cgroup", Cgroup: cgroup, Direction: datapath.Both}
+	inInner := datapath.AttachRequest{Hook: "cgroup", Cgroup: inner, Direction: datapath.Both}
 	way := func(r datapath.AttachRequest, d datapath.Direction) datapath.AttachRequest {
 		r.Direction = d
 		return r
@@ -287,13 +295,14 @@ func TestExchangesPlaces(t *testing.T) {
 		"both":                {[]datapath.AttachRequest{onDevice, inCgroup}, true, Answered},
 		"device":              {[]datapath.AttachRequest{onDevice}, false, Answered},
 		"cgroup":              {[]datapath.AttachRequest{inCgroup}, true, Answered},
+		"in each other":       {[]datapath.AttachRequest{inCgroup, inInner}, true, Answered},
 		"response at another": {[]datapath.AttachRequest{way(onDevice, datapath.Ingress), way(inCgroup, datapath.Egress)}, true, Answered},
 		"only queries":        {[]datapath.AttachRequest{way(onDevice, datapath.Egress), way(inCgroup, datapath.Egress)}, true, Unanswered},
 		"only responses":      {[]datapath.AttachRequest{way(onDevice, datapath.Ingress), way(inCgroup, datapath.Ingress)}, false, Unasked},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := watchDNS(t, nsA, c.places...)
-			askIn(t, nsA, cgroup, "10.77.0.2", "slow.example")
+			askIn(t, nsA, inner, "10.77.0.2", "slow.example")
 			for _, x := range exchanged(t, w, 2) {
 				if x.Status != c.status || x.Place.AtCgroup != c.atCgroup || x.Retries != 0 {
 					t.Errorf("%s at %+v", summary(x), x.Place)
