@@ -109,7 +109,8 @@ func (s site) is(a *actor, p Packet) {
 		s.Fatal(err)
 	}
 	if got == nil || got.PID != a.pid || got.Owners != 1 || got.Executable == nil || *got.Executable != executable ||
-		got.Command != command(s, a.pid) || time.Since(got.Start) > time.Minute {
+		got.Command != command(s, a.pid) || time.Since(got.Start) > time.Minute ||
+		got.Port != p.Source.Port() && got.Port != p.Destination.Port() {
 		s.Errorf("%s -> %s: %+v, want process %d", p.Source, p.Destination, got, a.pid)
 	}
 }
