@@ -111,9 +111,10 @@ const (
 )
 
 const (
-	// sameAgain is within which time a message that passes a point again is still the
-	// same packet: it meets programs of several cgroups that are in each other.
-	sameAgain = time.Millisecond
+	// sameAgain is within which time a message that passes a cgroup's hook again is still
+	// the same packet: it meets programs of several cgroups that are in each other. Nobody
+	// asks again so soon. An interface is passed once.
+	sameAgain = 50 * time.Millisecond
 	// settling is how long a response that was seen elsewhere is expected where its
 	// query was.
 	settling = 100 * time.Millisecond
@@ -184,7 +185,7 @@ func pass(passages *[]passage, at point, now time.Duration) repetition {
 	}
 	before := (*passages)[i].time
 	(*passages)[i].time = now
-	if now-before < sameAgain {
+	if at.atCgroup && now-before < sameAgain {
 		return samePacket
 	}
 	return anotherPacket
