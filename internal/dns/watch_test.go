@@ -46,13 +46,17 @@ var onDevice = datapath.AttachRequest{Hook: "tc", Device: "a", Direction: datapa
 
 // exchanged reads exchanges until there are so many, and a moment longer: there are no
 // more.
-func exchanged(t *testing.T, w *Watcher, count int) (all []*Exchange) {
+func exchanged(t *testing.T, w *Watcher, count int) []*Exchange { return exchangedAt(t, w, count, nil) }
+
+// exchangedAt reads those of some places.
+func exchangedAt(t *testing.T, w *Watcher, count int, passes func(Place) bool) (all []*Exchange) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var begun []*Exchange
 	err := w.Read(ctx, Watching{
-		Begun: func(some []*Exchange) { begun = append(begun, some...) },
+		Passes: passes,
+		Begun:  func(some []*Exchange) { begun = append(begun, some...) },
 		Tell: func(some []*Exchange) error {
 			if all = append(all, some...); len(all) >= count {
 				time.AfterFunc(300*time.Millisecond, cancel)
@@ -316,6 +320,20 @@ func TestExchangesPlaces(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestExchangesOfDevice: where only a device counts, an exchange is seen there.
+func TestExchangesOfDevice(t *testing.T) {
+	nsA, nsB := testkit.Pair(t)
+	serve(t, nsB, "10.77.0.2:53", behave(t))
+	cgroup := testkit.Cgroup(t)
+	w := watchDNS(t, nsA, onDevice, datapath.AttachRequest{Hook: "cgroup", Cgroup: cgroup, Direction: datapath.Both})
+	askIn(t, nsA, cgroup, "10.77.0.2", "slow.example")
+	for _, x := range exchangedAt(t, w, 2, func(p Place) bool { return !p.AtCgroup }) {
+		if x.Place.AtCgroup || x.Status != Answered {
+			t.Errorf("%s at %+v", summary(x), x.Place)
+		}
 	}
 }
 
