@@ -35,10 +35,21 @@ type Program struct {
 	// attached with them, at the root of cgroup2.
 	AtRoot bool
 
+	// Arguments are variables that the kernel itself decides.
+	Arguments []Arguments
+
 	// Object is the compiled ELF object.
 	Object []byte
 	// Spec parses Object; each call returns a fresh copy.
 	Spec func() (*ebpf.CollectionSpec, error)
+}
+
+// Arguments is a constant variable of an object that is set, when it is loaded, to
+// how many arguments a typed tracepoint has in the running kernel. What reads those
+// that it hasn't is dead code then, which the verifier leaves out.
+type Arguments struct {
+	Variable   string
+	Tracepoint string // "kfree_skb"
 }
 
 // Hook is a place where a program can be attached.
@@ -58,6 +69,7 @@ var (
 	hookTC     = Hook{"tc", "tc"}
 	hookXDP    = Hook{"xdp", "xdp"}
 	hookCgroup = Hook{"cgroup", "cgroup_skb"}
+	hookTrace  = Hook{"trace", "tp_btf"}
 )
 
 // Parameter is a tunable global variable of a program.
@@ -77,7 +89,7 @@ type Map struct {
 
 // Catalogue returns the built-in programs, sorted by name.
 func Catalogue() []Program {
-	return []Program{blocklist(), dns(), flows(), peers(), podTraffic(), portFilter(), xdpCounter()}
+	return []Program{blocklist(), dns(), drops(), flows(), peers(), podTraffic(), portFilter(), xdpCounter()}
 }
 
 func blocklist() Program {
@@ -108,6 +120,24 @@ func dns() Program {
 		Features: []string{"map_array", "map_percpu_array", "ring_buffer"},
 		Object:   _DnsBytes,
 		Spec:     loadDns,
+	}
+}
+
+func drops() Program {
+	return Program{
+		Name:       "drops",
+		Summary:    "count the packets that the kernel drops, by its reason, and remember which",
+		Hooks:      []Hook{hookTrace},
+		Parameters: []Parameter{},
+		Maps: []Map{
+			{"drop_reasons", "how much was dropped, by reason"},
+			{"drop_entries", "what was dropped; the least recent make room"},
+			{"drop_rows", "how many entries there ever were, and what found no room"},
+		},
+		Features:  []string{"map_lru_hash", "map_percpu_array", "map_percpu_hash"},
+		Arguments: []Arguments{{"kfree_skb_args", "kfree_skb"}},
+		Object:    _DropsBytes,
+		Spec:      loadDrops,
 	}
 }
 

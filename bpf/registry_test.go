@@ -63,6 +63,9 @@ func checkParameters(t *testing.T, program bpf.Program, spec *ebpf.CollectionSpe
 	for _, parameter := range program.Parameters {
 		said = append(said, parameter.Name)
 	}
+	for _, arguments := range program.Arguments {
+		said = append(said, arguments.Variable)
+	}
 	for name, variable := range spec.Variables {
 		if variable.Constant() {
 			held = append(held, name)

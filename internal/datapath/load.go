@@ -46,6 +46,7 @@ type loadPlan struct {
 	name       string
 	spec       *ebpf.CollectionSpec
 	mechanisms []bpf.Mechanism // of which one is to be loaded; empty: the whole object is
+	arguments  []bpf.Arguments
 	notes      []string
 	from       pinned.Spec
 }
@@ -54,7 +55,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	p := &loadPlan{name: req.Name}
 	object := req.Object
 	if builtin, ok := lookupBuiltin(req.Source); ok && object == nil {
-		object, p.from.Builtin = builtin.Object, true
+		object, p.from.Builtin, p.arguments = builtin.Object, true, builtin.Arguments
 		if len(req.Programs) == 0 {
 			p.mechanisms = builtin.Mechanisms
 		}
@@ -308,6 +309,9 @@ func (p *loadPlan) newCollection(reuse map[string]*ebpf.Map) (*ebpf.Collection, 
 }
 
 func (p *loadPlan) newCollectionOf(spec *ebpf.CollectionSpec, reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	if err := setArguments(spec, p.arguments); err != nil {
+		return nil, err
+	}
 	for name := range reuse {
 		spec.Maps[name].Contents = nil // maps of maps would be filled again
 	}
