@@ -23,6 +23,15 @@ type (
 	// TrafficRow is a key of the map rows.
 	TrafficRow = podTrafficTrafficRow
 
+	// DropKey is a key of the map drop_entries: IPv4 addresses are mapped.
+	DropKey = dropsDropKey
+	// DropEntry is a value of the map drop_entries. Times are ns of CLOCK_BOOTTIME.
+	DropEntry = dropsDropEntry
+	// DropRow is a key of the map drop_rows, whose values are numbers.
+	DropRow = dropsDropRow
+	// DropWay is which way a packet passed an interface.
+	DropWay = dropsDropWay
+
 	// PeerKey is a key of the map peer_entries: IPv4 addresses are mapped.
 	PeerKey = peersPeerKey
 	// PeerEntry is a value of the map peer_entries. Times are ns of CLOCK_BOOTTIME.
@@ -182,6 +191,18 @@ const (
 	CgroupMulticast   = podTrafficTrafficRowCGROUP_MULTICAST
 	CgroupUnspecified = podTrafficTrafficRowCGROUP_UNSPECIFIED
 	TrafficRows       = podTrafficTrafficRowTRAFFIC_ROWS // how many there are
+)
+
+// Which way packets were that program drops counts.
+const (
+	DropIngress = dropsDropWayDROP_INGRESS
+	DropEgress  = dropsDropWayDROP_EGRESS
+)
+
+// What is in no entry of program drops: keys of its map drop_rows.
+const (
+	DropsMade   = dropsDropRowDROPS_MADE
+	DropsNoRoom = dropsDropRowDROPS_NO_ROOM
 )
 
 // Where program peers was.

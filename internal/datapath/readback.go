@@ -126,6 +126,28 @@ func (e *Engine) program(instance, name string) (Program, error) {
 	return doc, nil
 }
 
+// Missed is how often the programs of an instance weren't run, as they interrupted
+// themselves; kernels before 5.12 don't count that.
+func (e *Engine) Missed(instance string) (total uint64, err error) {
+	names, err := e.root.List(instance, pinned.Progs)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range names {
+		prog, err := e.openProgram(instance, name)
+		if err != nil {
+			return 0, err
+		}
+		stats, err := prog.Stats()
+		prog.Close()
+		if err != nil {
+			return 0, fmt.Errorf("read program %s/%s: %w", instance, name, probe.Explain(probe.OpOpenPin, err))
+		}
+		total += stats.RecursionMisses
+	}
+	return total, nil
+}
+
 func (e *Engine) section(instance, function string) (string, ebpf.AttachType) {
 	return parseSectionNote(e.root.Note(instance, pinned.Sections, function))
 }

@@ -35,13 +35,17 @@ func (o Owner) Named() bool {
 	return (o.Pod == nil || o.Pod.Name != nil) && (o.Container == nil || o.Container.Name != nil)
 }
 
-// Owners says who is behind host-side interfaces, cgroups and addresses. It remembers whom it
-// found, who keep their names when they are gone.
+// NetNS is a network namespace, by its inode.
+type NetNS uint64
+
+// Owners says who is behind host-side interfaces, cgroups, addresses and network
+// namespaces. It remembers whom it found, who keep their names when they are gone.
 type Owners struct {
 	api        API
 	interfaces map[uint32]Owner
 	cgroups    map[uint64]Owner
 	addresses  map[netip.Addr]Owner
+	networks   map[NetNS]Owner
 	asked      map[any]time.Time // when places were looked for that weren't known
 	looking    chan look         // gets the look that is under way; nil: none is
 	until      time.Time         // Find waits for it
@@ -56,24 +60,24 @@ type look struct {
 
 // NewOwners returns Owners that haven't looked yet.
 func NewOwners(api API) *Owners {
-	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}, addresses: map[netip.Addr]Owner{}, asked: map[any]time.Time{}}
+	return &Owners{api: api, interfaces: map[uint32]Owner{}, cgroups: map[uint64]Owner{}, addresses: map[netip.Addr]Owner{}, networks: map[NetNS]Owner{}, asked: map[any]time.Time{}}
 }
 
 // lookAgain is after what time those are looked for once more who weren't found:
 // a container may get its process, and a Pod its name, after the first packet.
 const lookAgain = 5 * time.Second
 
-// Find looks who is behind interfaces and cgroups, unless that is known already, and
-// waits for at most some time: of a look that takes longer, the Find after it has the
-// result. Who can't be found isn't an error. What it returns for people are the notes
-// of looks.
-func (o *Owners) Find(ctx context.Context, wait time.Duration, interfaces []uint32, cgroups []uint64) (notes []string, err error) {
+// Find looks who is behind interfaces, cgroups and networks, unless that is known
+// already, and waits for at most some time: of a look that takes longer, the Find after
+// it has the result. Who can't be found isn't an error. What it returns for people are
+// the notes of looks.
+func (o *Owners) Find(ctx context.Context, wait time.Duration, interfaces []uint32, cgroups []uint64, networks ...NetNS) (notes []string, err error) {
 	select {
 	case found := <-o.looking:
 		notes, err = o.learn(found)
 	default:
 	}
-	if err != nil || o.looking == nil && !o.due(interfaces, cgroups) {
+	if err != nil || o.looking == nil && !o.due(interfaces, cgroups, networks) {
 		return notes, err
 	}
 	if o.looking == nil {
@@ -90,7 +94,7 @@ func (o *Owners) Find(ctx context.Context, wait time.Duration, interfaces []uint
 }
 
 // due says whether one of some places has to be looked for.
-func (o *Owners) due(interfaces []uint32, cgroups []uint64) bool {
+func (o *Owners) due(interfaces []uint32, cgroups []uint64, networks []NetNS) bool {
 	var missing []any
 	for _, i := range interfaces {
 		if owner, ok := o.interfaces[i]; !ok || !owner.Named() {
@@ -99,6 +103,11 @@ func (o *Owners) due(interfaces []uint32, cgroups []uint64) bool {
 	}
 	for _, id := range cgroups {
 		if owner, ok := o.cgroups[id]; !ok || !owner.Named() {
+			missing = append(missing, id)
+		}
+	}
+	for _, id := range networks {
+		if owner, ok := o.networks[id]; !ok || !owner.Named() {
 			missing = append(missing, id)
 		}
 	}
@@ -122,10 +131,12 @@ func (o *Owners) look(ctx context.Context, wait time.Duration, cgroups []uint64)
 	}()
 }
 
-// Retain forgets who is behind other interfaces and cgroups than these.
+// Retain forgets who is behind other interfaces and cgroups than these, and behind
+// networks.
 func (o *Owners) Retain(interfaces map[uint32]bool, cgroups map[uint64]bool) {
 	maps.DeleteFunc(o.interfaces, func(index uint32, _ Owner) bool { return !interfaces[index] })
 	maps.DeleteFunc(o.cgroups, func(id uint64, _ Owner) bool { return !cgroups[id] })
+	clear(o.networks)
 }
 
 // Interface says who is behind a host-side interface, by its index.
@@ -143,6 +154,12 @@ func (o *Owners) Cgroup(id uint64) (Owner, bool) {
 // Address says who has an address, the one that is the oldest where several have.
 func (o *Owners) Address(address netip.Addr) (Owner, bool) {
 	owner, ok := o.addresses[address]
+	return owner, ok
+}
+
+// Network says whose a network namespace is, but the host's.
+func (o *Owners) Network(id NetNS) (Owner, bool) {
+	owner, ok := o.networks[id]
 	return owner, ok
 }
 
@@ -172,6 +189,9 @@ func (o *Owners) learn(found look) (notes []string, err error) {
 				}
 				put(o.addresses, address, whole)
 			}
+		}
+		if e.NetNS != nil && e.HostNetwork != nil && !*e.HostNetwork {
+			put(o.networks, NetNS(*e.NetNS), whole)
 		}
 		if e.Cgroup.ID != nil {
 			put(o.cgroups, *e.Cgroup.ID, whole)

@@ -38,6 +38,10 @@ func (l *look) ask(numbers []int) {
 	queries := map[uint64][]query{}
 	for _, i := range numbers {
 		p := l.packets[i]
+		if p.Socket != (Socket{}) {
+			l.found[i] = []socket{{id: identity{netns: p.Socket.NetNS, inode: p.Socket.Inode}}}
+			continue
+		}
 		places, err := l.places(p)
 		l.found[i], l.failed[i] = nil, err
 		for _, at := range places {
