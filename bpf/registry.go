@@ -69,7 +69,6 @@ var (
 	hookTC     = Hook{"tc", "tc"}
 	hookXDP    = Hook{"xdp", "xdp"}
 	hookCgroup = Hook{"cgroup", "cgroup_skb"}
-	hookTrace  = Hook{"trace", "tp_btf"}
 )
 
 // Parameter is a tunable global variable of a program.

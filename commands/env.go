@@ -16,6 +16,7 @@ import (
 	"bpfnet/internal/bypass"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/drops"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
@@ -106,6 +107,7 @@ type Backend interface {
 	SelfTest(ctx context.Context) []probe.Step
 	PodTraffic(instance string) (traffic.Sampler, error)
 	Peers(instance string) (peers.Sampler, error)
+	Drops(instance string) (drops.Sampler, error)
 	Counters(instance string) (counter.Sampler, error)
 	// Flows opens samples of what processes send and receive, and says what people
 	// should know of them.

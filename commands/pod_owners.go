@@ -32,8 +32,7 @@ func newPodOwners(api endpoint.API) *podOwners {
 	return &podOwners{endpoint.NewOwners(api), map[string]bool{}, firstLook}
 }
 
-// find looks for the owners of entries, and returns what people should know, once.
-// Traffic whose owner can't be found is shown without.
+// find looks for the owners of entries, as look does.
 func (o *podOwners) find(ctx context.Context, keys iter.Seq[traffic.Key]) []string {
 	interfaces, cgroups := map[uint32]bool{}, map[uint64]bool{}
 	for key := range keys {
@@ -43,7 +42,13 @@ func (o *podOwners) find(ctx context.Context, keys iter.Seq[traffic.Key]) []stri
 			interfaces[key.IfIndex] = true
 		}
 	}
-	notes, err := o.Find(ctx, o.wait, slices.Collect(maps.Keys(interfaces)), slices.Collect(maps.Keys(cgroups)))
+	return o.look(ctx, interfaces, cgroups, nil)
+}
+
+// look looks for owners, and returns what people should know, once. Traffic whose owner
+// can't be found is shown without.
+func (o *podOwners) look(ctx context.Context, interfaces map[uint32]bool, cgroups map[uint64]bool, networks map[endpoint.NetNS]bool) []string {
+	notes, err := o.Find(ctx, o.wait, slices.Collect(maps.Keys(interfaces)), slices.Collect(maps.Keys(cgroups)), slices.Collect(maps.Keys(networks))...)
 	o.wait = laterLooks
 	if err != nil && ctx.Err() == nil {
 		notes = append(notes, fmt.Sprintf("whose traffic it is isn't known: %v", err))

@@ -12,6 +12,7 @@ import (
 
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/drops"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
@@ -56,6 +57,7 @@ type job struct {
 	pods      traffic.View
 	peers     peers.View
 	counters  counter.View
+	drops     drops.View
 }
 
 func (e *Env) job(c *cli.Context) (job, error) {
@@ -71,6 +73,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		peers:    peers.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		counters: counter.View{Sort: c.String("sort"), Limit: c.Int("limit")},
+		drops:    drops.View{Sort: c.String("sort"), Limit: c.Int("limit"), Inside: c.String("netns") != ""},
 	}
 	var err error
 	if j.load.Object, err = e.object(source); err != nil {
@@ -93,7 +96,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 
 // check reads the flags whose meaning depends on the program.
 func (j *job) check(c *cli.Context) (err error) {
-	if j.load.Object == nil && len(j.devices)+len(j.cgroups)+len(j.endpoints) == 0 {
+	if j.load.Object == nil && j.load.Source != dropsProgram && len(j.devices)+len(j.cgroups)+len(j.endpoints) == 0 {
 		return usage(c, "one of --dev, --cgroup, --pod, --container is missing")
 	}
 	fallback := datapath.Ingress
@@ -106,6 +109,8 @@ func (j *job) check(c *cli.Context) (err error) {
 		err = j.peers.Check()
 	case xdpCounter:
 		err = j.counters.Check()
+	case dropsProgram:
+		err = j.drops.Check()
 	}
 	if err != nil {
 		return err
@@ -279,6 +284,8 @@ func (e *Env) show(c *cli.Context, b Backend, p *output.Printer, j job, t ticks)
 		s, err = e.podStream(c, b, p, j.load.Name, j.pods)
 	case j.load.Source == peersProgram:
 		s, err = e.peerStream(c, b, p, j.load.Name, j.peers)
+	case j.load.Source == dropsProgram:
+		s, err = e.dropStream(c, b, p, j.load.Name, j.drops, selection{})
 	case j.load.Source == xdpCounter:
 		s, err = counterStream(b, p, j.load.Name, j.counters)
 	default:

@@ -22,6 +22,7 @@ import (
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/dns"
+	"bpfnet/internal/drops"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/engine"
 	"bpfnet/internal/fault"
@@ -211,6 +212,10 @@ func (s *system) PodTraffic(instance string) (traffic.Sampler, error) {
 
 func (s *system) Peers(instance string) (peers.Sampler, error) {
 	return peers.NewReader(s.Engine, instance), nil
+}
+
+func (s *system) Drops(instance string) (drops.Sampler, error) {
+	return drops.NewReader(s.Engine, instance), nil
 }
 
 func (s *system) Counters(instance string) (counter.Sampler, error) {

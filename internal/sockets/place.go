@@ -38,7 +38,7 @@ func (l *look) ask(numbers []int) {
 	queries := map[uint64][]query{}
 	for _, i := range numbers {
 		p := l.packets[i]
-		if p.Socket != (Socket{}) {
+		if p.Socket.Inode != 0 {
 			l.found[i] = []socket{{id: identity{netns: p.Socket.NetNS, inode: p.Socket.Inode}}}
 			continue
 		}
@@ -71,6 +71,9 @@ func (at place) query(number int, p Packet) query {
 // places says where the socket of a packet may be. Of an interface with its other end
 // in another namespace it is there.
 func (l *look) places(p Packet) ([]place, error) {
+	if p.Socket.NetNS != 0 {
+		return []place{{p.Socket.NetNS, p.IfIndex, false}}, nil
+	}
 	if p.AtCgroup {
 		return l.placesOf(p)
 	}

@@ -36,13 +36,13 @@ type Packet struct {
 	NetNS               uint64 // inode of the namespace that the interface is in; 0: the host's
 	AtCgroup            bool   // it was seen in CgroupID, not at the interface
 	CgroupID            uint64 // of the socket; 0: not known
-	Socket              Socket // the zero value: it has to be asked for
+	Socket              Socket // where it is, if that is known
 }
 
-// Socket is a socket that is known already.
+// Socket is what may be known of a socket.
 type Socket struct {
-	NetNS uint64 // inode of its namespace
-	Inode uint32 // its own
+	NetNS uint64 // inode of its namespace; 0: it is where the packet was seen
+	Inode uint32 // its own; 0: it has to be asked for
 }
 
 // Process is who has a socket open: of several the one with the lowest pid.
@@ -196,7 +196,7 @@ func (f *Finder) look(packets []Packet, numbers []int, until time.Time) looked {
 // askable lists the numbers of the packets whose sockets can be asked for.
 func askable(packets []Packet) (numbers []int) {
 	for i, p := range packets {
-		if p.Socket != (Socket{}) || (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) && p.Source.Port() != 0 && p.Destination.Port() != 0 {
+		if p.Socket.Inode != 0 || (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) && p.Source.Port() != 0 && p.Destination.Port() != 0 {
 			numbers = append(numbers, i)
 		}
 	}
