@@ -20,6 +20,7 @@ import (
 	"bpfnet/internal/bypass"
 	"bpfnet/internal/counter"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/drops"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/flow"
@@ -364,6 +365,7 @@ func (f *fake) Probe(context.Context) probe.Report         { return f.report }
 func (f *fake) SelfTest(context.Context) []probe.Step      { return f.steps }
 func (f *fake) PodTraffic(string) (traffic.Sampler, error) { return f.traffic, nil }
 func (f *fake) Peers(name string) (peers.Sampler, error)   { return &fakePeers{fake: f, name: name}, nil }
+func (f *fake) Drops(name string) (drops.Sampler, error)   { return &fakeDrops{fake: f, name: name}, nil }
 func (f *fake) Counters(string) (counter.Sampler, error)   { return f.counters, nil }
 func (f *fake) Ports(string) (ports.API, error)            { return f.ports, nil }
 func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }

@@ -91,8 +91,8 @@ type dropSamples struct {
 func (s *dropSamples) take(ctx context.Context) ([]string, error) {
 	next, err := s.sampler.Sample(ctx)
 	if errors.Is(err, fault.ErrNotFound) {
-		return nil, fault.New(fault.ErrNotFound, "%w", err).Hint("bpfnet attach trace %s", s.instance).
-			Hint("bpfnet run %s loads and attaches it for as long as it runs", dropsProgram)
+		return nil, fault.New(fault.ErrNotFound, "%w", err).
+			Hint("bpfnet load %s, then bpfnet attach trace %[1]s; bpfnet run %[1]s loads and attaches it for as long as it runs", dropsProgram)
 	}
 	if err != nil {
 		return nil, err
@@ -152,34 +152,45 @@ func (s *dropSamples) unknown(err error) {
 	s.told = true
 }
 
-// dropsOf says which drops are those of an endpoint: at its sockets, the host sides of
-// its interfaces, or in its network namespace.
+// dropsOf says which drops are those of an endpoint.
 func (e *Env) dropsOf(c *cli.Context, b Backend, s selection, host *uint32) (func(drops.Key) bool, error) {
 	one, err := e.oneEndpoint(c, b, s)
 	if err != nil {
 		return nil, err
 	}
-	_, cgroups, err := b.Endpoints().CgroupOf(one, s.ref)
+	cgroup, cgroups, err := b.Endpoints().CgroupOf(one, s.ref)
 	if err != nil {
 		return nil, err
 	}
-	network := uint32(0)
-	if one.NetNS != nil && !pointed(one.HostNetwork) {
-		network = uint32(*one.NetNS)
-	}
-	if network == 0 && len(cgroups) == 0 {
+	place := dropPlace{cgroups: cgroups, devices: onHost(one.Interfaces)}
+	switch {
+	case one.NetNS != nil && !pointed(one.HostNetwork):
+		place.network = uint32(*one.NetNS)
+	case len(cgroups) == 0 && pointed(one.HostNetwork):
+		return nil, noCgroup(one, cgroup)
+	case len(cgroups) == 0:
 		return nil, closedNetwork(one)
 	}
-	devices := onHost(one.Interfaces)
-	return func(k drops.Key) bool {
-		if cgroups[k.CgroupID] {
-			return true
-		}
-		if k.CgroupID > 1 && len(cgroups) > 0 && (network == 0 || k.SocketNetNS == network) {
-			return false // another container's socket
-		}
-		return k.NetNS == *host && devices[k.IfIndex] || network != 0 && k.NetNS == network
-	}, nil
+	return func(k drops.Key) bool { return place.has(k, *host) }, nil
+}
+
+// dropPlace is where the packets of an endpoint are dropped.
+type dropPlace struct {
+	cgroups map[uint64]bool // of its sockets; none: not known
+	devices map[uint32]bool // the host sides of its interfaces
+	network uint32          // inode; 0: the host's, or not known
+}
+
+// has says whether packets are the endpoint's: those of its sockets, and in its network
+// and at its interfaces also those of nobody there who is known.
+func (p dropPlace) has(k drops.Key, host uint32) bool {
+	switch {
+	case p.cgroups[k.CgroupID]:
+		return true
+	case p.network == 0, k.CgroupID > 1 && len(p.cgroups) > 0 && k.SocketNetNS == p.network:
+		return false
+	}
+	return k.NetNS == p.network || k.NetNS == host && p.devices[k.IfIndex]
 }
 
 func dropTable(d drops.Document) output.Table {
