@@ -35,7 +35,7 @@ func (p *Processes) Of(shown []Shown) ([]*Process, error) {
 			asked, packets = append(asked, s.Key), append(packets, s.packet())
 		}
 	}
-	answer, err := p.api.Find(packets, func() bool { return false })
+	answer, err := p.api.Find(packets, nil)
 	for i, process := range answer.Processes {
 		switch {
 		case process != nil:

@@ -21,7 +21,7 @@ import (
 type API interface {
 	// Find says whose the sockets of packets are. It takes no longer than packets
 	// may wait for that, which is over when hurry says so, and looks for nothing when
-	// it is asked too often. What it found is valid also with an error, which says why
+	// it is asked too often. nil says that nothing waits. What it found is valid also with an error, which says why
 	// it couldn't look for some.
 	Find(packets []Packet, hurry func() bool) (Answer, error)
 }
@@ -61,6 +61,8 @@ type Answer struct {
 const (
 	// longest is how long a look may take.
 	longest = 20 * time.Millisecond
+	// patience is how long it may take where nothing waits.
+	patience = time.Second
 	// perSecond is for how many packets it looks in a second, and at once when it had
 	// nothing to do for one. When more come at once it looks for none: they can't wait.
 	perSecond = 20
@@ -148,12 +150,16 @@ func (f *Finder) Find(packets []Packet, hurry func() bool) (Answer, error) {
 		return nothing, nil
 	}
 	f.credit -= float64(len(numbers))
+	longest := f.longest
+	if hurry == nil {
+		longest, hurry = patience, func() bool { return false }
+	}
 	looking := make(chan looked, 1)
 	f.looking = looking
-	go func() { looking <- f.look(packets, numbers, began.Add(f.longest)) }()
+	go func() { looking <- f.look(packets, numbers, began.Add(longest)) }()
 	wait := time.NewTicker(time.Millisecond)
 	defer wait.Stop()
-	for !hurry() && time.Since(began) < f.longest {
+	for !hurry() && time.Since(began) < longest {
 		select {
 		case r := <-looking:
 			f.looking = nil
