@@ -18,7 +18,7 @@ TESTFLAGS ?=
 KERNELS ?= 5.10 6.1 6.12 6.18 newest
 KERNEL_VARIANTS ?= 6.12:lockdown=integrity 6.12:lockdown=confidentiality 6.12:no-btf
 KERNEL_PACKAGES ?= ./bpf ./pinned $(addprefix ./internal/,blocklist bpftool bypass counter datapath dns drops endpoint flow follow holders maps metrics peers ports probe sockets traffic)
-KERNEL_TESTS ?= Scripts|Matrix|Endpoints|HostSideBypassed|UnreadPrograms|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$|LowMemlock|MissingBPFFS|ReadOnlyBPFFS|MapFull|InputCut|ReplacedPins|Targets|AllPods|Peers
+KERNEL_TESTS ?= Scripts|Matrix|Endpoints|HostSideBypassed|UnreadPrograms|ThreeCapabilities|OwnLinks|MissingCapability|Readme|Articles|Maps$$|LowMemlock|MissingBPFFS|ReadOnlyBPFFS|MapFull|InputCut|ReplacedPins|Targets|AllPods|Peers|Drops
 CASES_KERNELS ?= 5.10 6.1
 KERNEL_CASES ?= Test(RefusedNetlink|KillAtEveryStep)$$/^((at|de)tach-tc|replace-tc)$$
 

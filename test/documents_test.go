@@ -157,6 +157,7 @@ func TestDocuments(t *testing.T) {
 		"load peers", "attach tc peers --dev veth-a --direction both", "ping", "watch peers --interval 100ms --count 2",
 		"watch flows --interval 100ms --count 2", "flows sum",
 		"load dns", "attach tc dns --dev veth-a --direction both", "ask",
+		"load drops", "attach trace drops", "drop", "watch drops --interval 100ms --count 2",
 		"ports allow 80/tcp", "ports list",
 		"blocklist add 198.51.100.0/24 --reason scans --expires 24h", "refuse", "unknown", "blocklist test 198.51.100.7", "blocklist list --hits", "blocklist export", "blocklist lists", "load blocklist", "attach tc blocklist --dev veth-b --direction both", "blocklist add 10.77.0.0/24 --list watched --reason scans --expires 24h --force",
 		"blocklist action alert --list watched", "ping", "watch alerts --count 1", "watch alerts --replay testdata/samples.ndjson --burst 10kB/10s", "watch alerts --replay testdata/peers.ndjson --fanout 2/10s --scan 2ports/10s --scan 2failed/10s",
@@ -178,6 +179,10 @@ func TestDocuments(t *testing.T) {
 			watch := n.watchesDNS(t, "--count", "1", "--name", "www.example", "-q")
 			n.askFor(t, "www.example.", "udp")
 			note(t, watch.wait(t), page, seen)
+			continue
+		}
+		if line == "drop" { // at a port that nobody has
+			n.sh(t, "nsenter --net=/run/netns/$POD_A bash -c 'echo x >/dev/udp/"+addressB+"/9'")
 			continue
 		}
 		if line == "follow" { // until the first document

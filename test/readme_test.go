@@ -37,6 +37,7 @@ func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
 func TestDNS(t *testing.T)       { runBlocks(t, "../docs/dns.md") }
 func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
 func TestFlows(t *testing.T)     { runBlocks(t, "../docs/flows.md") }
+func TestDrops(t *testing.T)     { runBlocks(t, "../docs/drops.md") }
 func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
 func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
 
