@@ -396,24 +396,36 @@ func TestFullBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	processes := NewProcesses(finder)
-	for attempt := 0; ; attempt++ {
+	for range 20 {
 		s.datagrams(s.pod, "10.77.0.1:921", 1) // a port alone tells for a second
-		_, _, sample = s.dropped(full+uint64(attempt)+1, func(k Key) bool { return k == keys[0] })
-		found, err := processes.Of([]Shown{{Key: keys[0], Entry: sample.Entries[keys[0]], News: true}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if p := found[0]; p != nil {
+		if p := s.processOf(processes, s.latest(921)); p != nil {
 			if p.PID != pid || p.Owners != 1 || p.Executable == nil || p.StartTime.IsZero() {
 				t.Errorf("the process is %+v, want %d", p, pid)
 			}
-			break
+			return
 		}
-		if attempt == 20 {
-			t.Fatal("no process was found")
-		}
-		time.Sleep(200 * time.Millisecond)
 	}
+	t.Error("no process was found")
+}
+
+// latest is what was dropped last that was for a port.
+func (s site) latest(port uint16) (last Shown) {
+	s.Helper()
+	for key, e := range s.sample().Entries {
+		if key.Destination.Port() == port && e.LastSeen.After(last.LastSeen) {
+			last = Shown{key, e, true}
+		}
+	}
+	return last
+}
+
+func (s site) processOf(p *Processes, drop Shown) *Process {
+	s.Helper()
+	found, err := p.Of([]Shown{drop})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return found[0]
 }
 
 // tellsReceiver says whether the kernel tells the socket that would have got a packet
