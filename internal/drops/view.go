@@ -213,7 +213,10 @@ func (w *Watch) who(key Key, e Entry) Who {
 	if w.Owner == nil {
 		return who
 	}
-	owner, _ := w.Owner(key)
+	owner, ok := w.Owner(key)
+	if !ok {
+		return who
+	}
 	if owner.Pod != nil {
 		who.Namespace, who.Pod, who.PodUID = owner.Pod.Namespace, owner.Pod.Name, &owner.Pod.UID
 	}
