@@ -38,11 +38,16 @@ func TestOwners(t *testing.T) {
 		cgroups[path] = inode(t, s.dir+path)
 	}
 
+	networks := map[string]NetNS{podNS: 0, webNS: 0, s.host: 0}
+	for path := range networks {
+		networks[path] = NetNS(inode(t, path))
+	}
+
 	owners := NewOwners(s.Kernel)
 	check := func(when string) {
 		t.Helper()
 		_, err := owners.Find(context.Background(), time.Minute, []uint32{interfaces["vethpod"], interfaces["vethweb"], interfaces["lo"]},
-			[]uint64{cgroups[pod], cgroups[pod+"/"+idA], cgroups[web+"/init"], cgroups[""], 1})
+			[]uint64{cgroups[pod], cgroups[pod+"/"+idA], cgroups[web+"/init"], cgroups[""], 1}, networks[podNS], networks[webNS], networks[s.host])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,6 +63,11 @@ func TestOwners(t *testing.T) {
 				t.Errorf("%s: cgroup %q is of %s, want %s", when, path, got, want)
 			}
 		}
+		for path, want := range map[string]string{podNS: "pod " + uid, webNS: "container " + idB, s.host: "nobody"} {
+			if got := ownerText(owners.Network(networks[path])); got != want {
+				t.Errorf("%s: network %s is of %s, want %s", when, path, got, want)
+			}
+		}
 	}
 	check("while they run")
 	if got := ownerText(owners.Address(netip.MustParseAddr("10.202.7.4"))); got != "pod "+uid { // both have it
@@ -71,6 +81,9 @@ func TestOwners(t *testing.T) {
 	owners.Retain(map[uint32]bool{interfaces["vethpod"]: true}, map[uint64]bool{cgroups[pod]: true})
 	_, web4 := owners.Interface(interfaces["vethweb"])
 	_, init := owners.Cgroup(cgroups[web+"/init"])
+	if _, pod := owners.Network(networks[podNS]); pod {
+		t.Error("a network is retained")
+	}
 	if pod4 := ownerText(owners.Interface(interfaces["vethpod"])); pod4 != "pod "+uid || web4 || init {
 		t.Errorf("retained are %s, %v, %v", pod4, web4, init)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
 )
@@ -334,6 +335,35 @@ func TestPlaces(t *testing.T) {
 	s.is(host, p)
 	p.Source, p.Destination, p.Ingress = p.Destination, p.Source, false
 	s.unknown("an answer without a connection", p)
+}
+
+// What is known of a socket isn't asked for: its namespace, or itself.
+func TestKnownSocket(t *testing.T) {
+	s := newSite(t)
+	host := start(t, s.host, "", "listen tcp [::]:80")
+	p := s.packet(tcp, boxAddress+":5001", hostAddress+":80")
+	p.Socket.NetNS = inode(t, s.host)
+	s.is(host, p)
+	dir, err := endpoint.OpenProcess(host.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	var number uint32
+	if err := dir.Descriptors(func(_, target string) { _, _ = fmt.Sscanf(target, "socket:[%d]", &number) }); err != nil || number == 0 {
+		t.Fatalf("socket %d, %v", number, err)
+	}
+	known := Packet{Time: time.Now(), Socket: Socket{inode(t, s.host), number}}
+	s.is(host, known)
+	host.end()
+	f, err := NewFinder(s.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// An error may say that not all processes can be looked into.
+	if a, _ := f.Find([]Packet{known}, nil); a.Processes[0] != nil || a.Missed != 0 {
+		t.Errorf("a socket that is closed: %+v", a)
+	}
 }
 
 func inode(t testing.TB, path string) uint64 {
