@@ -74,7 +74,7 @@ func recordNames() []string {
 	for _, c := range commandCases() {
 		names = append(names, c.records()...)
 	}
-	return slices.Concat(names, scrapeRecords(), watchRecords(), []string{binarySize})
+	return slices.Concat(names, scrapeRecords(), watchRecords(), dropRecords(), []string{binarySize})
 }
 
 func keep(t *testing.T, records []record) {
@@ -99,7 +99,7 @@ func measureAll(t *testing.T) []record {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T, func(string) bool) []record
-	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"watches", measureWatch}, {"binary", measureBinary}} {
+	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"watches", measureWatch}, {"drops", measureDrops}, {"binary", measureBinary}} {
 		fmt.Fprintln(os.Stderr, "bench: measuring", part.name)
 		t.Run(part.name, func(t *testing.T) { all = append(all, part.measure(t, pattern.MatchString)...) })
 	}
@@ -198,6 +198,8 @@ distance from the median, of the ratio or, without one, of the value.
 - scrape: the request of a client on the same machine until it has all of the
   answer. Pods are cgroups, or veths, without names, with one address each. CPU is
   the exporter's for one scrape, as a part of 10 seconds of one CPU.
+- drop: ns of the program drops for a packet that is dropped, as the kernel counts
+  the time of programs, the two looks at the clock for that included.
 
 %s
 Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without
