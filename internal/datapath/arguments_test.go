@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -30,5 +31,12 @@ func TestArguments(t *testing.T) {
 	reasons := testkit.HasEnumerator("skb_drop_reason", "SKB_DROP_REASON_NO_SOCKET")
 	if err := spec.Variables["kfree_skb_args"].Get(&n); err != nil || reasons != (n > 2) || n < 2 {
 		t.Errorf("kfree_skb has %d, %v; reasons %v", n, err, reasons)
+	}
+	engine, err := Open(Options{Root: testkit.Root(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.Load(context.Background(), LoadRequest{Source: "drops", Set: map[string]string{"kfree_skb_args": "4"}}); !errors.Is(err, fault.ErrUsage) {
+		t.Errorf("set by hand: %v", err)
 	}
 }

@@ -192,6 +192,9 @@ func (p *loadPlan) set(values map[string]string) error {
 		if v == nil {
 			return fault.New(fault.ErrUsage, "--set %s: the object has no such global variable", name).Hint("variables: %s", join(keys(p.spec.Variables)))
 		}
+		if slices.ContainsFunc(p.arguments, func(a bpf.Arguments) bool { return a.Variable == name }) {
+			return fault.New(fault.ErrUsage, "--set %s: the kernel decides it", name)
+		}
 		if v.Type == nil {
 			return fault.New(fault.ErrUsage, "--set %s: the object has no type information (BTF) for it", name).Hint("compile it with clang -g")
 		}
