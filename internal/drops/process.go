@@ -58,10 +58,10 @@ func (s Shown) askable() bool { return s.Socket != 0 || s.NetNS != 0 && s.Direct
 func (s Shown) packet() sockets.Packet {
 	p := sockets.Packet{
 		Time: s.LastSeen, Protocol: s.Protocol, Source: s.Source, Destination: s.Destination, Ingress: s.Direction == Ingress,
-		IfIndex: s.IfIndex, CgroupID: s.CgroupID, Socket: sockets.Socket{NetNS: uint64(s.NetNS)},
+		IfIndex: s.IfIndex, CgroupID: s.CgroupID, Socket: sockets.Known{NetNS: uint64(s.NetNS)},
 	}
 	if s.Socket != 0 {
-		p.Socket = sockets.Socket{NetNS: uint64(s.SocketNetNS), Inode: s.Socket}
+		p.Socket = sockets.Known{NetNS: uint64(s.SocketNetNS), Inode: s.Socket}
 	}
 	return p
 }

@@ -242,7 +242,7 @@ func TestProcesses(t *testing.T) {
 	if found := step(false, 2, closed, full, silent); found[0] != nil || found[1] == nil || found[1].PID != 812 || found[1].Owners != 2 || found[2] != nil {
 		t.Errorf("found %+v", found)
 	}
-	if a := f.asked; a[0].Socket != (sockets.Socket{NetNS: host}) || !a[0].Ingress || a[0].Destination != closed.Destination || a[1].Socket != (sockets.Socket{NetNS: inside, Inode: 77}) {
+	if a := f.asked; a[0].Socket != (sockets.Known{NetNS: host}) || !a[0].Ingress || a[0].Destination != closed.Destination || a[1].Socket != (sockets.Known{NetNS: inside, Inode: 77}) {
 		t.Errorf("asked for %+v", a)
 	}
 	if found := step(false, 0, full, closed); found[0] == nil {

@@ -42,7 +42,7 @@ func (l *look) name(numbers []int, processes []*Process) (left []int) {
 		}
 		if h := l.holdings[id]; h != nil {
 			if processes[i] = l.process(id, h, l.packets[i].Time); processes[i] != nil {
-				processes[i].Port = l.found[i][0].local.Port()
+				processes[i].Port = l.found[i][0].Local.Port()
 			}
 			continue
 		}

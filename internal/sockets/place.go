@@ -39,7 +39,7 @@ func (l *look) ask(numbers []int) {
 	for _, i := range numbers {
 		p := l.packets[i]
 		if p.Socket.Inode != 0 {
-			l.found[i] = []socket{{id: identity{netns: p.Socket.NetNS, inode: p.Socket.Inode}}}
+			l.found[i] = []Socket{{NetNS: p.Socket.NetNS, Inode: p.Socket.Inode}}
 			continue
 		}
 		places, err := l.places(p)

@@ -21,8 +21,8 @@ import (
 type API interface {
 	// Find says whose the sockets of packets are. It takes no longer than packets
 	// may wait for that, which is over when hurry says so, and looks for nothing when
-	// it is asked too often. nil says that nothing waits. What it found is valid also with an error, which says why
-	// it couldn't look for some.
+	// it is asked too often. nil says that nothing waits. What it found is valid also
+	// with an error, which says why it couldn't look for some.
 	Find(packets []Packet, hurry func() bool) (Answer, error)
 }
 
@@ -36,11 +36,11 @@ type Packet struct {
 	NetNS               uint64 // inode of the namespace that the interface is in; 0: the host's
 	AtCgroup            bool   // it was seen in CgroupID, not at the interface
 	CgroupID            uint64 // of the socket; 0: not known
-	Socket              Socket // where it is, if that is known
+	Socket              Known  // of its socket
 }
 
-// Socket is what may be known of a socket.
-type Socket struct {
+// Known is what may be known of a socket.
+type Known struct {
 	NetNS uint64 // inode of its namespace; 0: it is where the packet was seen
 	Inode uint32 // its own; 0: it has to be asked for
 }

@@ -353,7 +353,7 @@ func TestKnownSocket(t *testing.T) {
 	if err := dir.Descriptors(func(_, target string) { _, _ = fmt.Sscanf(target, "socket:[%d]", &number) }); err != nil || number == 0 {
 		t.Fatalf("socket %d, %v", number, err)
 	}
-	known := Packet{Time: time.Now(), Socket: Socket{inode(t, s.host), number}}
+	known := Packet{Time: time.Now(), Socket: Known{inode(t, s.host), number}}
 	s.is(host, known)
 	host.end()
 	f, err := NewFinder(s.host)
