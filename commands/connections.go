@@ -106,7 +106,9 @@ func countTable(d flow.CountDocument) output.Table {
 	}
 	for _, n := range d.Counts {
 		t.Rows = append(t.Rows, row(flow.Flow{
-			Network: n.Network, Process: n.Process, User: n.User, Container: n.Container, K8s: n.K8s, TCP: flow.Connection{State: n.State},
+			Network: flow.Network{Transport: n.Network.Transport, NetNS: n.Network.NetNS, Local: n.Network.Local, Peer: flow.Peer{Address: n.Network.Peer}},
+			Process: flow.ProcessDoc{PID: n.Process.PID, Executable: n.Process.Executable, Command: n.Process.Command},
+			User:    n.User, Container: n.Container, K8s: n.K8s, TCP: flow.Connection{State: n.State},
 		}, n.Connections))
 	}
 	for _, rest := range []struct {

@@ -28,18 +28,19 @@ func interrupted(loading time.Duration) string {
 	return fmt.Sprintf("timeout --foreground --preserve-status --signal=INT %.1fs $1", moment.Seconds())
 }
 
-func TestReadme(t *testing.T)    { runBlocks(t, "../README.md") }
-func TestArticles(t *testing.T)  { runBlocks(t, "../docs/articles.md") }
-func TestMaps(t *testing.T)      { runBlocks(t, "../docs/maps.md") }
-func TestBlocklist(t *testing.T) { runBlocks(t, "../docs/blocklist.md") }
-func TestBaselines(t *testing.T) { runBlocks(t, "../docs/baseline.md") }
-func TestAlerts(t *testing.T)    { runBlocks(t, "../docs/alerts.md") }
-func TestDNS(t *testing.T)       { runBlocks(t, "../docs/dns.md") }
-func TestPeers(t *testing.T)     { runBlocks(t, "../docs/peers.md") }
-func TestFlows(t *testing.T)     { runBlocks(t, "../docs/flows.md") }
-func TestDrops(t *testing.T)     { runBlocks(t, "../docs/drops.md") }
-func TestEndpoints(t *testing.T) { runBlocks(t, "../docs/endpoints.md") }
-func TestMetrics(t *testing.T)   { runBlocks(t, "../docs/metrics.md") }
+func TestReadme(t *testing.T)      { runBlocks(t, "../README.md") }
+func TestArticles(t *testing.T)    { runBlocks(t, "../docs/articles.md") }
+func TestMaps(t *testing.T)        { runBlocks(t, "../docs/maps.md") }
+func TestBlocklist(t *testing.T)   { runBlocks(t, "../docs/blocklist.md") }
+func TestBaselines(t *testing.T)   { runBlocks(t, "../docs/baseline.md") }
+func TestAlerts(t *testing.T)      { runBlocks(t, "../docs/alerts.md") }
+func TestDNS(t *testing.T)         { runBlocks(t, "../docs/dns.md") }
+func TestPeers(t *testing.T)       { runBlocks(t, "../docs/peers.md") }
+func TestFlows(t *testing.T)       { runBlocks(t, "../docs/flows.md") }
+func TestDrops(t *testing.T)       { runBlocks(t, "../docs/drops.md") }
+func TestConnections(t *testing.T) { runBlocks(t, "../docs/connections.md") }
+func TestEndpoints(t *testing.T)   { runBlocks(t, "../docs/endpoints.md") }
+func TestMetrics(t *testing.T)     { runBlocks(t, "../docs/metrics.md") }
 
 func runBlocks(t *testing.T, document string) {
 	text, err := os.ReadFile(document)

@@ -89,13 +89,29 @@ type NamespaceCounts struct {
 
 // Count is how many sockets have something in common, of which all else is null.
 type Count struct {
-	Network     Network    `json:"network"`
-	Process     ProcessDoc `json:"process"`
-	User        User       `json:"user"`
-	Container   Container  `json:"container"`
-	K8s         K8s        `json:"k8s"`
-	State       *string    `json:"state"`
-	Connections int        `json:"connections"`
+	Network     CountedNetwork `json:"network"`
+	Process     CountedProcess `json:"process"`
+	User        User           `json:"user"`
+	Container   Container      `json:"container"`
+	K8s         K8s            `json:"k8s"`
+	State       *string        `json:"state"`
+	Connections int            `json:"connections"`
+}
+
+// CountedNetwork is where sockets are.
+type CountedNetwork struct {
+	Transport *string `json:"transport"`
+	NetNS     *uint64 `json:"netns"`
+	Local     Address `json:"local"`
+	Peer      Address `json:"peer"`
+}
+
+// CountedProcess is who has sockets open.
+type CountedProcess struct {
+	PID        *uint32    `json:"pid"` // null also: the kernel keeps them for nobody, or it isn't known
+	StartTime  *time.Time `json:"start_time"`
+	Executable *string    `json:"executable"`
+	Command    *string    `json:"command"`
 }
 
 // OtherCounts are what a limit leaves out.
@@ -120,7 +136,11 @@ func (v View) Count(c Census) CountDocument {
 		Counts: []Count{}, Others: OtherCounts{Counts: all.Others.Flows, Connections: all.Total.Flows}, Total: all.Total.Flows,
 	}
 	for _, f := range all.Flows {
-		d.Counts = append(d.Counts, Count{f.Network, f.Process, f.User, f.Container, f.K8s, f.TCP.State, f.Flows})
+		n, p := f.Network, f.Process
+		d.Counts = append(d.Counts, Count{
+			CountedNetwork{n.Transport, n.NetNS, n.Local, n.Peer.Address}, CountedProcess{p.PID, p.StartTime, p.Executable, p.Command},
+			f.User, f.Container, f.K8s, f.TCP.State, f.Flows,
+		})
 		d.Others.Connections -= f.Flows
 	}
 	return d
