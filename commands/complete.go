@@ -182,9 +182,14 @@ func (co *completer) value(flag string) []string {
 	case "backend":
 		return flowBackends
 	case "by":
+		if slices.Contains(co.line.path, "connections") {
+			return flow.CountDimensions()
+		}
 		return flow.Dimensions()
 	case "proto":
 		return flowTransports
+	case "state":
+		return flow.States()
 	case "name", "instance", "peers-instance", "before", "after":
 		return co.loaded()
 	case "prog":

@@ -23,8 +23,8 @@ func connectionsCommand(env *Env) *cli.Command {
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "by", Value: "process,state", Usage: "count by `DIMENSIONS`, with commas between them"},
 				&cli.StringFlag{Name: "state", DefaultText: "all but listen", Usage: "only those in the `STATES`, the kernel's words with commas between them"},
-				&cli.BoolFlag{Name: "listen", Usage: "count listening sockets, too"},
-				&cli.StringFlag{Name: "proto", Value: "tcp", Usage: "sockets of the `TRANSPORTS`, of " + strings.Join(flowTransports, ", ") + ", with commas between them"},
+				&cli.BoolFlag{Name: "listening", Usage: "count listening sockets, too"},
+				&cli.StringFlag{Name: "proto", Value: "tcp", Usage: "sockets of the `TRANSPORTS`, of tcp, udp, udplite, icmp, raw, with commas between them"},
 				&cli.StringFlag{Name: "port", Usage: "only the local or peer's `PORTS`, with commas between them"},
 				&cli.UintFlag{Name: "pid", DefaultText: "all", Usage: "only those of the process `N`"},
 				&cli.StringFlag{Name: "container", Usage: "only those of the container `ID|NAME`"},
@@ -53,7 +53,7 @@ func (e *Env) connectionsCount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	request := flow.CensusRequest{Filter: filter, States: commaWords(c.String("state")), Listen: c.Bool("listen")}
+	request := flow.CensusRequest{Filter: filter, States: commaWords(c.String("state")), Listen: c.Bool("listening")}
 	p, b, err := e.open(c)
 	if err != nil {
 		return err

@@ -14,8 +14,8 @@ func TestConnectionsOf(t *testing.T) {
 		"--pid 900":         {Filter: flow.Filter{Transports: []string{"tcp"}, PIDs: []uint32{900}}},
 		"--pod shop/web":    {Filter: flow.Filter{Transports: []string{"tcp"}, Cgroups: []uint64{4020}}},
 		"--container nginx": {Filter: flow.Filter{Transports: []string{"tcp"}, Cgroups: []uint64{4022}}},
-		"--proto udp,47 --port 53 --listen --state close": {
-			Filter: flow.Filter{Transports: []string{"udp", "47"}, Ports: []uint16{53}}, Listen: true, States: []string{"close"},
+		"--proto udp,raw --port 53 --listening --state close": {
+			Filter: flow.Filter{Transports: []string{"udp", "raw"}, Ports: []uint16{53}}, Listen: true, States: []string{"close"},
 		},
 	} {
 		f := newFake()

@@ -164,7 +164,7 @@ func TestDocuments(t *testing.T) {
 		"watch alerts --config ../deploy/alerts/rules.yaml --dry-run",
 		"baseline show testdata/baseline.json", "deviate", "watch alerts --replay testdata/deviating.ndjson --baseline testdata/baseline.json",
 		"status", "status --interval 100ms --once", "blocklist clear", "prog list", "link list", "programs",
-		"endpoint list", "connections count --by process,state,peer --listen", "net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
+		"endpoint list", "connections count --by process,state,peer --listening", "net show", "attach cgroup pod-traffic --cgroup $CGROUP", "cgroup show $CGROUP",
 		"map list --fill", "map show pod-traffic/pods --pids", "map pin pod-traffic/pods $PIN --dry-run",
 		"map create $PIN --type hash --key-size 4 --value-size 4 --max-entries 1 --dry-run", "map freeze pod-traffic/pods --dry-run", "map next xdp-counter/packets", "map watch pod-traffic/pods --interval 100ms --once", "map get xdp-counter/packets 0", "map set pod-traffic/pod_prefixes 10.0.0.0/8 1",
 		"map delete pod-traffic/pod_prefixes 10.0.0.0/8", "map import pod-traffic/pod_prefixes testdata/prefixes.csv", "map clear pod-traffic/pod_prefixes", "doctor --selftest", "version", "detach tc pod-traffic",

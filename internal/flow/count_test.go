@@ -134,8 +134,9 @@ func TestCensus(t *testing.T) {
 		request CensusRequest
 		err     error
 	}{
-		"state":   {CensusRequest{States: []string{"open"}}, fault.ErrUsage},
-		"process": {CensusRequest{Filter: Filter{PIDs: []uint32{1 << 30}}}, fault.ErrNotFound},
+		"transport": {CensusRequest{Filter: Filter{Transports: []string{"mptcp"}}}, fault.ErrUnsupported},
+		"state":     {CensusRequest{States: []string{"open"}}, fault.ErrUsage},
+		"process":   {CensusRequest{Filter: Filter{PIDs: []uint32{1 << 30}}}, fault.ErrNotFound},
 	} {
 		if _, _, err := TakeCensus(context.Background(), c.request); !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", name, err)

@@ -19,12 +19,14 @@ import (
 // DiagStore is the word of Backend for what sock_diag tells.
 const DiagStore = "sock_diag"
 
-// diagProtocols are what sock_diag, and /proc of ping and raw, list sockets of, with the
-// words for them.
-var diagProtocols = []struct {
+// diagProtocol is a protocol and the transports that its sockets may be of.
+type diagProtocol struct {
 	number uint8
 	words  []string
-}{
+}
+
+// diagProtocols are what sock_diag, and /proc of ping and raw, list sockets of.
+var diagProtocols = []diagProtocol{
 	{unix.IPPROTO_TCP, []string{"tcp"}},
 	{unix.IPPROTO_UDP, []string{"udp"}},
 	{unix.IPPROTO_UDPLITE, []string{"udplite"}},
@@ -51,7 +53,8 @@ type diag struct {
 // OpenDiag returns a Sampler that needs no program: it asks the kernel for the sockets
 // of all network namespaces that processes are in, by sock_diag. Counting begins now. Of
 // datagrams nothing is counted. The notes, for people, say what it can't see.
-// ErrUnsupported where the kernel tells nothing of TCP.
+// ErrUnsupported where the kernel tells nothing of TCP, and of other transports than
+// "tcp", "udp", "udplite", "icmp" and "raw".
 func OpenDiag(filter Filter) (Sampler, []string, error) {
 	d, err := newDiag(filter, moving)
 	if err != nil {
@@ -69,8 +72,14 @@ func OpenDiag(filter Filter) (Sampler, []string, error) {
 }
 
 // newDiag returns a diag of TCP sockets in some states, as bits, and all others.
+// ErrUnsupported if the filter has other transports.
 func newDiag(filter Filter, states uint32) (*diag, error) {
 	d := &diag{filter: filter, accounts: map[uint64]*account{}, below: map[uint64]bool{}}
+	for _, word := range filter.Transports {
+		if !slices.ContainsFunc(diagProtocols, func(p diagProtocol) bool { return slices.Contains(p.words, word) }) {
+			return nil, fault.New(fault.ErrUnsupported, "list sockets of %s: sock_diag doesn't tell them", word)
+		}
+	}
 	for _, p := range diagProtocols {
 		asked := slices.ContainsFunc(p.words, func(word string) bool { return slices.Contains(filter.Transports, word) })
 		if len(filter.Transports) > 0 && !asked {
