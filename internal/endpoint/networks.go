@@ -175,12 +175,12 @@ func (d ProcessDir) UID() (uint32, bool) {
 	return 0, false
 }
 
-// CgroupPath is the path of the cgroup that has an id, below the mount of cgroup2. An
-// error where it is gone, and without CAP_DAC_READ_SEARCH.
-func CgroupPath(id uint64) (path string, err error) {
+// CgroupDir is the directory of the cgroup2 that has an id: an error where it is gone,
+// and without CAP_DAC_READ_SEARCH.
+func CgroupDir(id uint64) (dir string, err error) {
 	err = withCgroup2(func(top int) (err error) {
-		path, err = cgroupDir(top, id)
+		dir, err = cgroupDir(top, id)
 		return err
 	})
-	return path, err
+	return dir, err
 }

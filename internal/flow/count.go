@@ -51,7 +51,7 @@ func TakeCensus(ctx context.Context, r CensusRequest) (Census, []string, error) 
 	}
 	c := Census{Time: time.Now(), Seen: s.seen, Skipped: s.skipped}
 	for _, a := range d.accounts {
-		if state := StateName(a.socket.State); r.has(a.socket.State, state) && d.wants(a) {
+		if state := StateName(a.socket.State); r.has(a.socket.State, state) && d.fits(a) && d.isAsked(a) {
 			c.Rows = a.rows(c.Rows, nil)
 			row := &c.Rows[len(c.Rows)-1]
 			row.TCP, row.Counters = &TCP{State: state}, Counters{}

@@ -16,8 +16,8 @@ import (
 	"bpfnet/internal/sockets"
 )
 
-// DiagStore is the word of Backend for what sock_diag tells.
-const DiagStore = "sock_diag"
+// diagStore is the word of Backend for what sock_diag tells.
+const diagStore = "sock_diag"
 
 // diagProtocol is a protocol and the transports that its sockets may be of.
 type diagProtocol struct {
@@ -46,7 +46,7 @@ type diag struct {
 	accounts map[uint64]*account // by the socket's cookie
 	owners   owners
 	below    map[uint64]bool // whether a cgroup is one of the filter's, or below it
-	roots    []string        // paths of the filter's cgroups
+	roots    []string        // directories of the filter's cgroups
 	lost     uint64          // bytes of closed sockets that were nobody's
 }
 
@@ -92,11 +92,11 @@ func newDiag(filter Filter, states uint32) (*diag, error) {
 		d.queries = append(d.queries, q)
 	}
 	for _, id := range filter.Cgroups {
-		path, err := endpoint.CgroupPath(id)
+		dir, err := endpoint.CgroupDir(id)
 		if err != nil {
 			return nil, fmt.Errorf("find cgroup %d: %w", id, err)
 		}
-		d.roots = append(d.roots, path)
+		d.roots = append(d.roots, dir)
 	}
 	return d, nil
 }
@@ -111,7 +111,7 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
-	sample := Sample{Time: now, Since: d.since, Backend: Backend{TCPTransmit: DiagStore, TCPReceive: DiagStore, Datagrams: "none", Store: DiagStore}}
+	sample := Sample{Time: now, Since: d.since, Backend: Backend{TCPTransmit: diagStore, TCPReceive: diagStore, Datagrams: "none", Store: diagStore}}
 	gone, err := d.gone(s)
 	if err != nil {
 		return Sample{}, err
@@ -119,17 +119,22 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 	sample.Loss.Unattributed = d.lost
 	sample.Rows = make([]Row, 0, len(d.accounts))
 	for cookie, a := range d.accounts {
-		nobodys := a.nobodys()
-		sample.Loss.Unattributed += nobodys
 		var closed *time.Time
 		if gone[cookie] {
 			closed = &now
-			d.lost += nobodys
 			delete(d.accounts, cookie)
 		} else if !a.asked {
 			continue // whose it is will be known in the next sample
 		}
-		if d.wants(a) {
+		if !d.fits(a) {
+			continue
+		}
+		nobodys := a.nobodys()
+		sample.Loss.Unattributed += nobodys
+		if closed != nil {
+			d.lost += nobodys
+		}
+		if d.isAsked(a) {
 			sample.Rows = a.rows(sample.Rows, closed)
 		}
 	}
@@ -218,22 +223,26 @@ func (d *diag) gone(s *survey) (map[uint64]bool, error) {
 	return gone, nil
 }
 
-// wants says whether a socket is one of the filter's.
-func (d *diag) wants(a *account) bool {
+// fits says whether a socket is one of the filter's, whosever it is.
+func (d *diag) fits(a *account) bool {
 	f := d.filter
 	has := func(port uint16) bool { return slices.Contains(f.Ports, port) }
 	return (len(f.Transports) == 0 || slices.Contains(f.Transports, a.row.Transport)) &&
 		(len(f.Ports) == 0 || has(a.row.Local.Port()) || has(a.row.Peer.Port())) &&
-		(len(f.PIDs) == 0 || slices.ContainsFunc(f.PIDs, a.isOf)) &&
 		(len(f.Cgroups) == 0 || d.isBelow(a.socket.Cgroup))
+}
+
+// isAsked says whether a socket is one of the filter's processes'.
+func (d *diag) isAsked(a *account) bool {
+	return len(d.filter.PIDs) == 0 || slices.ContainsFunc(d.filter.PIDs, a.isOf)
 }
 
 // isBelow says whether a cgroup is one of the filter's, or below one.
 func (d *diag) isBelow(id uint64) bool {
 	below, known := d.below[id]
 	if !known {
-		path, err := endpoint.CgroupPath(id)
-		below = slices.Contains(d.filter.Cgroups, id) || err == nil && slices.ContainsFunc(d.roots, func(root string) bool { return strings.HasPrefix(path, root+"/") || root == "/" })
+		dir, err := endpoint.CgroupDir(id)
+		below = slices.Contains(d.filter.Cgroups, id) || err == nil && slices.ContainsFunc(d.roots, func(root string) bool { return strings.HasPrefix(dir, root+"/") })
 		d.below[id] = below
 	}
 	return below
