@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/netns"
+	"bpfnet/internal/sockets"
 	"bpfnet/internal/testkit"
 	"bpfnet/internal/workload"
 )
@@ -800,5 +801,46 @@ func TestDiagExact(t *testing.T) {
 				},
 			})
 		})
+	}
+}
+
+// TestExists asks for sockets one by one, as for those that a list lacks.
+func TestExists(t *testing.T) {
+	s := newSite(t)
+	l := s.socket(unix.AF_INET6, unix.SOCK_STREAM, 0)
+	l.must(unix.Bind(l.fd, &unix.SockaddrInet6{Port: 4000}))
+	l.must(unix.Listen(l.fd, 5))
+	var open []peerEnd
+	for _, to := range []unix.Sockaddr{&unix.SockaddrInet6{Port: 4000, Addr: [16]byte{15: 1}}, mapped(4000), loopback(4000)} {
+		family := unix.AF_INET6
+		if _, isIPv4 := to.(*unix.SockaddrInet4); isIPv4 {
+			family = unix.AF_INET
+		}
+		c := s.socket(family, unix.SOCK_STREAM, 0)
+		c.connect(to)
+		open = append(open, c, l.accept())
+	}
+	var found []sockets.Socket
+	s.in(func() error {
+		_, err := sockets.Each(unix.IPPROTO_TCP, moving, func(one sockets.Socket) { found = append(found, one) })
+		return err
+	})
+	if len(found) != len(open) {
+		t.Fatalf("%d sockets", len(found))
+	}
+	for _, want := range []bool{true, false} {
+		for _, one := range found {
+			s.in(func() error {
+				there, err := sockets.Exists(one)
+				if there != want {
+					t.Errorf("%v, want %v: %+v", there, want, one)
+				}
+				return err
+			})
+		}
+		for i := range open {
+			open[i].close()
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
