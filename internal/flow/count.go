@@ -127,7 +127,7 @@ func CountDimensions() []string {
 
 // Count counts the sockets of a census by v.By, of CountDimensions.
 func (v View) Count(c Census) CountDocument {
-	v.Sort = "-flows"
+	v.Sort, v.all = "-flows", true
 	w := NewWatch(v)
 	w.Take(Sample{Time: c.Time, Rows: c.Rows})
 	all := w.Document()

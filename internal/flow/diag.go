@@ -16,9 +16,6 @@ import (
 	"bpfnet/internal/sockets"
 )
 
-// diagStore is the word of Backend for what sock_diag tells.
-const diagStore = "sock_diag"
-
 // diagProtocol is a protocol and the transports that its sockets may be of.
 type diagProtocol struct {
 	number uint8
@@ -111,7 +108,7 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
-	sample := Sample{Time: now, Since: d.since, Backend: Backend{TCPTransmit: diagStore, TCPReceive: diagStore, Datagrams: "none", Store: diagStore}}
+	sample := Sample{Time: now, Since: d.since, Backend: Backend{TCPTransmit: Polling, TCPReceive: Polling, Datagrams: "none", Store: Polling}}
 	gone, err := d.gone(s)
 	if err != nil {
 		return Sample{}, err

@@ -27,6 +27,8 @@ type View struct {
 	Executable func(pid uint32, start uint64) string // "": not known; asked once for each process
 	Users      map[uint32]string
 	Boot       time.Time // when CLOCK_BOOTTIME was 0
+
+	all bool // also sockets that are no flows
 }
 
 // DefaultSort puts those first that moved the most since the sample before.

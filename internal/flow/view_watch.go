@@ -102,7 +102,7 @@ func (e *entry) rest() { e.flows, e.grown, e.news = 0, Counters{}, false }
 // see adds a row. One that is there twice, as walks over changing tables have them,
 // counts once.
 func (w *Watch) see(r *Row) {
-	if !r.Peer.IsValid() && r.Counters == (Counters{}) {
+	if !w.all && !r.Peer.IsValid() && r.Counters == (Counters{}) {
 		return // a socket that listens, or waits
 	}
 	s, fresh := w.state(r.ID())
