@@ -48,19 +48,20 @@ enum flow_ending : __u8 {
 };
 
 enum flow_flag : __u8 {
-	FLOW_INWARD = 1,    /* the peer opened it */
-	FLOW_EXISTED = 2,   /* before counting began */
-	FLOW_SUPPOSED = 4,  /* the first use is of who has it open, or its listener, and may never use it */
-	FLOW_REST = 8,      /* the use is of several processes (only in records) */
-	FLOW_ENDED = 32,    /* it was told, but the kernel hasn't let go of it */
-	FLOW_UNREAD = 16,   /* TCP: it had received nothing yet; its position isn't known before */
+	FLOW_INWARD = 1,  /* the peer opened it */
+	FLOW_EXISTED = 2, /* before counting began */
+	FLOW_SUPPOSED =
+		4, /* the first use is of who has it open, or its listener, and may never use it */
+	FLOW_REST = 8,    /* the use is of several processes (only in records) */
+	FLOW_ENDED = 32,  /* it was told, but the kernel hasn't let go of it */
+	FLOW_UNREAD = 16, /* TCP: it had received nothing yet; its position isn't known before */
 };
 
 /* A socket. */
 struct flow_socket {
 	struct flow_use uses[USES + 1];
-	__u64 cookie; /* 0, or another socket's: this one hasn't been met yet */
-	__u64 opened; /* ns of CLOCK_BOOTTIME */
+	__u64 cookie;    /* 0, or another socket's: this one hasn't been met yet */
+	__u64 opened;    /* ns of CLOCK_BOOTTIME */
 	ip_addr_t local; /* of TCP: when it was connected */
 	ip_addr_t peer;
 	__u32 netns;
@@ -139,9 +140,9 @@ struct flow_talk {
 
 /* What is known of all. */
 struct flow_sums {
-	__u64 began; /* ns of CLOCK_BOOTTIME */
-	__u64 closed; /* records in closed_flows, ever */
-	__u64 opened; /* records in opened_flows, ever */
+	__u64 began;   /* ns of CLOCK_BOOTTIME */
+	__u64 closed;  /* records in closed_flows, ever */
+	__u64 opened;  /* records in opened_flows, ever */
 	__u64 no_room; /* sockets for which there was no memory */
 	__u64 no_room_bytes;
 };
@@ -353,7 +354,8 @@ static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
 }
 
 /* What is the same in all records of a socket. */
-static __always_inline void read_socket(const struct flow_socket *socket, struct flow_record *record)
+static __always_inline void read_socket(const struct flow_socket *socket,
+                                        struct flow_record *record)
 {
 	record->cookie = socket->cookie;
 	record->opened = socket->opened;
@@ -490,7 +492,8 @@ static __always_inline void remember_addresses(struct sock *sk, struct flow_sock
 	__be16 port = sk->__sk_common.skc_dport;
 
 	read_addresses(sk, &local, &peer);
-	if (unlikely(was_used(socket) && (port != socket->peer_port || !is_same(&peer, &socket->peer))))
+	if (unlikely(was_used(socket) &&
+	             (port != socket->peer_port || !is_same(&peer, &socket->peer))))
 		restart(sk, socket);
 	socket->local = local;
 	socket->peer = peer;
@@ -530,7 +533,8 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
  * lost then. TCP's reads aren't: the next one tells them, too. */
 static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags, __u32 moves)
 {
-	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct flow_socket *socket =
+		bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct flow_sums *all;
 	__u64 cookie;
 
@@ -620,9 +624,8 @@ static __always_inline struct flow_talk *talked(struct sock *sk)
 
 /* The counters of a peer, for what the sum of the socket has already; NULL for the one that the
  * socket is connected to. */
-static __always_inline struct flow_peer *peer_of(const struct flow_socket *socket,
-                                                 const struct flow_use *use,
-                                                 const struct flow_talk *with)
+static __always_inline struct flow_peer *
+peer_of(const struct flow_socket *socket, const struct flow_use *use, const struct flow_talk *with)
 {
 	struct flow_peer_key key = {};
 	struct flow_peer *peer, none = {};
@@ -957,7 +960,8 @@ int flows_release(struct bpf_sock *sk)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, 0, 0);
 
-	if (!socket || (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM) || !socket->cookie)
+	if (!socket || (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM) ||
+	    !socket->cookie)
 		return 1;
 	socket->flags |= FLOW_ENDED;
 	log_closed(NULL, socket);
