@@ -41,10 +41,11 @@ struct flow_use {
 /* Who has closed a TCP connection, or the first who did. */
 enum flow_ending : __u8 {
 	ENDING_NONE,
-	ENDING_LOCAL,   /* sent the first FIN */
-	ENDING_PEER,    /* sent the first FIN */
-	ENDING_ABORTED, /* reset or given up */
-	ENDING_REFUSED, /* never opened */
+	ENDING_LOCAL,    /* sent the first FIN */
+	ENDING_PEER,     /* sent the first FIN */
+	ENDING_ABORTED,  /* reset or given up */
+	ENDING_REFUSED,  /* never opened */
+	ENDING_GIVEN_UP, /* by its process, before it was open */
 };
 
 enum flow_flag : __u8 {
@@ -60,8 +61,9 @@ enum flow_flag : __u8 {
 /* A socket. */
 struct flow_socket {
 	struct flow_use uses[USES + 1];
-	__u64 cookie;    /* 0, or another socket's: this one hasn't been met yet */
-	__u64 opened;    /* ns of CLOCK_BOOTTIME */
+	__u64 cookie; /* 0, or another socket's: this one hasn't been met yet */
+	__u64 opened; /* ns of CLOCK_BOOTTIME; of TCP: when it was begun to connect */
+	__u64 ended;  /* TCP: the connection, 0: it hasn't; processes may still have the socket */
 	ip_addr_t local; /* of TCP: when it was connected */
 	ip_addr_t peer;
 	__u32 netns;
@@ -80,6 +82,7 @@ enum flow_event : __u8 {
 	EVENT_NONE, /* it is open */
 	EVENT_OPENED,
 	EVENT_CLOSED,
+	EVENT_FAILED, /* to open */
 };
 
 /* A use of a socket, as it is told to user space. */
@@ -87,7 +90,7 @@ struct flow_record {
 	__u64 sequence; /* in a log: from 1 on, 0 while it is written */
 	__u64 cookie;
 	__u64 opened;
-	__u64 time; /* of the event */
+	__u64 time; /* of the event; of a TCP connection that was closed: of its end */
 	struct flow_use use;
 	__u64 transmitted; /* TCP: what the kernel took from callers, by its own counters */
 	__u64 received;    /* and what it gave to them */
@@ -166,7 +169,7 @@ struct {
 	__type(value, struct flow_record);
 } closed_flows SEC(".maps");
 
-/* Connections that were opened, a ring.
+/* Connections that were opened, or couldn't be, a ring.
  * Key: sequence modulo size. Value: see the struct. Writer: flows_state. Reader: bpfnet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -401,6 +404,8 @@ static __always_inline void describe_socket(struct sock *sk, const struct flow_s
 		read_tcp(sk, record);
 		return;
 	}
+	if (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM)
+		record->state = BPF_TCP_CLOSE;
 	record->local = socket->local;
 	record->peer = socket->peer;
 	record->local_port = socket->local_port;
@@ -447,6 +452,8 @@ static __always_inline void log_closed(struct sock *sk, const struct flow_socket
 			continue;
 		describe_socket(sk, socket, record);
 		record->event = EVENT_CLOSED;
+		if (socket->ended)
+			record->time = socket->ended;
 		record->use = socket->uses[i];
 		if (i == USES)
 			record->flags |= FLOW_REST;
@@ -465,6 +472,7 @@ static __noinline void restart(struct sock *sk, struct flow_socket *socket)
 		socket->uses[i].receive_calls = 0;
 	}
 	socket->opened = bpf_ktime_get_boot_ns();
+	socket->ended = 0;
 	socket->flags = is_tcp(sk) ? FLOW_UNREAD : 0;
 	socket->ending = ENDING_NONE;
 	socket->error = 0;
@@ -511,6 +519,7 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 	if (socket->cookie)
 		flags |= FLOW_SUPPOSED | FLOW_INWARD;
 	socket->opened = bpf_ktime_get_boot_ns();
+	socket->ended = 0;
 	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
 	socket->family = sk->__sk_common.skc_family;
 	socket->protocol = sk->sk_protocol;
@@ -865,7 +874,9 @@ int BPF_PROG(flows_read, struct sock *sk)
 	return 0;
 }
 
-static __always_inline void log_opened(struct sock *sk, const struct flow_socket *socket)
+/* Appends that a connection was opened, or couldn't be. */
+static __noinline void log_opened(struct sock *sk, const struct flow_socket *socket,
+                                  enum flow_event event)
 {
 	struct flow_sums *all = totals();
 	struct flow_record *record;
@@ -878,7 +889,9 @@ static __always_inline void log_opened(struct sock *sk, const struct flow_socket
 	if (!record)
 		return;
 	describe_socket(sk, socket, record);
-	record->event = EVENT_OPENED;
+	record->event = event;
+	if (event == EVENT_OPENED)
+		record->state = BPF_TCP_ESTABLISHED; /* in a moment */
 	record->use = socket->uses[0];
 	end_record(record, number);
 }
@@ -887,13 +900,15 @@ static __always_inline void end(struct sock *sk, struct flow_socket *socket, int
 {
 	switch (from) {
 	case BPF_TCP_SYN_SENT:
-		socket->ending = ENDING_REFUSED;
+		socket->ending = sk->sk_shutdown ? ENDING_GIVEN_UP : ENDING_REFUSED;
 		break;
 	case BPF_TCP_SYN_RECV:
 	case BPF_TCP_ESTABLISHED:
+	case BPF_TCP_CLOSE_WAIT:
 		socket->ending = ENDING_ABORTED;
 		break;
 	}
+	socket->ended = bpf_ktime_get_boot_ns();
 	socket->error = sk->sk_err; /* who has it open takes it away by asking for it */
 	if (socket->error && from != BPF_TCP_SYN_SENT)
 		socket->ending = ENDING_ABORTED;
@@ -912,8 +927,11 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		socket = counts_task() ? meet(sk, 0, 0) : NULL;
 		if (!socket)
 			return 0;
-		if (was_used(socket))
+		if (was_used(socket) || socket->ended)
 			restart(sk, socket);
+		else if (socket->flags & FLOW_EXISTED)
+			socket->opened = bpf_ktime_get_boot_ns();
+		socket->flags &= ~FLOW_EXISTED;
 		socket->flags |= FLOW_UNREAD;
 		remember_addresses(sk, socket);
 		current_use(socket);
@@ -926,15 +944,17 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		if (!socket)
 			return 0;
 		remember_addresses(sk, socket);
-		log_opened(sk, socket);
+		log_opened(sk, socket, EVENT_OPENED);
 		return 0;
 	}
 	socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 	if (!socket)
 		return 0;
-	if (to == BPF_TCP_CLOSE)
+	if (to == BPF_TCP_CLOSE) {
 		end(sk, socket, from);
-	else if (to == BPF_TCP_FIN_WAIT1 && !socket->ending)
+		if (from == BPF_TCP_SYN_SENT)
+			log_opened(sk, socket, EVENT_FAILED);
+	} else if (to == BPF_TCP_FIN_WAIT1 && !socket->ending)
 		socket->ending = ENDING_LOCAL;
 	else if (to == BPF_TCP_CLOSE_WAIT && !socket->ending)
 		socket->ending = ENDING_PEER;

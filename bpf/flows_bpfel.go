@@ -16,11 +16,12 @@ import (
 type flowsFlowEnding uint8
 
 const (
-	flowsFlowEndingENDING_NONE    flowsFlowEnding = 0
-	flowsFlowEndingENDING_LOCAL   flowsFlowEnding = 1
-	flowsFlowEndingENDING_PEER    flowsFlowEnding = 2
-	flowsFlowEndingENDING_ABORTED flowsFlowEnding = 3
-	flowsFlowEndingENDING_REFUSED flowsFlowEnding = 4
+	flowsFlowEndingENDING_NONE     flowsFlowEnding = 0
+	flowsFlowEndingENDING_LOCAL    flowsFlowEnding = 1
+	flowsFlowEndingENDING_PEER     flowsFlowEnding = 2
+	flowsFlowEndingENDING_ABORTED  flowsFlowEnding = 3
+	flowsFlowEndingENDING_REFUSED  flowsFlowEnding = 4
+	flowsFlowEndingENDING_GIVEN_UP flowsFlowEnding = 5
 )
 
 type flowsFlowEvent uint8
@@ -29,6 +30,7 @@ const (
 	flowsFlowEventEVENT_NONE   flowsFlowEvent = 0
 	flowsFlowEventEVENT_OPENED flowsFlowEvent = 1
 	flowsFlowEventEVENT_CLOSED flowsFlowEvent = 2
+	flowsFlowEventEVENT_FAILED flowsFlowEvent = 3
 )
 
 type flowsFlowFlag uint8
@@ -113,6 +115,7 @@ type flowsFlowSocket struct {
 	Uses   [5]flowsFlowUse
 	Cookie uint64
 	Opened uint64
+	Ended  uint64
 	Local  struct {
 		_    structs.HostLayout
 		In6U struct {

@@ -274,4 +274,12 @@ const (
 	FlowEndedPeer    = flowsFlowEndingENDING_PEER
 	FlowEndedAborted = flowsFlowEndingENDING_ABORTED
 	FlowEndedRefused = flowsFlowEndingENDING_REFUSED
+	FlowEndedGivenUp = flowsFlowEndingENDING_GIVEN_UP
+)
+
+// What a FlowRecord's Event says.
+const (
+	FlowOpened = flowsFlowEventEVENT_OPENED
+	FlowClosed = flowsFlowEventEVENT_CLOSED
+	FlowFailed = flowsFlowEventEVENT_FAILED
 )

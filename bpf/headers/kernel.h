@@ -54,6 +54,7 @@ struct sock {
 	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
+	unsigned char sk_shutdown;
 };
 
 struct socket {

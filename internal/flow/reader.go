@@ -41,7 +41,7 @@ func newReader(objects datapath.Objects) (*Reader, error) {
 	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
 	r.boot = time.Now().Add(-time.Duration(up.Nano()))
 	if err == nil {
-		r.closed.m, err = objects.Map("closed_flows")
+		r.closed, err = r.ring("closed_flows", func(sums bpf.FlowSums) uint64 { return sums.Closed })
 	}
 	if err != nil {
 		return nil, fault.Join(err, objects.Close())
@@ -226,6 +226,15 @@ func recordsOf(raw []byte) []bpf.FlowRecord {
 		return nil
 	}
 	return unsafe.Slice((*bpf.FlowRecord)(unsafe.Pointer(&raw[0])), len(raw)/recordSize)
+}
+
+// ring opens a log, whose length the sums say.
+func (r *Reader) ring(name string, length func(bpf.FlowSums) uint64) (ring, error) {
+	m, err := r.objects.Map(name)
+	return ring{m: m, head: func() (uint64, error) {
+		sums, err := r.sums()
+		return length(sums), err
+	}}, err
 }
 
 func (r *Reader) sums() (sums bpf.FlowSums, err error) {

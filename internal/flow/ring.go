@@ -12,7 +12,8 @@ import (
 // there may be many readers.
 type ring struct {
 	m    *ebpf.Map
-	next uint64 // the number of the record that is read next, from 0 on
+	next uint64                 // the number of the record that is read next, from 0 on
+	head func() (uint64, error) // how many records were begun, ever
 }
 
 // since reads what was written after the last time, up to the record before end. What
@@ -25,18 +26,32 @@ func (r *ring) since(end uint64) (records []bpf.FlowRecord, lost uint64, err err
 	}
 	records = make([]bpf.FlowRecord, 0, end-r.next)
 	for ; r.next < end; r.next++ {
-		var record bpf.FlowRecord
-		if err := r.m.Lookup(uint32(r.next%size), &record); err != nil {
-			return nil, lost, fmt.Errorf("read what was closed: %w", err)
+		records = append(records, bpf.FlowRecord{})
+		last := len(records) - 1
+		if err := r.m.Lookup(uint32(r.next%size), &records[last]); err != nil {
+			return nil, lost, fmt.Errorf("read a log of sockets: %w", err)
 		}
-		if record.Sequence == 0 || record.Sequence <= r.next {
-			return records, lost, nil // it is being written: next time
+		sequence := records[last].Sequence
+		if sequence != r.next+1 {
+			records = records[:last]
 		}
-		if record.Sequence != r.next+1 {
+		if sequence <= r.next {
+			break // it is being written: next time
+		}
+		if sequence > r.next+1 {
 			lost++
-			continue
 		}
-		records = append(records, record)
 	}
-	return records, lost, nil
+	torn, err := r.torn(records, size)
+	return records[torn:], lost + uint64(torn), err
+}
+
+// torn is how many records, the first ones, may have been written over while they were
+// read.
+func (r *ring) torn(records []bpf.FlowRecord, size uint64) (n int, err error) {
+	begun, err := r.head()
+	for err == nil && n < len(records) && records[n].Sequence+size <= begun {
+		n++
+	}
+	return n, err
 }
