@@ -202,7 +202,7 @@ void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
 
 /* A packet, and what of it can be read: offsets are from the start of its buffer. */
 struct dropped {
-	const unsigned char *head;
+	__u64 head;
 	__u32 network;
 	__u32 tail;
 	__u32 size; /* bytes from the IP header on */
@@ -233,12 +233,21 @@ static __always_inline void copy(void *to, __u32 size, const void *from)
 	}
 }
 
+/* Reads a pointer as a number, with which the verifier lets everything be calculated. */
+static __always_inline __u64 number_at(const void *pointer)
+{
+	__u64 number = 0;
+
+	copy(&number, sizeof(number), pointer);
+	return number;
+}
+
 /* Reads a header if the packet has all of it in one piece. */
 #define read_at(packet, offset, to)                                                                \
 	({                                                                                         \
 		_Bool there_ = (offset) + sizeof(*(to)) <= (packet)->tail;                         \
 		if (there_)                                                                        \
-			copy((to), sizeof(*(to)), (packet)->head + (offset));                      \
+			copy((to), sizeof(*(to)), (void *)((packet)->head + (offset)));            \
 		there_;                                                                            \
 	})
 
@@ -413,12 +422,12 @@ static __always_inline __u32 describe_packet(struct sk_buff *skb, struct sock *s
                                              struct drop_key *key)
 {
 	struct dropped packet = {
-		.head = skb->head,
+		.head = number_at(&skb->head),
 		.network = skb->network_header,
 		.tail = skb->tail,
 	};
 
-	packet.size = skb->len + (skb->data - packet.head) - packet.network;
+	packet.size = skb->len + (number_at(&skb->data) - packet.head) - packet.network;
 	key->ethertype = bpf_ntohs(skb->protocol);
 	if (key->ethertype == ETH_P_IP && describe_ipv4(&packet, key))
 		return packet.size;
@@ -435,7 +444,7 @@ static __always_inline __u32 packets_of(struct sk_buff *skb)
 	__u32 segments[1];
 
 	/* Read with the half word beside it: what is copied is in units of 4 bytes. */
-	copy(segments, sizeof(segments), skb->head + skb->end + (at & ~3));
+	copy(segments, sizeof(segments), (void *)(number_at(&skb->head) + skb->end + (at & ~3)));
 	segments[0] = at & 2 ? segments[0] >> 16 : segments[0] & 0xffff;
 	return segments[0] ? segments[0] : 1;
 }
