@@ -14,6 +14,7 @@ import (
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/drops"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/flow"
 	"bpfnet/internal/peers"
 	"bpfnet/internal/traffic"
 	"bpfnet/output"
@@ -58,6 +59,7 @@ type job struct {
 	peers     peers.View
 	counters  counter.View
 	drops     drops.View
+	flows     flow.View
 }
 
 func (e *Env) job(c *cli.Context) (job, error) {
@@ -73,6 +75,7 @@ func (e *Env) job(c *cli.Context) (job, error) {
 		pods:     traffic.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		peers:    peers.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		counters: counter.View{Sort: c.String("sort"), Limit: c.Int("limit")},
+		flows:    flow.View{Sort: c.String("sort"), Limit: c.Int("limit")},
 		drops:    drops.View{Sort: c.String("sort"), Limit: c.Int("limit"), Inside: c.String("netns") != ""},
 	}
 	var err error
@@ -96,7 +99,8 @@ func (e *Env) job(c *cli.Context) (job, error) {
 
 // check reads the flags whose meaning depends on the program.
 func (j *job) check(c *cli.Context) (err error) {
-	if j.load.Object == nil && j.load.Source != dropsProgram && len(j.devices)+len(j.cgroups)+len(j.endpoints) == 0 {
+	traces := j.load.Source == dropsProgram || j.load.Source == flowsProgram
+	if j.load.Object == nil && !traces && len(j.devices)+len(j.cgroups)+len(j.endpoints) == 0 {
 		return usage(c, "one of --dev, --cgroup, --pod, --container is missing")
 	}
 	fallback := datapath.Ingress
@@ -111,6 +115,8 @@ func (j *job) check(c *cli.Context) (err error) {
 		err = j.counters.Check()
 	case dropsProgram:
 		err = j.drops.Check()
+	case flowsProgram:
+		err = j.flows.Check()
 	}
 	if err != nil {
 		return err
@@ -286,6 +292,8 @@ func (e *Env) show(c *cli.Context, b Backend, p *output.Printer, j job, t ticks)
 		s, err = e.peerStream(c, b, p, j.load.Name, j.peers)
 	case j.load.Source == dropsProgram:
 		s, err = e.dropStream(c, b, p, j.load.Name, j.drops, selection{})
+	case j.load.Source == flowsProgram:
+		s, err = e.flowStream(c, b, p, flowChoice{request: flow.Request{Instance: j.load.Name}, view: j.flows})
 	case j.load.Source == xdpCounter:
 		s, err = counterStream(b, p, j.load.Name, j.counters)
 	default:
@@ -304,6 +312,8 @@ func attachedText(a datapath.Attachment) string {
 		text += " to " + *a.DevName
 	} else if a.Cgroup != nil {
 		text += " to " + *a.Cgroup
+	} else if a.Target != nil {
+		text += " to " + *a.Target
 	}
 	if a.Mode != nil {
 		text += ", " + *a.Mode

@@ -183,9 +183,6 @@ func (e *Env) watch(c *cli.Context, open func(Backend, *output.Printer) (stream,
 	if err != nil {
 		return err
 	}
-	if s.close != nil {
-		defer s.close()
-	}
 	return s.run(c.Context, t, s.ratesOnly || ratesOnly(c))
 }
 
@@ -193,8 +190,11 @@ func (e *Env) watch(c *cli.Context, open func(Backend, *output.Printer) (stream,
 func ratesOnly(c *cli.Context) bool { return c.Bool("once") && c.IsSet("interval") }
 
 // run takes the first sample at once and shows it, unless it is only there for
-// the rates of the next one. An end of ctx is a clean end.
+// the rates of the next one. An end of ctx is a clean end. It closes the stream.
 func (s stream) run(ctx context.Context, t ticks, ratesOnly bool) error {
+	if s.close != nil {
+		defer s.close()
+	}
 	tick := func() error {
 		if err := s.sample(ctx); err != nil {
 			return err

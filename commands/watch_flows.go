@@ -50,16 +50,23 @@ func watchFlowsCommand(env *Env) *cli.Command {
 				return usage(c, "--since-load and --interval exclude each other")
 			}
 			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
-				s, err := env.openFlows(c, b, choice)
-				if err != nil {
-					return stream{}, err
-				}
-				s.printer = p
-				s.readKeys()
-				return stream{sample: s.sample, show: s.show, close: s.close, ratesOnly: once && !sinceLoad}, nil
+				s, err := env.flowStream(c, b, p, choice)
+				s.ratesOnly = once && !sinceLoad
+				return s, err
 			})
 		},
 	}
+}
+
+// flowStream shows flows.
+func (e *Env) flowStream(c *cli.Context, b Backend, p *output.Printer, choice flowChoice) (stream, error) {
+	s, err := e.openFlows(c, b, choice)
+	if err != nil {
+		return stream{}, err
+	}
+	s.printer = p
+	s.readKeys()
+	return stream{sample: s.sample, show: s.show, close: s.close}, nil
 }
 
 func byDescription() string {
