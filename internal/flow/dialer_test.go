@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -13,7 +14,8 @@ import (
 )
 
 // dials has the test binary connect to addresses, "/" in front of one to listen at, and
-// "5*" for five times, and wait until its input ends.
+// "~" to send a datagram to from a socket that isn't connected, "5*" for five times, and
+// wait until its input ends.
 const dials = "BPFNET_TEST_DIALS"
 
 func init() {
@@ -48,6 +50,13 @@ func dial(words []string) int {
 func open(word string) (any, error) {
 	if at, ok := strings.CutPrefix(word, "/"); ok {
 		return net.Listen("tcp", at)
+	}
+	if to, ok := strings.CutPrefix(word, "~"); ok {
+		l, err := net.ListenPacket("udp4", "")
+		if err == nil {
+			_, err = l.WriteTo([]byte("question"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+		}
+		return l, err
 	}
 	return net.Dial("tcp", word)
 }

@@ -26,36 +26,38 @@ type Kernel interface {
 	Open(ctx context.Context, instance string) (datapath.Objects, error)
 	Start(context.Context, datapath.LoadRequest) (datapath.Objects, error)
 	Attachments(ctx context.Context, instance string) ([]datapath.Attachment, error)
+	InNetNS(fn func() error) error
 }
 
 // Open opens a loaded instance of flows, or begins to count until the Sampler is closed.
 // The strings are for people.
 // ErrConflict: the instance counts by another mechanism than the one that is asked for.
 func Open(ctx context.Context, kernel Kernel, req Request) (Sampler, []string, error) {
+	sampler, notes, err := openUntranslated(ctx, kernel, req)
+	if err != nil {
+		return nil, notes, err
+	}
+	sampler, more := translate(sampler, kernel)
+	return sampler, append(notes, more...), nil
+}
+
+func openUntranslated(ctx context.Context, kernel Kernel, req Request) (Sampler, []string, error) {
 	if req.Backend == Polling {
 		return OpenDiag(req.Filter)
 	}
 	reader, notes, err := openLoaded(ctx, kernel, req)
 	if !errors.Is(err, fault.ErrNotFound) {
-		return orNil(reader), notes, err
+		return reader, notes, err
 	}
 	reader, notes, err = startPrivate(ctx, kernel, req)
 	if err == nil || req.Backend != "" || !errors.Is(err, fault.ErrUnsupported) {
-		return orNil(reader), notes, err
+		return reader, notes, err
 	}
 	polled, notes, polling := OpenDiag(req.Filter)
 	if polling != nil {
 		return nil, nil, fault.Join(err, polling)
 	}
 	return polled, append([]string{fmt.Sprintf("%v: sockets are looked at from time to time instead", err)}, notes...), nil
-}
-
-// orNil is nil for a Reader that is.
-func orNil(r *Reader) Sampler {
-	if r == nil {
-		return nil
-	}
-	return r
 }
 
 func openLoaded(ctx context.Context, kernel Kernel, req Request) (*Reader, []string, error) {
