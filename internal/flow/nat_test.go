@@ -118,15 +118,16 @@ func TestNAT(t *testing.T) {
 		for _, masquerade := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s masquerade=%v", backend, masquerade), func(t *testing.T) {
 				n := newNetwork(t, backend, masquerade)
+				polling := take(t, n.sampler).Backend.Store == Polling
 				for _, family := range []struct{ service, server string }{{"10.96.0.1:80", "10.78.2.2:8080"}, {"[fd96::1]:80", "[fd78:2::2]:8080"}} {
 					n.tcp(family.service, family.server, masquerade)
-					n.udp(family.service, family.server, masquerade, backend == Polling)
+					n.udp(family.service, family.server, masquerade, polling)
 				}
-				if backend != Polling {
+				if !polling {
 					n.gone()
 					n.ping()
 				}
-				n.inside(backend == Polling)
+				n.inside(polling)
 			})
 		}
 	}
