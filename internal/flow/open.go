@@ -50,7 +50,8 @@ func openUntranslated(ctx context.Context, kernel Kernel, req Request) (Sampler,
 		return reader, notes, err
 	}
 	reader, notes, err = startPrivate(ctx, kernel, req)
-	if err == nil || req.Backend != "" || !errors.Is(err, fault.ErrUnsupported) {
+	lacking := errors.Is(err, fault.ErrUnsupported) || errors.Is(err, fault.ErrRejected) // older verifiers refuse what they don't know
+	if err == nil || req.Backend != "" || !lacking {
 		return reader, notes, err
 	}
 	polled, notes, polling := OpenDiag(req.Filter)
