@@ -270,7 +270,7 @@ func TestNATUnprivileged(t *testing.T) {
 	if len(notes) > 0 || sampler == f {
 		t.Errorf("where nothing is tracked: %q", notes)
 	}
-	f.in(func() error { return f.track(1) })
+	f.in(func() error { return f.track(0) })
 	take(t, sampler)
 	sampler, notes = translate(f, weak{site: f.site})
 	if len(notes) != 1 || !strings.Contains(notes[0], "peers behind NAT have one address: ask for tracked connections: ") || sampler != f {
@@ -317,10 +317,54 @@ func TestNATOfMany(t *testing.T) {
 	}
 }
 
+// Of a flow that isn't tracked yet a few samples ask, and no more until it is a new one.
+func TestNATLater(t *testing.T) {
+	s := newSite(t)
+	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(t), NetNS: s.path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixed{site: s}
+	f.in(func() error { return f.track(0) })
+	sampler, _ := translate(f, engine)
+	known := func(want ...bool) {
+		t.Helper()
+		for i, r := range take(t, sampler).Rows {
+			if r.NAT.IsValid() != want[i] {
+				t.Errorf("flow %d is %s", i, r.NAT)
+			}
+		}
+	}
+	known(true)
+	f.add(1)
+	f.add(2)
+	for range mostAttempts - 1 {
+		known(true, false, false)
+	}
+	f.in(func() error { return f.connect(1) })
+	known(true, true, false)
+	f.in(func() error { return f.connect(2) })
+	known(true, true, false)
+	all := f.rows
+	f.rows = nil
+	known()
+	f.rows = all
+	known(true, true, true)
+}
+
 // track adds a flow, and its connection to those that the kernel tracks.
 func (f *fixed) track(i int) error {
-	local, peer := ap("10.0.0.1:1000"), netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), uint16(i))
-	f.rows = append(f.rows, Row{Cookie: uint64(i), Transport: "udp", Local: local, Peer: peer})
+	f.add(i)
+	return f.connect(i)
+}
+
+func (f *fixed) add(i int) {
+	peer := netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), uint16(i))
+	f.rows = append(f.rows, Row{Cookie: uint64(i), Transport: "udp", Local: ap("10.0.0.1:1000"), Peer: peer})
+}
+
+func (f *fixed) connect(i int) error {
+	local, peer := f.rows[i].Local, f.rows[i].Peer
 	ip := func(a netip.AddrPort) net.IP { return net.IP(a.Addr().AsSlice()) }
 	return netlink.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, &netlink.ConntrackFlow{
 		FamilyType: unix.AF_INET, TimeOut: 100,
