@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -320,7 +319,7 @@ func TestDiagClosing(t *testing.T) {
 	server.close()
 	time.Sleep(50 * time.Millisecond)
 	rows := d.sample()
-	slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.Cookie, b.Cookie) })
+	slices.SortFunc(rows, func(a, b Row) int { return slices.Index(cookies, a.Cookie) - slices.Index(cookies, b.Cookie) })
 	if len(rows) != 2 {
 		t.Fatalf("%+v", rows)
 	}

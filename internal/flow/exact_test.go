@@ -30,7 +30,7 @@ func startIn(t testing.TB, mechanism string, filter Filter) *Reader {
 		t.Fatal(err)
 	}
 	reader, notes, err := startPrivate(context.Background(), engine, Request{Filter: filter, Backend: mechanism})
-	testkit.Needs(t, "flows by "+mechanism, err, fault.ErrUnsupported)
+	testkit.Needs(t, "flows by "+mechanism, err, fault.ErrUnsupported, fault.ErrRejected)
 	if len(notes) > 0 {
 		t.Errorf("notes: %q", notes)
 	}
