@@ -169,7 +169,9 @@ func (s *system) Endpoints() endpoint.API                   { return endpoint.Ne
 func (s *system) Sockets() (sockets.API, error)             { return sockets.NewFinder(s.netns) }
 func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
 func (s *system) Bypass(ctx context.Context) bypass.Report  { return bypass.Find(ctx, s.Bpftool()) }
-func (s *system) SelfTest(ctx context.Context) []probe.Step { return probe.SelfTest(ctx) }
+func (s *system) SelfTest(ctx context.Context) []probe.Step {
+	return append(probe.SelfTest(ctx), flow.SelfTest(ctx, s.Engine)...)
+}
 func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
 func (s *system) Close() error                              { return nil }
 

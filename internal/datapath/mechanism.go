@@ -52,7 +52,10 @@ func (p *loadPlan) climb(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 		if exhausted(err) || errors.Is(err, fault.ErrConflict) || errors.Is(err, fault.ErrPermission) {
 			return nil, err
 		}
-		refused = append(refused, fmt.Errorf("%s: %w", m.Name, err))
+		err = fmt.Errorf("%s: %w", m.Name, err)
+		if !slices.ContainsFunc(refused, func(known error) bool { return known.Error() == err.Error() }) {
+			refused = append(refused, err)
+		}
 	}
 	return nil, fault.Join(refused...)
 }

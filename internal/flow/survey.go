@@ -40,7 +40,7 @@ func takeSurvey(ctx context.Context, queries []query, fn func(sockets.Socket)) (
 	s := &survey{pids: pids, missing: map[uint8]bool{}}
 	places := map[uint64][]int{}
 	var order []uint64
-	for _, pid := range pids {
+	for _, pid := range append(slices.Clip(pids), unix.Gettid()) { // the thread may be in another one than its process
 		inode, err := endpoint.NetNSOf(pid)
 		switch {
 		case errors.Is(err, fault.ErrPermission):

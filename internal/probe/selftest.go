@@ -21,7 +21,15 @@ type Step struct {
 	Skipped    bool    `json:"skipped"` // not ok because this kernel can't
 	Mechanism  string  `json:"mechanism"`
 	Detail     *string `json:"detail"` // why it isn't ok, or what was seen
+	Expected   *Moved  `json:"expected"` // by sockets; null: the step isn't about them, or had no answer
+	Got        *Moved  `json:"got"`
 	DurationMS float64 `json:"duration_ms"`
+}
+
+// Moved is what sockets sent and received, in calls of processes.
+type Moved struct {
+	TransmitBytes uint64 `json:"transmit_bytes"`
+	ReceiveBytes  uint64 `json:"receive_bytes"`
 }
 
 // trial is one thing that the self test tries; run returns what was seen.
@@ -103,7 +111,7 @@ type lab struct {
 // withLab builds the lab, runs fn in the receiver's namespace and takes the lab
 // down.
 func withLab(fn func(*lab) error) error {
-	return withNetNS(func(receiver netns.NsHandle) error {
+	return WithNetNS(func(receiver netns.NsHandle) error {
 		sender, err := netns.New() // the thread is in it now
 		if err != nil {
 			return fmt.Errorf("create network namespace: %w", err)

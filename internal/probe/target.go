@@ -15,9 +15,9 @@ import (
 	"bpfnet/internal/fault"
 )
 
-// withNetNS runs fn on a thread in a new network namespace that has no name:
+// WithNetNS runs fn on a thread in a new network namespace that has no name:
 // it is gone with everything in it when fn returns, or when the process ends.
-func withNetNS(fn func(here netns.NsHandle) error) error {
+func WithNetNS(fn func(here netns.NsHandle) error) error {
 	result := make(chan error, 1)
 	go func() {
 		// A thread that can't get back stays locked and ends with the goroutine.
@@ -46,7 +46,7 @@ func withNetNS(fn func(here netns.NsHandle) error) error {
 
 // withLoopback runs fn with the index of a loopback device that nobody uses.
 func withLoopback(fn func(index int) error) error {
-	return withNetNS(func(netns.NsHandle) error {
+	return WithNetNS(func(netns.NsHandle) error {
 		lo, err := net.InterfaceByName("lo")
 		if err != nil {
 			return fmt.Errorf("find loopback device: %w", err)
@@ -57,7 +57,7 @@ func withLoopback(fn func(index int) error) error {
 
 // withVeth runs fn with the index of one end of a pair of virtual devices.
 func withVeth(fn func(index int) error) error {
-	return withNetNS(func(netns.NsHandle) error {
+	return WithNetNS(func(netns.NsHandle) error {
 		attributes := netlink.NewLinkAttrs()
 		attributes.Name = "probe0"
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attributes, PeerName: "probe1"}); err != nil {
