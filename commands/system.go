@@ -164,16 +164,16 @@ func enoughFiles() error {
 	return fmt.Errorf("the limit of open files is %d, less than %d: %w", limit.Cur, leastFiles, unix.EMFILE)
 }
 
-func (s *system) Bpftool() bpftool.API                      { return bpftool.New(s.root, s.netns) }
-func (s *system) Endpoints() endpoint.API                   { return endpoint.New(s.netns, s.engines) }
-func (s *system) Sockets() (sockets.API, error)             { return sockets.NewFinder(s.netns) }
-func (s *system) Probe(ctx context.Context) probe.Report    { return probe.Run(ctx, s.root) }
-func (s *system) Bypass(ctx context.Context) bypass.Report  { return bypass.Find(ctx, s.Bpftool()) }
+func (s *system) Bpftool() bpftool.API                     { return bpftool.New(s.root, s.netns) }
+func (s *system) Endpoints() endpoint.API                  { return endpoint.New(s.netns, s.engines) }
+func (s *system) Sockets() (sockets.API, error)            { return sockets.NewFinder(s.netns) }
+func (s *system) Probe(ctx context.Context) probe.Report   { return probe.Run(ctx, s.root) }
+func (s *system) Bypass(ctx context.Context) bypass.Report { return bypass.Find(ctx, s.Bpftool()) }
 func (s *system) SelfTest(ctx context.Context) []probe.Step {
 	return append(probe.SelfTest(ctx), flow.SelfTest(ctx, s.Engine)...)
 }
-func (s *system) Blocklist() blocklist.API                  { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
-func (s *system) Close() error                              { return nil }
+func (s *system) Blocklist() blocklist.API { return blocklist.New(s.Engine).ResolveWith(s.resolver) }
+func (s *system) Close() error             { return nil }
 
 func (s *system) Follow(ctx context.Context, request datapath.AttachRequest, tell func(follow.Event) error) error {
 	f := follow.Follower{API: s.Engine, Endpoints: endpoint.New(s.netns, s.engines), Request: request, NetNS: s.netns, Tell: tell}

@@ -253,7 +253,10 @@ func (m *mover) name(fd int) (at unix.Sockaddr) {
 }
 
 func (m *mover) cookie(fd int) (cookie uint64) {
-	m.try(func() (err error) { cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); return err })
+	m.try(func() (err error) {
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		return err
+	})
 	return cookie
 }
 

@@ -20,7 +20,7 @@ type Step struct {
 	OK         bool    `json:"ok"`
 	Skipped    bool    `json:"skipped"` // not ok because this kernel can't
 	Mechanism  string  `json:"mechanism"`
-	Detail     *string `json:"detail"` // why it isn't ok, or what was seen
+	Detail     *string `json:"detail"`   // why it isn't ok, or what was seen
 	Expected   *Moved  `json:"expected"` // by sockets; null: the step isn't about them, or had no answer
 	Got        *Moved  `json:"got"`
 	DurationMS float64 `json:"duration_ms"`
