@@ -2,7 +2,11 @@
 // from them, and the catalogue that says what each is for.
 package bpf
 
-import "github.com/cilium/ebpf"
+import (
+	"slices"
+
+	"github.com/cilium/ebpf"
+)
 
 // Program is one entry of the catalogue: a built-in program and what a user
 // needs to know to choose it.
@@ -62,6 +66,17 @@ type Hook struct {
 type Mechanism struct {
 	Name    string   // "tp_btf"
 	Without []string // programs of the object that it leaves out
+}
+
+// MechanismNames are the words for the mechanisms of a program, each once.
+func MechanismNames(of []Mechanism) []string {
+	names := []string{}
+	for _, m := range of {
+		if !slices.Contains(names, m.Name) {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 var (

@@ -181,6 +181,8 @@ func (co *completer) value(flag string) []string {
 		return co.labels()
 	case "backend":
 		return flowBackends
+	case "mechanism":
+		return co.mechanisms()
 	case "by":
 		if slices.Contains(co.line.path, "connections") {
 			return flow.CountDimensions()
@@ -388,6 +390,11 @@ func (co *completer) parameters() []string {
 		}
 	}
 	return words
+}
+
+func (co *completer) mechanisms() []string {
+	program, _ := co.builtin()
+	return bpf.MechanismNames(program.Mechanisms)
 }
 
 func (co *completer) mapSizes() []string {

@@ -33,6 +33,7 @@ func loadCommand(env *Env) *cli.Command {
 			&cli.StringSliceFlag{Name: "prog", Usage: "load only the program `FUNCTION` of the object; may be repeated"},
 			&cli.StringSliceFlag{Name: "set", Usage: "set a global variable, `VARIABLE=VALUE`; may be repeated"},
 			&cli.StringSliceFlag{Name: "max-entries", Usage: "size of a map, `MAP=N`; may be repeated"},
+			&cli.StringFlag{Name: "mechanism", DefaultText: "the best that works", Usage: "`NAME` of how a built-in program is to do its work, of those that bpfnet programs -o json has"},
 			&cli.BoolFlag{Name: "reuse-maps", Usage: "with --replace: keep the maps and what is in them"},
 			&cli.BoolFlag{Name: "replace", Usage: "replace what is loaded under that name, where it is attached too"},
 		},
@@ -71,12 +72,16 @@ func (e *Env) loadRequest(c *cli.Context) (datapath.LoadRequest, error) {
 		Source:    c.Args().First(),
 		Name:      c.String("name"),
 		Programs:  c.StringSlice("prog"),
+		Mechanism: c.String("mechanism"),
 		ReuseMaps: c.Bool("reuse-maps"),
 		Replace:   c.Bool("replace"),
 		DryRun:    c.Bool("dry-run"),
 	}
 	if r.ReuseMaps && !r.Replace {
 		return r, usage(c, "--reuse-maps goes with --replace")
+	}
+	if r.Mechanism != "" && len(r.Programs) > 0 {
+		return r, usage(c, "--mechanism and --prog exclude each other")
 	}
 	var err error
 	if r.Set, err = pairs(c, "set"); err != nil {

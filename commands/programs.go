@@ -19,8 +19,9 @@ type builtinDoc struct {
 	Hooks      []hookDoc       `json:"hooks"`
 	Parameters []bpf.Parameter `json:"parameters"`
 	Maps       []bpf.Map       `json:"maps"`
-	Features   []featureDoc    `json:"features"`  // needed at every hook
-	Supported  *bool           `json:"supported"` // at one of the hooks at least; null: it couldn't be found out
+	Mechanisms []string        `json:"mechanisms"` // ways to do its work, best first; empty: there is one
+	Features   []featureDoc    `json:"features"`   // needed at every hook
+	Supported  *bool           `json:"supported"`  // at one of the hooks at least; null: it couldn't be found out
 }
 
 // hookDoc is a hook of a program.
@@ -71,6 +72,7 @@ func newBuiltinDoc(p bpf.Program, report probe.Report) builtinDoc {
 		Hooks:      []hookDoc{},
 		Parameters: list(p.Parameters),
 		Maps:       list(p.Maps),
+		Mechanisms: bpf.MechanismNames(p.Mechanisms),
 		Features:   featureDocs(report, p.Features...),
 	}
 	for _, h := range p.Hooks {

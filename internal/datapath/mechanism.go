@@ -17,12 +17,7 @@ func (p *loadPlan) force(name string) error {
 	if name == "" {
 		return nil
 	}
-	names := []string{}
-	for _, m := range p.mechanisms {
-		if !slices.Contains(names, m.Name) {
-			names = append(names, m.Name)
-		}
-	}
+	names := bpf.MechanismNames(p.mechanisms)
 	if !slices.Contains(names, name) {
 		err := fault.New(fault.ErrUsage, "it has no mechanism %q", name)
 		if len(names) > 0 {
