@@ -37,9 +37,6 @@ func (e *Engine) Attach(ctx context.Context, reqs ...AttachRequest) (Attached, e
 		if err != nil {
 			return err
 		}
-		if err := e.seed(at, existing); err != nil {
-			return err
-		}
 		var done []step
 		for _, at = range reqs {
 			steps, err := e.attach(at, existing)
@@ -112,6 +109,9 @@ type step struct {
 // attach does what one request asks for, or nothing.
 func (e *Engine) attach(req AttachRequest, existing []Attachment) ([]step, error) {
 	spots, err := e.spots(req, existing)
+	if err == nil {
+		err = e.seed(req, existing)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -182,6 +182,9 @@ func (e *Engine) spots(req AttachRequest, existing []Attachment) ([]spot, error)
 	case "xdp", "tc":
 		return e.deviceSpots(req, existing)
 	case "sockops", "cgroup":
+		if e.atRoot(req.Name) {
+			return nil, fault.New(fault.ErrUsage, "its programs at the root of cgroup2 belong to those that trace").Hint("bpfnet attach trace %s", req.Name)
+		}
 		return e.cgroupSpots(req)
 	case "trace":
 		return e.traceSpots(req)
@@ -422,8 +425,11 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 		}
 	}
 	for _, c := range fitting {
-		if c.runsAlone(builtin) {
+		if c.runsAlone(builtin) && req.Program == "" {
 			continue
+		}
+		if c.runsAlone(builtin) {
+			return nil, fault.New(fault.ErrUsage, "program %s is run when it is needed, and attached to nothing", c.name)
 		}
 		kind, what, ok := strings.Cut(c.section, "/")
 		if !ok || what == "" {
@@ -433,6 +439,12 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 		spots = append(spots, spot{candidate: c, hook: hookTrace, at: target{Trace: kind + "/" + what}})
 	}
 	return spots, nil
+}
+
+// atRoot says whether cgroup programs of an instance belong to those that trace.
+func (e *Engine) atRoot(instance string) bool {
+	builtin, _ := lookupBuiltin(e.root.Spec(instance).Source)
+	return builtin.AtRoot
 }
 
 // rootSpots are those of cgroup programs that belong to those that trace.

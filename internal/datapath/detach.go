@@ -92,9 +92,9 @@ func (e *Engine) detachMatching(name string, reqs []DetachRequest, result *Attac
 	if err != nil {
 		return err
 	}
-	builtin, _ := lookupBuiltin(e.root.Spec(name).Source)
 	for _, a := range docs {
-		if !slices.ContainsFunc(reqs, func(r DetachRequest) bool { return r.matches(a, builtin.AtRoot) }) {
+		group := e.group(a)
+		if !slices.ContainsFunc(reqs, func(r DetachRequest) bool { return r.matches(a, group) }) {
 			continue
 		}
 		if !reqs[0].DryRun {
@@ -109,13 +109,16 @@ func (e *Engine) detachMatching(name string, reqs []DetachRequest, result *Attac
 	return nil
 }
 
-// matches says whether the request selects an attachment. atRoot: those to cgroups
-// belong to those that trace.
-func (r DetachRequest) matches(a Attachment, atRoot bool) bool {
-	group := hookGroup(a.Hook)
-	if atRoot && r.Hook == hookTrace {
-		group = hookTrace
+// group returns the group of commands that an attachment belongs to.
+func (e *Engine) group(a Attachment) string {
+	if e.atRoot(a.Name) {
+		return hookTrace
 	}
+	return hookGroup(a.Hook)
+}
+
+// matches says whether the request selects an attachment of a group of commands.
+func (r DetachRequest) matches(a Attachment, group string) bool {
 	switch {
 	case r.Hook != "" && r.Hook != group,
 		r.Program != "" && r.Program != a.Program,
@@ -264,7 +267,7 @@ func (e *Engine) attachedTo(names []string, detach bool) (map[string][]Attachmen
 		for _, a := range docs {
 			if !a.Defunct && !detach {
 				return nil, fault.New(fault.ErrConflict, "%s is attached to %s", name, describeTarget(a)).
-					Hint("add --detach, or first: bpfnet detach %s %s", hookGroup(a.Hook), name)
+					Hint("add --detach, or first: bpfnet detach %s %s", e.group(a), name)
 			}
 		}
 		all[name] = docs

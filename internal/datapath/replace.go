@@ -65,7 +65,7 @@ func (e *Engine) replace(p *loadPlan, req LoadRequest) (Loaded, error) {
 	for _, a := range attachments {
 		if why := p.strands(a); why != "" {
 			return Loaded{}, fault.New(fault.ErrConflict, "program %s is attached to %s, and %s", a.Program, describeTarget(a), why).
-				Hint("detach it first: bpfnet detach %s %s", hookGroup(a.Hook), p.name)
+				Hint("detach it first: bpfnet detach %s %s", e.group(a), p.name)
 		}
 	}
 	reuse, err := e.reusableMaps(p, req)
