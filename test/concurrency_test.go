@@ -62,7 +62,7 @@ func TestCrowd(t *testing.T) {
 	for _, line := range []string{
 		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt", "load blocklist",
 		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
-		"attach tc port-filter --dev veth-b --direction egress", "load peers", "load dns",
+		"attach tc port-filter --dev veth-b --direction egress", "load peers", "load dns", "load flows",
 	} {
 		c.do(works, strings.Fields(line)...)
 	}
@@ -390,6 +390,8 @@ func (c *crowd) attachesToCgroup(int) {
 func (c *crowd) attachesToTrace(int) {
 	c.do(works, "attach", "trace", "several")
 	c.do(works, "detach", "trace", "several")
+	c.do(works, "attach", "trace", "flows")
+	c.do(works, "detach", "trace", "flows")
 }
 
 // readers are commands that change nothing.
@@ -398,5 +400,6 @@ var readers = []string{
 	"map watch store/allow --interval 50ms --count 2", "status --interval 50ms --once", "doctor", "version", "-j prog list", "-j link list", "-j map list",
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
 	"blocklist list --hits", "blocklist lists", "endpoint list", "endpoint show pid:1",
+	"watch flows --once --since-load --limit 5", "watch flows --instance none --once --interval 50ms", "flows sum --limit 5", "connections count --limit 5",
 	"watch peers --once", "baseline learn --replay testdata/samples.ndjson", "baseline show testdata/baseline.json", "baseline diff testdata/baseline.json testdata/baseline.json",
 }

@@ -79,6 +79,11 @@ var everyCommand = []struct{ command, how string }{
 	{"load drops", ""},
 	{"attach trace drops", mechanism},
 	{"watch drops --once", ""},
+	{"load flows --name flows", ""},
+	{"attach trace flows", mechanism},
+	{"watch flows --once --since-load", ".backend.tcp_transmit"},
+	{"flows sum", ".backend.tcp_transmit"},
+	{"connections count", ""},
 	{"load peers", ""},
 	{"attach tc peers --dev veth-a --direction both", mechanism},
 	{"attach cgroup peers --cgroup $CGROUP", mechanism},
@@ -122,6 +127,7 @@ var everyCommand = []struct{ command, how string }{
 	{"detach cgroup pod-traffic", ""},
 	{"detach sockops several", ""},
 	{"detach trace several", ""},
+	{"detach trace flows", ""},
 	{"unload --all --detach", ""},
 }
 
