@@ -196,3 +196,26 @@ func (n criNode) endsNamed(web, client talker) {
 	}
 	n.await(docs, 7001, map[string]flowIO{web.end(): {1234, 1234}})
 }
+
+// So is what two containers of Docker send each other.
+func TestFlowsOfContainers(t *testing.T) {
+	d := newDocker(t)
+	web, client := d.sleeper("web", "bridge"), d.sleeper("client", "bridge")
+	d.must("load", "flows")
+	d.must("attach", "trace", "flows")
+	d.docker("exec", "-d", "web", "nc", "-l", "-p", "7000", "-e", "wc", "-c")
+	got := d.docker("exec", "client", "sh", "-c", fmt.Sprintf("head -c %d /dev/zero >/tmp/x; while ! nc %s 7000 </tmp/x; do sleep 0.1; done", sent, web.Interfaces[0].Addresses[0]))
+	if got != fmt.Sprint(sent) {
+		t.Fatalf("received %q bytes", got)
+	}
+	end := func(k known) string { return fmt.Sprintf("//%s %.12s nc exact", *k.Containers[0].Name, k.Containers[0].ID) }
+	answer := uint64(len(got) + 1)
+	want := map[string]flowIO{end(client): {sent, answer}, end(web): {answer, sent}}
+	if got := d.flows("watch", "flows", "--once", "--since-load").ended(7000); !maps.Equal(got, want) {
+		t.Errorf("%v, want\n%v", got, want)
+	}
+	delete(want, end(client))
+	if got := d.flows("watch", "flows", "--once", "--since-load", "--container", "web").ended(7000); !maps.Equal(got, want) {
+		t.Errorf("%v, want\n%v", got, want)
+	}
+}
