@@ -208,7 +208,9 @@ func TestFlowsOfContainers(t *testing.T) {
 	if got != fmt.Sprint(sent) {
 		t.Fatalf("received %q bytes", got)
 	}
-	end := func(k known) string { return fmt.Sprintf("//%s %.12s nc exact", *k.Containers[0].Name, k.Containers[0].ID) }
+	end := func(k known) string {
+		return fmt.Sprintf("//%s %.12s nc exact", *k.Containers[0].Name, k.Containers[0].ID)
+	}
 	answer := uint64(len(got) + 1)
 	want := map[string]flowIO{end(client): {sent, answer}, end(web): {answer, sent}}
 	if got := d.flows("watch", "flows", "--once", "--since-load").ended(7000); !maps.Equal(got, want) {
