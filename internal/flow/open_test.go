@@ -1,0 +1,45 @@
+package flow
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"bpfnet/internal/datapath"
+	"bpfnet/internal/fault"
+	"bpfnet/internal/testkit"
+)
+
+// Who opens an instance is told how far it counts.
+func TestOpenTellsWhatIsAttached(t *testing.T) {
+	ctx := context.Background()
+	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(t)})
+	if err == nil {
+		_, err = engine.Load(ctx, datapath.LoadRequest{Source: Program, Name: "mine"})
+	}
+	testkit.Needs(t, "flows", err, fault.ErrUnsupported)
+	attach := func(program string) {
+		t.Helper()
+		_, err := engine.Attach(ctx, datapath.AttachRequest{Hook: "trace", Name: "mine", Program: program})
+		testkit.Needs(t, "cgroup2", err, fault.ErrUnsupported)
+	}
+	told := func(want string) {
+		t.Helper()
+		sampler, notes, err := Open(ctx, engine, Request{Instance: "mine"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(notes); !strings.HasPrefix(got, want) {
+			t.Errorf("%s, want %s", got, want)
+		}
+		if err := sampler.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	told("[mine is not attached")
+	attach("flows_destroy")
+	told("[mine is attached in part")
+	attach("")
+	told("[]")
+}
