@@ -50,8 +50,7 @@ func openUntranslated(ctx context.Context, kernel Kernel, req Request) (Sampler,
 		return reader, notes, err
 	}
 	reader, notes, err = startPrivate(ctx, kernel, req)
-	lacking := errors.Is(err, fault.ErrUnsupported) || errors.Is(err, fault.ErrRejected) // older verifiers refuse what they don't know
-	if err == nil || req.Backend != "" || !lacking {
+	if err == nil || req.Backend != "" || !isLacking(err) {
 		return reader, notes, err
 	}
 	polled, notes, polling := OpenDiag(req.Filter)
@@ -59,6 +58,12 @@ func openUntranslated(ctx context.Context, kernel Kernel, req Request) (Sampler,
 		return nil, nil, fault.Join(err, polling)
 	}
 	return polled, append([]string{fmt.Sprintf("%v: sockets are looked at from time to time instead", err)}, notes...), nil
+}
+
+// isLacking says whether the kernel hasn't got what a mechanism needs. Older verifiers
+// refuse what they don't know.
+func isLacking(err error) bool {
+	return errors.Is(err, fault.ErrUnsupported) || errors.Is(err, fault.ErrRejected)
 }
 
 func openLoaded(ctx context.Context, kernel Kernel, req Request) (*Reader, []string, error) {

@@ -27,7 +27,7 @@ func SelfTest(ctx context.Context, kernel Kernel) (steps []probe.Step) {
 	for _, mechanism := range []string{"tp_btf", "fexit"} {
 		steps = append(steps, selfTest(ctx, mechanism, func() (Sampler, []string, error) {
 			reader, notes, err := startPrivate(ctx, kernel, Request{Backend: mechanism})
-			return orNil(reader), notes, err
+			return reader, notes, err
 		})...)
 	}
 	return append(steps, selfTest(ctx, Polling, func() (Sampler, []string, error) { return OpenDiag(Filter{}) })...)
@@ -54,7 +54,7 @@ func selfTest(ctx context.Context, mechanism string, open func() (Sampler, []str
 	}
 	if step.OK = err == nil; err != nil {
 		why := err.Error()
-		step.Detail, step.Skipped = &why, errors.Is(err, fault.ErrUnsupported)
+		step.Detail, step.Skipped = &why, isLacking(err)
 	}
 	step.DurationMS = float64(time.Since(began).Microseconds()) / 1000
 	return []probe.Step{step}
