@@ -58,6 +58,14 @@ enum flow_flag : __u8 {
 	FLOW_UNREAD = 16, /* TCP: it had received nothing yet; its position isn't known before */
 };
 
+/* With whom a thread's call talks. */
+struct flow_talk {
+	__u64 cookie; /* of the socket; 0: with nobody. Not in one that is kept with the socket */
+	ip_addr_t peer;
+	__be16 port;
+	__u8 pad[6];
+};
+
 /* A socket. */
 struct flow_socket {
 	struct flow_use uses[USES + 1];
@@ -76,6 +84,9 @@ struct flow_socket {
 	__u16 type;
 	__u8 flags;
 	enum flow_ending ending;
+	__u32 talker;  /* the thread that talk is of; 0: none */
+	__u32 crowded; /* not 0: a thread found the place taken, and flow_talks has its talk */
+	struct flow_talk talk;
 };
 
 enum flow_event : __u8 {
@@ -133,14 +144,6 @@ struct flow_peer {
 	__u64 receive_calls;
 };
 
-/* With whom a thread's call talks. */
-struct flow_talk {
-	__u64 cookie; /* of the socket; 0: with nobody */
-	ip_addr_t peer;
-	__be16 port;
-	__u8 pad[6];
-};
-
 /* What is known of all. */
 struct flow_sums {
 	__u64 began;   /* ns of CLOCK_BOOTTIME */
@@ -188,7 +191,8 @@ struct {
 	__type(value, struct flow_peer);
 } flow_peers SEC(".maps");
 
-/* From the hook that sees the address to the end of the call, which doesn't.
+/* From the hook that sees the address to the end of the call, which doesn't, where another thread
+ * has the place with the socket.
  * Key: thread. Value: see the struct. Writer: flows_sendmsg4 and the like, which those that count
  * clear. Reader: those. */
 struct {
@@ -302,6 +306,14 @@ static __always_inline void read_addresses(struct sock *sk, ip_addr_t *local, ip
 	}
 	copy_address(local, &sk->__sk_common.skc_v6_rcv_saddr);
 	copy_address(peer, &sk->__sk_common.skc_v6_daddr);
+}
+
+/* It has one once anybody has asked for it. */
+static __always_inline __u64 cookie_of(struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+
+	return likely(cookie) ? cookie : bpf_get_socket_cookie(sk);
 }
 
 /* Where reading has got to. A FIN takes a sequence number that nobody reads, which splice passes
@@ -540,13 +552,14 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 
 /* Evaluates to NULL where there is no memory for a socket that wasn't met before; what it moves is
  * lost then. TCP's reads aren't: the next one tells them, too. */
-static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags, __u32 moves)
+static __always_inline struct flow_socket *meet(struct sock *sk, struct flow_socket *socket,
+                                                __u8 flags, __u32 moves)
 {
-	struct flow_socket *socket =
-		bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct flow_sums *all;
 	__u64 cookie;
 
+	if (!socket)
+		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket) {
 		all = totals();
 		if (all) {
@@ -555,16 +568,16 @@ static __always_inline struct flow_socket *meet(struct sock *sk, __u8 flags, __u
 		}
 		return NULL;
 	}
-	cookie = bpf_get_socket_cookie(sk);
+	cookie = cookie_of(sk);
 	if (unlikely(socket->cookie != cookie))
 		begin(sk, socket, cookie, flags);
 	return socket;
 }
 
-/* Processes of one pid don't start within the same ms, and a pid has at most 22 bits. */
+/* Processes of one pid don't start within 2^20 ns, and a pid has at most 22 bits. */
 static __always_inline __u64 process_key(__u32 tgid, __u64 start)
 {
-	return (__u64)tgid << 42 | (start / 1000000 & ((1ULL << 42) - 1));
+	return (__u64)tgid << 42 | (start >> 20 & ((1ULL << 42) - 1));
 }
 
 static __always_inline void describe(struct flow_use *use, struct task_struct *leader, __u64 start)
@@ -608,27 +621,56 @@ static __always_inline struct flow_use *current_use(struct flow_socket *socket)
 }
 
 /* Keeps for the end of the call with whom it talks. */
-static __always_inline void talk(const struct flow_talk *with)
+static __always_inline int talk(struct bpf_sock_addr *ctx, struct flow_talk *with)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct flow_talk *known = bpf_map_lookup_elem(&flow_talks, &thread);
+	struct flow_socket *socket = NULL;
+	__u32 talker;
 
-	if (known)
-		*known = *with;
-	else
-		bpf_map_update_elem(&flow_talks, &thread, with, BPF_ANY);
+	if ((protocol && ctx->protocol != protocol) || !counts_task())
+		return 1;
+	if (ctx->sk)
+		socket = bpf_sk_storage_get(&flow_sockets, ctx->sk, NULL,
+		                            BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return 1;
+	talker = socket->talker;
+	if (!talker)
+		talker = __sync_val_compare_and_swap(&socket->talker, 0, (__u32)thread);
+	if (likely(!talker || talker == (__u32)thread)) {
+		socket->talk.peer = with->peer;
+		socket->talk.port = with->port;
+		return 1;
+	}
+	socket->crowded = 1;
+	with->cookie = bpf_get_socket_cookie(ctx);
+	bpf_map_update_elem(&flow_talks, &thread, with, BPF_ANY);
+	return 1;
 }
 
-/* With whom the call that ends has talked; NULL: it has told no address. */
-static __always_inline struct flow_talk *talked(struct sock *sk)
+static __always_inline _Bool is_datagram(struct sock *sk)
 {
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct flow_talk *with;
+	return sk->sk_protocol == IPPROTO_UDP || sk->sk_protocol == IPPROTO_UDPLITE;
+}
 
-	if (sk->sk_protocol != IPPROTO_UDP && sk->sk_protocol != IPPROTO_UDPLITE)
-		return NULL;
-	with = bpf_map_lookup_elem(&flow_talks, &thread);
-	return with && with->cookie && with->cookie == bpf_get_socket_cookie(sk) ? with : NULL;
+/* With whom the call that ends has talked. */
+static __always_inline void end_talk(struct sock *sk, struct flow_socket *socket,
+                                     struct task_struct *task, struct flow_talk *with)
+{
+	__u64 thread = (__u64)task->tgid << 32 | (__u32)task->pid;
+	struct flow_talk *known;
+
+	if (socket->talker == task->pid) {
+		*with = socket->talk;
+		with->cookie = cookie_of(sk);
+		socket->talker = 0;
+		return;
+	}
+	known = socket->crowded ? bpf_map_lookup_elem(&flow_talks, &thread) : NULL;
+	if (!known || known->cookie != cookie_of(sk))
+		return;
+	*with = *known;
+	known->cookie = 0;
 }
 
 /* The counters of a peer, for what the sum of the socket has already; NULL for the one that the
@@ -639,7 +681,8 @@ peer_of(const struct flow_socket *socket, const struct flow_use *use, const stru
 	struct flow_peer_key key = {};
 	struct flow_peer *peer, none = {};
 
-	if (!with || (with->port == socket->peer_port && is_same(&with->peer, &socket->peer)))
+	if (!with->cookie ||
+	    (with->port == socket->peer_port && is_same(&with->peer, &socket->peer)))
 		return NULL;
 	key.cookie = with->cookie;
 	key.opened = socket->opened;
@@ -653,100 +696,90 @@ peer_of(const struct flow_socket *socket, const struct flow_use *use, const stru
 	return bpf_map_lookup_elem(&flow_peers, &key);
 }
 
-static __always_inline void count_sent_to(struct sock *sk, const struct flow_talk *with, int length)
+/* The socket that a call has moved something through, with the addresses it has now, and with whom
+ * the call talked; NULL: it isn't counted. What is lost without memory is told apart. */
+static __always_inline struct flow_socket *moves(struct sock *sk, struct task_struct *task,
+                                                 int length, int lost, struct flow_talk *with)
 {
-	struct flow_socket *socket;
+	struct flow_socket *socket = NULL;
+
+	if (!counts_socket(sk) || !counts_task())
+		return NULL;
+	if (is_datagram(sk)) {
+		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+		if (socket)
+			end_talk(sk, socket, task, with);
+	}
+	if (length <= 0 || !(counts_ports(sk) || (with->cookie && bpf_ntohs(with->port) == port)))
+		return NULL;
+	socket = meet(sk, socket, 0, lost);
+	if (socket && !is_tcp(sk))
+		remember_addresses(sk, socket);
+	return socket;
+}
+
+static __always_inline void count_sent(struct sock *sk, int length)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct flow_talk with = {};
+	struct flow_socket *socket = moves(sk, task, length, length, &with);
 	struct flow_peer *peer;
 	struct flow_use *use;
 
-	if (length <= 0 || !counts_task())
-		return;
-	socket = meet(sk, 0, length);
 	if (!socket)
 		return;
-	if (!is_tcp(sk))
-		remember_addresses(sk, socket);
-	use = current_use(socket);
+	use = use_of(socket, task);
 	__sync_fetch_and_add(&use->transmit_bytes, length);
 	__sync_fetch_and_add(&use->transmit_calls, 1);
-	peer = peer_of(socket, use, with);
+	peer = peer_of(socket, use, &with);
 	if (!peer)
 		return;
 	__sync_fetch_and_add(&peer->transmit_bytes, length);
 	__sync_fetch_and_add(&peer->transmit_calls, 1);
 }
 
-static __always_inline void count_sent(struct sock *sk, int length)
+static __always_inline void count_received(struct sock *sk, int length, int flags)
 {
-	struct flow_talk *with;
-
-	if (!counts_socket(sk))
-		return;
-	with = talked(sk);
-	if (counts_ports(sk) || (with && bpf_ntohs(with->port) == port))
-		count_sent_to(sk, with, length);
-	if (with)
-		with->cookie = 0;
-}
-
-static __always_inline void count_received_from(struct sock *sk, const struct flow_talk *with,
-                                                int length, int flags)
-{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct flow_talk with = {};
 	struct flow_socket *socket;
 	struct flow_peer *peer;
 	struct flow_use *use;
 
-	if (length <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || !counts_task())
-		return;
-	socket = meet(sk, 0, is_tcp(sk) ? 0 : length);
+	if (flags & (MSG_PEEK | MSG_ERRQUEUE))
+		length = 0;
+	socket = moves(sk, task, length, is_tcp(sk) ? 0 : length, &with);
 	if (!socket)
 		return;
-	if (!is_tcp(sk))
-		remember_addresses(sk, socket);
-	use = current_use(socket);
+	use = use_of(socket, task);
 	__sync_fetch_and_add(&use->receive_calls, 1);
 	if (is_tcp(sk))
 		return; /* flows_read has the bytes */
 	__sync_fetch_and_add(&use->receive_bytes, length);
-	peer = peer_of(socket, use, with);
+	peer = peer_of(socket, use, &with);
 	if (!peer)
 		return;
 	__sync_fetch_and_add(&peer->receive_bytes, length);
 	__sync_fetch_and_add(&peer->receive_calls, 1);
 }
 
-static __always_inline void count_received(struct sock *sk, int length, int flags)
-{
-	struct flow_talk *with;
-
-	if (!counts_socket(sk))
-		return;
-	with = talked(sk);
-	if (counts_ports(sk) || (with && bpf_ntohs(with->port) == port))
-		count_received_from(sk, with, length, flags);
-	if (with)
-		with->cookie = 0;
-}
-
 static __always_inline int talk4(struct bpf_sock_addr *ctx)
 {
-	struct flow_talk with = {.cookie = bpf_get_socket_cookie(ctx), .port = ctx->user_port};
+	struct flow_talk with = {.port = ctx->user_port};
 
 	map_address(&with.peer, ctx->user_ip4);
-	talk(&with);
-	return 1;
+	return talk(ctx, &with);
 }
 
 static __always_inline int talk6(struct bpf_sock_addr *ctx)
 {
-	struct flow_talk with = {.cookie = bpf_get_socket_cookie(ctx), .port = ctx->user_port};
+	struct flow_talk with = {.port = ctx->user_port};
 
 	with.peer.in6_u.u6_addr32[0] = ctx->user_ip6[0];
 	with.peer.in6_u.u6_addr32[1] = ctx->user_ip6[1];
 	with.peer.in6_u.u6_addr32[2] = ctx->user_ip6[2];
 	with.peer.in6_u.u6_addr32[3] = ctx->user_ip6[3];
-	talk(&with);
-	return 1;
+	return talk(ctx, &with);
 }
 
 SEC("cgroup/sendmsg4")
@@ -866,11 +899,11 @@ int BPF_PROG(flows_read, struct sock *sk)
 			read_on(sk, tcp, socket);
 		return 0;
 	}
-	socket = meet(sk, 0, 0);
+	socket = meet(sk, NULL, 0, 0);
 	grown = socket ? read_on(sk, tcp, socket) : 0;
 	if (grown <= 0)
 		return 0;
-	__sync_fetch_and_add(&current_use(socket)->receive_bytes, grown);
+	current_use(socket)->receive_bytes += grown; /* nobody else does: the socket is locked */
 	return 0;
 }
 
@@ -924,7 +957,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 	switch (to) {
 	case BPF_TCP_SYN_SENT:
 	case BPF_TCP_LISTEN: /* by the process itself; later states aren't */
-		socket = counts_task() ? meet(sk, 0, 0) : NULL;
+		socket = counts_task() ? meet(sk, NULL, 0, 0) : NULL;
 		if (!socket)
 			return 0;
 		if (was_used(socket) || socket->ended)
@@ -940,7 +973,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 		if (!socket && is_filtered())
 			return 0;
-		socket = meet(sk, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0, 0);
+		socket = meet(sk, NULL, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0, 0);
 		if (!socket)
 			return 0;
 		remember_addresses(sk, socket);
@@ -967,7 +1000,7 @@ int BPF_PROG(flows_destroy, struct sock *sk)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 
-	if (!socket || socket->cookie != bpf_get_socket_cookie(sk) || socket->flags & FLOW_ENDED)
+	if (!socket || socket->cookie != cookie_of(sk) || socket->flags & FLOW_ENDED)
 		return 0;
 	socket->flags |= FLOW_ENDED;
 	log_closed(sk, socket);
@@ -1034,7 +1067,7 @@ int flows_seed(struct bpf_iter__task_file *ctx)
 	sk = socket->sk;
 	if (!sk || !counts_socket(sk) || !counts_ports(sk) || (pid && task->tgid != pid))
 		return 0;
-	storage = meet(sk, FLOW_EXISTED, 0);
+	storage = meet(sk, NULL, FLOW_EXISTED, 0);
 	if (!storage)
 		return 0;
 	tcp = tcp_of(sk);

@@ -140,6 +140,9 @@ type flowsFlowSocket struct {
 	Type      uint16
 	Flags     uint8
 	Ending    flowsFlowEnding
+	Talker    uint32
+	Crowded   uint32
+	Talk      flowsFlowTalk
 }
 
 type flowsFlowSums struct {

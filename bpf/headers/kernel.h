@@ -31,6 +31,10 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct proto {
 	int (*sendpage)(void);
 };
@@ -47,6 +51,7 @@ struct sock_common {
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	unsigned long skc_flags;
+	atomic64_t skc_cookie;
 };
 
 struct sock {
@@ -112,6 +117,7 @@ struct cred {
 };
 
 struct task_struct {
+	int pid; /* of the thread */
 	int tgid;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
