@@ -26,6 +26,19 @@ func crowd(b *testing.B) *site {
 	return s
 }
 
+// BenchmarkReader takes a sample of 20,000 idle sockets.
+func BenchmarkReader(b *testing.B) {
+	r := startIn(b, "tp_btf", Filter{})
+	crowd(b)
+	take(b, r)
+	b.ReportAllocs()
+	for b.Loop() {
+		if sample := take(b, r); len(sample.Rows) < 20000 {
+			b.Fatal(len(sample.Rows))
+		}
+	}
+}
+
 // BenchmarkDiag takes a sample of 20,000 idle sockets.
 func BenchmarkDiag(b *testing.B) {
 	d := crowd(b).sampler(Filter{})

@@ -1,11 +1,14 @@
 package flow
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +36,8 @@ type Reader struct {
 	first   bool
 	loss    Loss
 	rests   map[use]Counters // what uses of open sockets had without a known peer, at most so far
+	raw     []byte           // what flows_dump wrote
+	command string           // of the last row
 }
 
 func newReader(objects datapath.Objects) (*Reader, error) {
@@ -201,23 +206,32 @@ func familyOf(address netip.Addr, socket int) int {
 	return socket
 }
 
-const recordSize = int(unsafe.Sizeof(bpf.FlowRecord{}))
+const (
+	recordSize = int(unsafe.Sizeof(bpf.FlowRecord{}))
+	dumpSize   = 32 << 10 // of what the kernel gives to a read
+)
 
-// dump reads the sockets that are open.
+// dump reads the sockets that are open. The records are good until the next dump.
 func (r *Reader) dump() ([]bpf.FlowRecord, error) {
 	reader, err := r.objects.Iterate("flows_dump", "flow_sockets")
 	if err != nil {
 		return nil, err
 	}
 	defer reader.Close()
-	raw, err := io.ReadAll(reader)
-	if err != nil {
+	r.raw = r.raw[:0]
+	for err == nil {
+		r.raw = slices.Grow(r.raw, dumpSize)
+		var n int
+		n, err = reader.Read(r.raw[len(r.raw) : len(r.raw)+dumpSize])
+		r.raw = r.raw[:len(r.raw)+n]
+	}
+	if !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the counters of sockets: %w", err)
 	}
-	if len(raw)%recordSize != 0 {
-		return nil, fmt.Errorf("read the counters of sockets: %d bytes are left over", len(raw)%recordSize)
+	if len(r.raw)%recordSize != 0 {
+		return nil, fmt.Errorf("read the counters of sockets: %d bytes are left over", len(r.raw)%recordSize)
 	}
-	return recordsOf(raw), nil
+	return recordsOf(r.raw), nil
 }
 
 // recordsOf is the records that lie one after another.
@@ -253,7 +267,7 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 		Cookie: from.Cookie, NetNS: uint64(from.Netns), Transport: transportOf(from.Type, from.Protocol), Family: int(from.Family),
 		Local: endpointOf(from.Local.In6U.U6Addr8, from.LocalPort), Owners: int(from.Owners),
 		Process: Process{
-			PID: from.Use.Pid, Start: from.Use.Start, Command: commandOf(from.Use.Command[:]),
+			PID: from.Use.Pid, Start: from.Use.Start, Command: r.commandOf(from.Use.Command[:]),
 			UID: from.Use.Uid, Cgroup: from.Use.CgroupId,
 		},
 		Counters: Counters{
@@ -273,13 +287,18 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 		row.Status = Shared
 	}
 	if row.Transport == "tcp" {
-		row.TCP = &TCP{
+		t := struct { // allocated at once
+			TCP
+			amounts
+		}{amounts: amounts{from.Transmitted, from.Received}}
+		t.TCP = TCP{
 			State: StateName(from.State), SRTT: from.SrttUs, MinRTT: from.MinRttUs, Retransmits: from.Retransmits, Error: from.Error,
-			Transmitted: &from.Transmitted, Received: &from.Received,
+			Transmitted: &t.transmit, Received: &t.receive,
 		}
-		if row.TCP.MinRTT == unmeasured {
-			row.TCP.MinRTT = 0
+		if t.MinRTT == unmeasured {
+			t.MinRTT = 0
 		}
+		row.TCP = &t.TCP
 	}
 	return row
 }
@@ -297,15 +316,14 @@ func endpointOf(address [16]byte, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(address).Unmap(), port)
 }
 
-func commandOf(raw []int8) string {
-	text := make([]byte, 0, len(raw))
-	for _, c := range raw {
-		if c == 0 {
-			break
-		}
-		text = append(text, byte(c))
+// commandOf is the text of a name. Many rows one after another have the same one.
+func (r *Reader) commandOf(raw []int8) string {
+	text := unsafe.Slice((*byte)(unsafe.Pointer(&raw[0])), len(raw))
+	text, _, _ = bytes.Cut(text, []byte{0})
+	if string(text) != r.command {
+		r.command = string(text)
 	}
-	return string(text)
+	return r.command
 }
 
 // protocols are the names of IP's protocols.
