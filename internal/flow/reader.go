@@ -220,7 +220,9 @@ func (r *Reader) dump() ([]bpf.FlowRecord, error) {
 	defer reader.Close()
 	r.raw = r.raw[:0]
 	for err == nil {
-		r.raw = slices.Grow(r.raw, dumpSize)
+		if cap(r.raw)-len(r.raw) < dumpSize {
+			r.raw = slices.Grow(r.raw, max(dumpSize, len(r.raw)/2))
+		}
 		var n int
 		n, err = reader.Read(r.raw[len(r.raw) : len(r.raw)+dumpSize])
 		r.raw = r.raw[:len(r.raw)+n]

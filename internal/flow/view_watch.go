@@ -89,7 +89,12 @@ func (w *Watch) begin() {
 		w.ends.look(w.now.Rows)
 	}
 	w.kernel.begin()
-	w.flows = make([]entry, 0, len(w.flows))
+	news := len(w.flows)
+	if w.generation == 1 {
+		news = len(w.now.Rows)
+		w.index, w.states = make(map[ID]int32, news), make([]state, 0, news)
+	}
+	w.flows = make([]entry, 0, news)
 	w.total.rest()
 	for _, g := range w.groups {
 		g.rest()
