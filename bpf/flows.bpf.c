@@ -355,7 +355,7 @@ static __always_inline void read_tcp(struct sock *sk, struct flow_record *record
 }
 
 /* Whether a use is told: that of a supposed owner only if nobody else has used the socket, and that
- * of all others if there was any. */
+ * of all others if there was any. A connection that nobody has used is told when it has ended. */
 static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
 {
 	const struct flow_use *use = &socket->uses[i];
@@ -364,7 +364,7 @@ static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
 	if (i == USES)
 		return moved;
 	if (!use->key)
-		return 0;
+		return !i && socket->ended;
 	return i || moved || !(socket->flags & FLOW_SUPPOSED) || !socket->uses[1].key;
 }
 
