@@ -112,6 +112,9 @@ type Backend interface {
 	// Flows opens samples of what processes send and receive, and says what people
 	// should know of them.
 	Flows(ctx context.Context, request flow.Request) (flow.Sampler, []string, error)
+	// ConnectionEvents opens what happens to connections, and says what people should
+	// know of it.
+	ConnectionEvents(ctx context.Context, request flow.EventsRequest) (flow.EventSource, []string, error)
 	// Connections lists the sockets that there are, and says what people should know of
 	// them.
 	Connections(ctx context.Context, request flow.CensusRequest) (flow.Census, []string, error)

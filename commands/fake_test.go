@@ -55,6 +55,7 @@ type fake struct {
 	blocked  fakeBlocklist
 	flows    flow.Request       // the last one
 	census   flow.CensusRequest // the last one
+	events   flow.EventsRequest // the last one
 
 	endpoints endpoint.API
 }

@@ -228,6 +228,10 @@ func (s *system) Flows(ctx context.Context, request flow.Request) (flow.Sampler,
 	return flow.Open(ctx, s.Engine, request)
 }
 
+func (s *system) ConnectionEvents(ctx context.Context, request flow.EventsRequest) (flow.EventSource, []string, error) {
+	return flow.OpenEvents(ctx, s.Engine, request)
+}
+
 func (s *system) Connections(ctx context.Context, request flow.CensusRequest) (flow.Census, []string, error) {
 	return flow.TakeCensus(ctx, request)
 }

@@ -34,7 +34,7 @@ func watchCommand(env *Env) *cli.Command {
 		Usage: "show what loaded programs count, again and again, and what rules notice",
 		Description: "Of counters the first document comes at once, without rates (null); each later one has the rates since the one before. " +
 			"--once ends after the first; with --interval it waits that long first and shows rates.",
-		Subcommands: []*cli.Command{watchPodsCommand(env), watchPeersCommand(env), watchFlowsCommand(env), watchCountersCommand(env), watchDropsCommand(env), watchAlertsCommand(env), watchDNSCommand(env)},
+		Subcommands: []*cli.Command{watchPodsCommand(env), watchPeersCommand(env), watchFlowsCommand(env), watchConnectionsCommand(env), watchCountersCommand(env), watchDropsCommand(env), watchAlertsCommand(env), watchDNSCommand(env)},
 	}
 }
 
