@@ -3,6 +3,7 @@ package test
 import (
 	"encoding/json"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"bpfnet/internal/netns"
 	"bpfnet/internal/testkit"
 )
 
@@ -156,6 +158,7 @@ func TestDocuments(t *testing.T) {
 		"attach xdp xdp-counter --dev veth-b --mode generic", "ping", "watch pods --interval 100ms --count 2", "watch counters --once",
 		"load peers", "attach tc peers --dev veth-a --direction both", "ping", "watch peers --interval 100ms --count 2",
 		"watch flows --interval 100ms --count 2", "flows sum",
+		"load flows", "attach trace flows", "connect", "watch connections --since-load --for 100ms", "unload flows --detach",
 		"load dns", "attach tc dns --dev veth-a --direction both", "ask",
 		"load drops", "attach trace drops", "drop", "watch drops --interval 100ms --count 2",
 		"ports allow 80/tcp", "ports list",
@@ -179,6 +182,10 @@ func TestDocuments(t *testing.T) {
 			watch := n.watchesDNS(t, "--count", "1", "--name", "www.example", "-q")
 			n.askFor(t, "www.example.", "udp")
 			note(t, watch.wait(t), page, seen)
+			continue
+		}
+		if line == "connect" { // to a server
+			n.connects(t)
 			continue
 		}
 		if line == "drop" { // at a port that nobody has
@@ -252,4 +259,31 @@ func noteError(t *testing.T, cmd *exec.Cmd, page map[string]documented, seen map
 		t.Fatal("no error")
 	}
 	note(t, stderr.String(), page, seen)
+}
+
+// connects has a connection in a Pod that is opened and closed.
+func (n node) connects(t *testing.T) {
+	t.Helper()
+	err := netns.Do("/run/netns/"+n.podA, func() error {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		client, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		server, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+		_, err = server.Write([]byte("hello"))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

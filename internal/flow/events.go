@@ -72,7 +72,7 @@ func OpenEvents(ctx context.Context, kernel Kernel, req EventsRequest) (EventSou
 	began := errors.Is(err, fault.ErrNotFound)
 	if began {
 		reader, notes, err = startPrivate(ctx, kernel, request)
-		if errors.Is(err, fault.ErrUnsupported) {
+		if errors.Is(err, fault.ErrUnsupported) || errors.Is(err, fault.ErrRejected) {
 			err = fault.New(fault.ErrUnsupported, "%w", err).Hint("events of connections take the program; bpfnet connections count and watch flows do without")
 		}
 	}
