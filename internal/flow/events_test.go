@@ -29,7 +29,7 @@ type tail struct {
 
 func (s *site) tail() *tail {
 	s.Helper()
-	e, err := newEvents(startIn(s, "tp_btf", Filter{}), true)
+	e, err := newEvents(startIn(s, "", Filter{}), true)
 	s.must(err)
 	return &tail{s, e}
 }
