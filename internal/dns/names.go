@@ -23,9 +23,13 @@ type Names struct {
 type nameKey struct{ client, addr netip.Addr }
 
 type learned struct {
-	name  string
-	until time.Duration // since boot
+	name        string
+	from, until time.Duration // since boot
 }
+
+// moment is how much later than it was used an answer may have come: the times are of two
+// clocks.
+const moment = time.Second
 
 // NewNames returns Names that keep at most so many, and each for a grace longer than its
 // TTL: connections last longer than answers.
@@ -39,22 +43,30 @@ func (n *Names) Learn(a Answer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, address := range a.Addresses {
-		l := learned{a.Name, a.Time + address.TTL + n.grace}
-		n.known[nameKey{a.Client.Addr(), address.Addr}] = l
-		n.known[nameKey{netip.Addr{}, address.Addr}] = l
+		n.learn(nameKey{a.Client.Addr(), address.Addr}, a, address.TTL)
+		n.learn(nameKey{netip.Addr{}, address.Addr}, a, address.TTL)
 	}
 	if len(n.known) > n.most {
 		n.shrink(a.Time)
 	}
 }
 
-// Of returns the name by which client, or if it didn't ask anybody, came to know an
-// address, at a time since boot (CLOCK_BOOTTIME); "" if that isn't known.
-func (n *Names) Of(client, addr netip.Addr, now time.Duration) string {
+func (n *Names) learn(key nameKey, a Answer, ttl time.Duration) {
+	l := learned{a.Name, a.Time, a.Time + ttl + n.grace}
+	if before, ok := n.known[key]; ok && before.name == a.Name && a.Time < before.until {
+		l.from = before.from
+	}
+	n.known[key] = l
+}
+
+// Of returns the name by which client, or if it didn't ask anybody, knew an address at a
+// time since boot (CLOCK_BOOTTIME); "" if that isn't known, or not any more: the last
+// name of an address is remembered.
+func (n *Names) Of(client, addr netip.Addr, at time.Duration) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, key := range []nameKey{{client, addr}, {netip.Addr{}, addr}} {
-		if l, ok := n.known[key]; ok && now < l.until {
+		if l, ok := n.known[key]; ok && l.from <= at+moment && at < l.until {
 			return l.name
 		}
 	}

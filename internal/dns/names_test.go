@@ -29,6 +29,8 @@ func TestNames(t *testing.T) {
 		wanted       string
 	}{
 		{"10.0.0.1", "192.0.2.1", 0, "www.a.example"},
+		{"10.0.0.1", "192.0.2.1", -time.Second, "www.a.example"},
+		{"10.0.0.1", "192.0.2.1", -2 * time.Second, ""},
 		{"10.0.0.1", "2001:db8::1", 89 * time.Second, "www.a.example"},
 		{"10.0.0.1", "2001:db8::1", 90 * time.Second, ""},
 		{"10.0.0.1", "192.0.2.1", 90 * time.Second, "b.example"},

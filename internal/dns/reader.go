@@ -217,6 +217,10 @@ func idOf(m *ebpf.Map) (id ebpf.MapID) {
 	return id
 }
 
+// Drained says whether all answers that have come were told. It may be called while Read
+// runs.
+func (r *Reader) Drained() bool { return r.records.Waiting(0) == 0 }
+
 // Counters are what couldn't be told.
 func (r *ring) Counters() Counters {
 	c := r.counters
