@@ -27,6 +27,9 @@ type View struct {
 	Executable func(pid uint32, start uint64) string // "": not known; asked once for each process
 	Users      map[uint32]string
 	Boot       time.Time // when CLOCK_BOOTTIME was 0
+	// Name is by which name a local address knew a peer's, so long before the sample; "":
+	// not known. It is asked until it is.
+	Name func(local, peer netip.Addr, ago time.Duration) string
 
 	all bool // also sockets that are no flows
 }
@@ -102,6 +105,7 @@ type entry struct {
 	flows       int  // that the sample has
 	news        bool // since the sample before
 	status      Status
+	name        string // of the peer, by which all flows know it
 	total       Counters
 	grown       Counters // since the sample before
 }
@@ -115,6 +119,14 @@ func (e *entry) count(grown Counters, status Status, news bool) {
 	if worse(status, e.status) {
 		e.status = status
 	}
+}
+
+// called notes by which name a row that was counted knows the peer.
+func (e *entry) called(name string) {
+	if e.flows > 1 && name != e.name {
+		name = ""
+	}
+	e.name = name
 }
 
 // statuses are all, best first.

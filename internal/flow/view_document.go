@@ -40,7 +40,7 @@ func (w *Watch) Document() Document {
 			continue
 		}
 		f.Network.Local, f.Network.NetNS = local.Address, local.NetNS
-		f.Network.Peer.Address = Address{known(&e.peer.address), known(&e.peer.port)}
+		f.Network.Peer = Peer{Address{known(&e.peer.address), known(&e.peer.port)}, known(&e.name)}
 		f.Process, f.User, f.Container, f.K8s = local.Process, local.User, local.Container, local.K8s
 		if e.row != nil {
 			v.fill(f, e.row)

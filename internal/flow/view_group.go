@@ -88,6 +88,7 @@ type grouping struct {
 	local, peer      []aspect
 	transport, state bool
 	directed         bool
+	named            bool // it has names
 }
 
 // dimensions are the words that groupings are made of.
@@ -97,7 +98,7 @@ var dimensions = func() map[string]func(*grouping) {
 		"state":      func(g *grouping) { g.state = true },
 		"local":      func(g *grouping) { g.local = append(g.local, aspects["address"]) },
 		"local_port": func(g *grouping) { g.local = append(g.local, aspects["port"]) },
-		"peer":       func(g *grouping) { g.peer = append(g.peer, aspects["address"]) },
+		"peer":       func(g *grouping) { g.peer, g.named = append(g.peer, aspects["address"]), true },
 		"peer_port":  func(g *grouping) { g.peer = append(g.peer, aspects["port"]) },
 	}
 	for word, a := range aspects {

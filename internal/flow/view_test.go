@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -525,4 +526,47 @@ func BenchmarkWatch(b *testing.B) {
 			})
 		}
 	}
+}
+
+// TestWatchNames: a flow is called what its peer was when it began, or counting did, for
+// good, and a group by peer what all its flows are.
+func TestWatchNames(t *testing.T) {
+	known := map[string]string{}
+	names := func(local, peer netip.Addr, ago time.Duration) string {
+		return known[fmt.Sprintf("%s %s %g", local, peer, ago.Seconds())]
+	}
+	opened := func(seconds float64) func(*Row) { return func(r *Row) { r.Opened = at(seconds) } }
+	old := row(1, "10.0.0.1:4000", "192.0.2.1:443", 1, 1)
+	young := row(2, "10.0.0.1:4001", "192.0.2.1:443", 1, 1).with(opened(-2))
+	other := row(3, "10.0.0.2:4000", "192.0.2.2:443", 1, 1).with(opened(-1))
+	flows, peers := NewWatch(View{Name: names}), NewWatch(View{Name: names, By: []string{"peer"}})
+	called := func(w *Watch, s Sample) string {
+		w.Take(s)
+		var lines []string
+		for _, f := range w.Document().Flows {
+			lines = append(lines, fmt.Sprintf("%s=%s", f.Network.Peer.Address.Address, sample.Value(f.Network.Peer.Name)))
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, " ")
+	}
+	expect := func(s Sample, wantFlows, wantPeers string) {
+		t.Helper()
+		if got := called(flows, s); got != wantFlows {
+			t.Errorf("flows: %s, want %s", got, wantFlows)
+		}
+		if got := called(peers, s); got != wantPeers {
+			t.Errorf("peers: %s, want %s", got, wantPeers)
+		}
+	}
+	known["10.0.0.1 192.0.2.1 2"] = "a.example"
+	expect(sampleAt(0, old, young, other), "192.0.2.1= 192.0.2.1=a.example 192.0.2.2=", "192.0.2.1= 192.0.2.2=")
+	known = map[string]string{"10.0.0.1 192.0.2.1 61": "a.example", "10.0.0.1 192.0.2.1 3": "b.example", "10.0.0.2 192.0.2.2 2": "c.example"}
+	old.TransmitBytes, young.TransmitBytes, other.TransmitBytes = 2, 2, 2
+	expect(sampleAt(1, old, young, other), "192.0.2.1=a.example 192.0.2.1=a.example 192.0.2.2=c.example", "192.0.2.1=a.example 192.0.2.2=c.example")
+	known = nil
+	third := row(4, "10.0.0.3:4000", "192.0.2.1:443", 1, 1)
+	expect(sampleAt(2, old.with(closed), young, other, third), "192.0.2.1= 192.0.2.1=a.example", "192.0.2.1=")
+	expect(sampleAt(3, young, other, third.with(closed)), "192.0.2.1=", "192.0.2.1=")
+	young.TransmitBytes = 3
+	expect(sampleAt(4, young, other), "192.0.2.1=a.example", "192.0.2.1=a.example")
 }

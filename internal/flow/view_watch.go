@@ -36,6 +36,7 @@ type state struct {
 	id     ID
 	seen   uint32 // the last generation that has it; 0: the state is free
 	word   string
+	name   string // of the peer; it is called so for good
 	moved  Counters
 	groups [2]*entry // it was counted for last; nil: none
 	mate   *party    // at the other end, which is on this machine
@@ -102,7 +103,7 @@ func (w *Watch) begin() {
 }
 
 // rest makes an entry one that the sample has nothing of yet.
-func (e *entry) rest() { e.flows, e.grown, e.news = 0, Counters{}, false }
+func (e *entry) rest() { e.flows, e.grown, e.news, e.name = 0, Counters{}, false, "" }
 
 // see adds a row. One that is there twice, as walks over changing tables have them,
 // counts once.
@@ -121,6 +122,7 @@ func (w *Watch) see(r *Row) {
 	s.word = word
 	w.kernel.count(r, grown)
 	if w.fits(r) {
+		w.call(r, s, news)
 		w.total.count(grown, r.Status, news)
 		switch {
 		case len(w.By) > 0:
@@ -128,13 +130,25 @@ func (w *Watch) see(r *Row) {
 		case news:
 			w.flows = append(w.flows, entry{
 				local: w.localParty(r), peer: party{address: r.Peer.Addr(), port: r.Peer.Port()},
-				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, total: s.moved, grown: grown,
+				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, name: s.name, total: s.moved, grown: grown,
 			})
 		}
 	}
 	if r.Closed != nil {
 		w.forget(w.index[s.id])
 	}
+}
+
+// call finds the name that a row knew its peer by when it began, or counting did.
+func (w *Watch) call(r *Row, s *state, news bool) {
+	if w.Name == nil || s.name != "" || !news || !r.Peer.IsValid() {
+		return
+	}
+	began := r.Opened
+	if began.IsZero() {
+		began = w.now.Since
+	}
+	s.name = w.Name(r.Local.Addr(), r.Peer.Addr(), w.now.Time.Sub(began))
 }
 
 // state returns what samples before had of a row, and whether they had nothing.
@@ -187,6 +201,9 @@ func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
 			}
 		}
 		s.groups[0].count(grown, r.Status, news)
+		if w.grouping.named {
+			s.groups[0].called(s.name)
+		}
 		return
 	}
 	if news {
