@@ -373,7 +373,7 @@ func (f *fake) Blocklist() blocklist.API                   { return &f.blocked }
 func (f *fake) Bypass(context.Context) bypass.Report       { return f.bypass }
 
 func (f *fake) Answers(context.Context, string, time.Duration, bool) (AnswerSource, error) {
-	return fakeAnswers{}, nil
+	return &fakeAnswers{}, nil
 }
 
 func (f *fake) Exchanges(_ context.Context, instance string, _, _ time.Duration, steal bool) (ExchangeSource, error) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bpfnet/internal/blocklist"
@@ -362,22 +363,24 @@ func (fakeFollower) Observe(_ context.Context, a dns.Answer) ([]blocklist.Sighti
 
 func (fakeFollower) Close() {}
 
-// fakeAnswers are those that an instance of dns sees: the same one twice, and one
-// that can't be taken.
-type fakeAnswers struct{}
+// fakeAnswers are those that an instance of dns sees: the same one twice, one that
+// can't be taken, and names of peers of fakeFlows.
+type fakeAnswers struct{ told atomic.Bool }
 
-func (fakeAnswers) Notes() []string {
+func (*fakeAnswers) Notes() []string {
 	return []string{"map dns/dns_events is open in process 812 (bpfnet)"}
 }
 
-func (fakeAnswers) Read(ctx context.Context, emit func([]dns.Answer) error) error {
+func (f *fakeAnswers) Read(ctx context.Context, emit func([]dns.Answer) error) error {
 	a := dns.Answer{Name: "www.bad.example", Addresses: []dns.Address{{Addr: netip.MustParseAddr("203.0.113.80")}}}
-	if err := emit([]dns.Answer{a, a, {Name: "busy.example"}}); err != nil {
+	if err := emit(append([]dns.Answer{a, a, {Name: "busy.example"}}, peerAnswers()...)); err != nil {
 		return err
 	}
+	f.told.Store(true)
 	<-ctx.Done()
 	return nil
 }
 
-func (fakeAnswers) Lost() (uint64, error) { return 0, nil }
-func (fakeAnswers) Close() error          { return nil }
+func (*fakeAnswers) Lost() (uint64, error) { return 0, nil }
+func (f *fakeAnswers) Drained() bool       { return f.told.Load() }
+func (*fakeAnswers) Close() error          { return nil }

@@ -3,10 +3,12 @@ package commands
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"bpfnet/internal/dns"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/flow"
 )
@@ -78,4 +80,19 @@ func fakeRows(n uint64, at time.Time) []flow.Row {
 		Cookie: 10 + n, NetNS: 4026531840, Transport: "tcp", Family: unix.AF_INET, Local: netip.MustParseAddrPort("192.0.2.1:50002"), Peer: netip.MustParseAddrPort("198.51.100.7:443"),
 		Process: curl, Owners: 1, TCP: &flow.TCP{State: "close", Error: uint32(unix.ECONNREFUSED)}, Opened: at.Add(-time.Millisecond), Closed: &at, Status: flow.Exact,
 	})
+}
+
+// peerAnswers are older than the flows of fakeFlows: names of two peers that curl asked
+// for, one of them also somebody else by another name, and one of a peer that nginx has.
+func peerAnswers() []dns.Answer {
+	answer := func(client, name, address string) dns.Answer {
+		return dns.Answer{
+			Time: sinceBoot() - 2*time.Minute, Client: netip.AddrPortFrom(netip.MustParseAddr(client), 5353), Name: name,
+			Addresses: []dns.Address{{Addr: netip.MustParseAddr(address), TTL: time.Minute}},
+		}
+	}
+	return []dns.Answer{
+		answer("10.77.0.4", "www.shop.example", "10.96.0.1"), answer("10.77.0.9", "other.example", "10.96.0.1"),
+		answer("192.0.2.1", "a\x1b[31m.example", "198.51.100.7"), answer("10.77.0.5", strings.Repeat("long.", 40)+"example", "2001:db8::1"),
+	}
 }

@@ -30,6 +30,8 @@ type AnswerSource interface {
 	// Lost is how many were not told since the source was opened; it may be called
 	// while Read runs.
 	Lost() (uint64, error)
+	// Drained says whether all that have come were told; it may be called while Read runs.
+	Drained() bool
 	Close() error
 }
 
@@ -309,12 +311,13 @@ func joined(addresses []netip.Addr) string {
 }
 
 // sinceAnswer is how long ago an answer was seen.
-func sinceAnswer(a dns.Answer) time.Duration {
+func sinceAnswer(a dns.Answer) time.Duration { return sinceBoot() - a.Time }
+
+// sinceBoot is the clock of programs.
+func sinceBoot() time.Duration {
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0
-	}
-	return time.Duration(now.Nano()) - a.Time
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // it is there
+	return time.Duration(now.Nano())
 }
 
 // Answers implements Backend.

@@ -36,6 +36,8 @@ func watchFlowsCommand(env *Env) *cli.Command {
 			byDescription(),
 		Flags: append(append(flowFlags("", flow.DefaultSort), tickFlags(watchInterval)...),
 			&cli.BoolFlag{Name: "since-load", Usage: "with --once: what was moved since counting began"},
+			&cli.BoolFlag{Name: "names", Usage: "show peers by the names that were asked for, as seen by dns, whose answers one process reads at a time"},
+			&cli.BoolFlag{Name: "steal", Usage: "with --names: read answers although another process does"},
 		),
 		Action: func(c *cli.Context) error {
 			choice, err := readFlowChoice(c)
@@ -48,6 +50,10 @@ func watchFlowsCommand(env *Env) *cli.Command {
 				return usage(c, "--since-load is for --once; without it the first document has what was moved since counting began")
 			case sinceLoad && c.IsSet("interval"):
 				return usage(c, "--since-load and --interval exclude each other")
+			case c.Bool("names") && len(choice.view.By) > 0 && !slices.Contains(choice.view.By, "peer"):
+				return usage(c, "--names: of sums only those by peer have names")
+			case c.Bool("steal") && !c.Bool("names"):
+				return usage(c, "--steal is for --names")
 			}
 			return env.watch(c, func(b Backend, p *output.Printer) (stream, error) {
 				s, err := env.flowStream(c, b, p, choice)
@@ -60,11 +66,20 @@ func watchFlowsCommand(env *Env) *cli.Command {
 
 // flowStream shows flows.
 func (e *Env) flowStream(c *cli.Context, b Backend, p *output.Printer, choice flowChoice) (stream, error) {
+	var names *peerNames
+	if c.Bool("names") {
+		var err error
+		if names, err = e.learnNames(c, b); err != nil {
+			return stream{}, err
+		}
+		choice.view.Name = names.of
+	}
 	s, err := e.openFlows(c, b, choice)
 	if err != nil {
+		names.close()
 		return stream{}, err
 	}
-	s.printer = p
+	s.printer, s.names = p, names
 	s.readKeys()
 	return stream{sample: s.sample, show: s.show, close: s.close}, nil
 }
@@ -160,6 +175,7 @@ type flowWatch struct {
 	c       *cli.Context
 	sampler flow.Sampler
 	owners  *podOwners
+	names   *peerNames      // nil: peers have none
 	printer *output.Printer // of tables that are redrawn
 
 	mu       sync.Mutex // for keys: of what follows
@@ -258,6 +274,9 @@ func (s *flowWatch) sample(ctx context.Context) error {
 		return err
 	}
 	s.env.notes(s.c, s.owners.find(ctx, cgroupsOf(next.Rows)))
+	if s.names != nil {
+		s.names.catchUp()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch.Take(next)
@@ -328,6 +347,7 @@ func (s *flowWatch) close() {
 	if s.stopKeys != nil {
 		s.stopKeys()
 	}
+	s.names.close()
 	_ = s.sampler.Close() // it was only read
 }
 
@@ -419,11 +439,29 @@ func addressText(a flow.Address) string {
 }
 
 func peerText(f *flow.Flow, _ []string) string {
-	text := addressText(f.Network.Peer.Address)
+	peer := f.Network.Peer
+	text := addressText(peer.Address)
+	if peer.Name != nil {
+		text = shortName(*peer.Name)
+		if peer.Port != nil {
+			text += ":" + strconv.Itoa(int(*peer.Port))
+		}
+	}
 	if f.Network.NAT != nil {
 		text += " = " + addressText(*f.Network.NAT)
 	}
 	return text
+}
+
+// mostName is how much of a name tables show, so that there is room for the rest.
+const mostName = 30
+
+// shortName leaves the end of a name, which says most of whose it is.
+func shortName(name string) string {
+	if len(name) <= mostName {
+		return name
+	}
+	return "…" + name[len(name)-mostName+1:]
 }
 
 // partyText is what is known of one end of a sum by direction, of what it is by.
