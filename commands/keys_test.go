@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/datapath"
 )
 
 // terminal is a pseudo terminal, and what was written to it.
@@ -107,15 +109,16 @@ func TestLiveFlows(t *testing.T) {
 		before := term.state(t)
 		var stdout, stderr bytes.Buffer
 		f := newFake()
+		f.instances[dnsProgram] = &datapath.Instance{Name: dnsProgram}
 		env := f.env(&stdout, &stderr)
 		env.Stdout = term.program
 		env.Terminal = func() (int, int, bool) { return 80, lines, true }
 		env.Keys = func() (<-chan byte, func(), bool) { return terminalKeys(int(term.program.Fd())) }
 		done := make(chan int)
-		go func() { done <- Run(context.Background(), env, strings.Fields("watch flows --interval 100ms")) }()
+		go func() { done <- Run(context.Background(), env, strings.Fields("watch flows --interval 100ms --names")) }()
 
 		// The first frame has all, later ones what moves; nginx is first by what it receives.
-		frame := term.await(t, "curl", func(frame string) bool { return strings.Contains(frame, "curl/900") && strings.Contains(frame, "kB/s") })
+		frame := term.await(t, "curl", func(frame string) bool { return strings.Contains(frame, "curl/900") && strings.Contains(frame, " www.shop.example:80 ") && strings.Contains(frame, "kB/s") })
 		for line := range strings.Lines(escapes.ReplaceAllString(frame, "")) {
 			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
 				t.Errorf("%d columns: %s", n, line)
