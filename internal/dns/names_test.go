@@ -3,6 +3,7 @@ package dns
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -29,8 +30,8 @@ func TestNames(t *testing.T) {
 		wanted       string
 	}{
 		{"10.0.0.1", "192.0.2.1", 0, "www.a.example"},
-		{"10.0.0.1", "192.0.2.1", -time.Second, "www.a.example"},
-		{"10.0.0.1", "192.0.2.1", -2 * time.Second, ""},
+		{"10.0.0.1", "192.0.2.1", -moment, "www.a.example"},
+		{"10.0.0.1", "192.0.2.1", -2 * moment, ""},
 		{"10.0.0.1", "2001:db8::1", 89 * time.Second, "www.a.example"},
 		{"10.0.0.1", "2001:db8::1", 90 * time.Second, ""},
 		{"10.0.0.1", "192.0.2.1", 90 * time.Second, "b.example"},
@@ -43,6 +44,21 @@ func TestNames(t *testing.T) {
 	} {
 		if got := n.Of(netip.MustParseAddr(c.client), netip.MustParseAddr(c.addr), time.Hour+c.after); got != c.wanted {
 			t.Errorf("%s calls %s %q after %s, want %q", c.client, c.addr, got, c.after, c.wanted)
+		}
+	}
+}
+
+// TestNamesBefore: of one who asks an address has the name that it had at the time, of the
+// last few, and one since it was asked for first.
+func TestNamesBefore(t *testing.T) {
+	n := NewNames(100, time.Minute)
+	client, address := netip.MustParseAddrPort("10.0.0.1:4000"), netip.MustParseAddr("192.0.2.1")
+	for i, name := range strings.Fields("a b b c a d") {
+		n.Learn(Answer{Name: name, Client: client, Time: time.Duration(1+i) * time.Second, Addresses: []Address{{address, 0}}})
+	}
+	for at, want := range []string{"", "", "b", "b", "c", "a", "d"} {
+		if got := n.Of(client.Addr(), address, time.Duration(at)*time.Second); got != want {
+			t.Errorf("at %d s: %q, want %q", at, got, want)
 		}
 	}
 }
