@@ -20,9 +20,10 @@ type peerNames struct {
 	note    func(string)
 	stop    func()
 	working sync.WaitGroup
-	ended   chan error // of reading
-	over    bool       // nothing is read any more
-	lost    uint64     // how many a note has told of
+	ended   chan error    // of reading
+	over    bool          // nothing is read any more
+	lost    uint64        // how many a note has told of
+	sampled time.Duration // since boot
 }
 
 // Bounds of what is learned: so many pairs of who asked and an address, for so long after
@@ -60,17 +61,18 @@ func (e *Env) learnNames(c *cli.Context, b Backend) (*peerNames, error) {
 	return n, nil
 }
 
-// of is the name by which a local address knew a peer's, so long ago.
+// of is the name by which a local address knew a peer's, so long before the sample.
 func (n *peerNames) of(local, peer netip.Addr, ago time.Duration) string {
-	return n.Of(local, peer, sinceBoot()-ago)
+	return n.Of(local, peer, n.sampled-ago)
 }
 
 // drainLongest is how long answers that have come are waited for.
 const drainLongest = 200 * time.Millisecond
 
-// catchUp waits until the answers that have come are learned, and says what there won't
-// be names of.
+// catchUp is called when a sample was taken. It waits until the answers that have come are
+// learned, and says what there won't be names of.
 func (n *peerNames) catchUp() {
+	n.sampled = sinceBoot()
 	for begin := time.Now(); !n.over && !n.source.Drained() && time.Since(begin) < drainLongest; {
 		time.Sleep(time.Millisecond)
 	}

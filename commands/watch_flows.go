@@ -273,10 +273,10 @@ func (s *flowWatch) sample(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.env.notes(s.c, s.owners.find(ctx, cgroupsOf(next.Rows)))
 	if s.names != nil {
 		s.names.catchUp()
 	}
+	s.env.notes(s.c, s.owners.find(ctx, cgroupsOf(next.Rows)))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch.Take(next)
