@@ -118,7 +118,9 @@ func TestLiveFlows(t *testing.T) {
 		go func() { done <- Run(context.Background(), env, strings.Fields("watch flows --interval 100ms --names")) }()
 
 		// The first frame has all, later ones what moves; nginx is first by what it receives.
-		frame := term.await(t, "curl", func(frame string) bool { return strings.Contains(frame, "curl/900") && strings.Contains(frame, " www.shop.example:80 ") && strings.Contains(frame, "kB/s") })
+		frame := term.await(t, "curl", func(frame string) bool {
+			return strings.Contains(frame, "curl/900") && strings.Contains(frame, " www.shop.example:80 ") && strings.Contains(frame, "kB/s")
+		})
 		for line := range strings.Lines(escapes.ReplaceAllString(frame, "")) {
 			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
 				t.Errorf("%d columns: %s", n, line)

@@ -91,7 +91,7 @@ func TestNamesOfPeers(t *testing.T) {
 	n.must(t, "load", "flows")
 	n.must(t, "attach", "trace", "flows")
 	before := n.connect(t, n.podA)
-	time.Sleep(300 * time.Millisecond)     // an answer that comes at once counts for it
+	time.Sleep(300 * time.Millisecond)      // an answer that comes at once counts for it
 	n.askFor(t, "www.shop.example.", "udp") // nobody reads it yet
 	shop := n.connect(t, n.podA)
 	watch := startWatch(t, n.bpfnet("watch", "flows", "--names", "--port", "8080", "--interval", "200ms", "-o", "ndjson"))
