@@ -62,7 +62,7 @@ func TestCrowd(t *testing.T) {
 	for _, line := range []string{
 		"load ../internal/datapath/testdata/limits.o --name store --max-entries allow=8192", "load port-filter", "load pod-traffic --name pt", "load blocklist",
 		"load ../internal/datapath/testdata/several.o --name several --prog sockets --prog switches",
-		"attach tc port-filter --dev veth-b --direction egress", "load peers", "load dns", "load flows",
+		"attach tc port-filter --dev veth-b --direction egress", "load peers", "load dns", "load drops", "load flows",
 	} {
 		c.do(works, strings.Fields(line)...)
 	}
@@ -401,5 +401,6 @@ var readers = []string{
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
 	"blocklist list --hits", "blocklist lists", "endpoint list", "endpoint show pid:1",
 	"watch flows --once --since-load --limit 5", "watch flows --instance none --once --interval 50ms", "flows sum --limit 5", "connections count --limit 5",
+	"watch dns --for 50ms", "watch drops --once --interval 50ms",
 	"watch peers --once", "baseline learn --replay testdata/samples.ndjson", "baseline show testdata/baseline.json", "baseline diff testdata/baseline.json testdata/baseline.json",
 }

@@ -136,7 +136,7 @@ func TestFlowsOfPods(t *testing.T) {
 	n := newContainerd(t)
 	web := n.newTalker(n.runPod(n.podConfig("web", newUID(t), "besteffort"), "nginx"))
 	client := n.newTalker(n.runPod(n.podConfig("client", newUID(t), "burstable"), "curl"))
-	n.must("load", "flows")
+	n.must("load", "flows", "--set", "port=7000") // who else floods the machine doesn't matter
 	n.must("attach", "trace", "flows")
 	private := n.streamFlows("watch", "flows", "--instance", "none", "--pod", "shop/client", "--interval", "200ms")
 	for _, address := range web.addresses {
@@ -173,7 +173,7 @@ func TestFlowsOfPods(t *testing.T) {
 // endsNamed ends a Pod that has a connection, which keeps its names.
 func (n criNode) endsNamed(web, client talker) {
 	n.Helper()
-	docs := n.streamFlows("watch", "flows", "--pod", "shop/web", "--interval", "200ms")
+	docs := n.streamFlows("watch", "flows", "--instance", "none", "--pod", "shop/web", "--interval", "200ms")
 	exec := func(id, script string) { // it ends with the Pod
 		_, _ = n.runtime.ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 30})
 	}
@@ -201,7 +201,7 @@ func (n criNode) endsNamed(web, client talker) {
 func TestFlowsOfContainers(t *testing.T) {
 	d := newDocker(t)
 	web, client := d.sleeper("web", "bridge"), d.sleeper("client", "bridge")
-	d.must("load", "flows")
+	d.must("load", "flows", "--set", "port=7000")
 	d.must("attach", "trace", "flows")
 	d.docker("exec", "-d", "web", "nc", "-l", "-p", "7000", "-e", "wc", "-c")
 	got := d.docker("exec", "client", "sh", "-c", fmt.Sprintf("head -c %d /dev/zero >/tmp/x; while ! nc %s 7000 </tmp/x; do sleep 0.1; done", sent, web.Interfaces[0].Addresses[0]))
