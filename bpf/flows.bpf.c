@@ -528,9 +528,12 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 {
 	struct tcp_sock *tcp;
 
-	if (socket->cookie)
+	if (socket->cookie) {
 		flags |= FLOW_SUPPOSED | FLOW_INWARD;
-	socket->opened = bpf_ktime_get_boot_ns();
+		socket->opened = bpf_ktime_get_boot_ns();
+	} else { /* two threads may do so at the same time, and flow_peers has it in its keys */
+		__sync_val_compare_and_swap(&socket->opened, 0, bpf_ktime_get_boot_ns());
+	}
 	socket->ended = 0;
 	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
 	socket->family = sk->__sk_common.skc_family;
@@ -550,6 +553,12 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 	socket->cookie = cookie;
 }
 
+/* What is kept with a socket. Of two threads that make it at the same time, one is told that it
+ * can't, and finds the other's then. */
+#define MADE(sk)                                                                                   \
+	(bpf_sk_storage_get(&flow_sockets, (sk), NULL, BPF_SK_STORAGE_GET_F_CREATE)                \
+	         ?: bpf_sk_storage_get(&flow_sockets, (sk), NULL, BPF_SK_STORAGE_GET_F_CREATE))
+
 /* Evaluates to NULL where there is no memory for a socket that wasn't met before; what it moves is
  * lost then. TCP's reads aren't: the next one tells them, too. */
 static __always_inline struct flow_socket *meet(struct sock *sk, struct flow_socket *socket,
@@ -559,7 +568,7 @@ static __always_inline struct flow_socket *meet(struct sock *sk, struct flow_soc
 	__u64 cookie;
 
 	if (!socket)
-		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		socket = MADE(sk);
 	if (!socket) {
 		all = totals();
 		if (all) {
@@ -630,8 +639,7 @@ static __always_inline int talk(struct bpf_sock_addr *ctx, struct flow_talk *wit
 	if ((protocol && ctx->protocol != protocol) || !counts_task())
 		return 1;
 	if (ctx->sk)
-		socket = bpf_sk_storage_get(&flow_sockets, ctx->sk, NULL,
-		                            BPF_SK_STORAGE_GET_F_CREATE);
+		socket = MADE(ctx->sk);
 	if (!socket)
 		return 1;
 	talker = socket->talker;
