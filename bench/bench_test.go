@@ -85,13 +85,19 @@ func loadEmpty(tb testing.TB) *ebpf.Collection {
 func settle(tb testing.TB) {
 	tb.Helper()
 	runtime.LockOSThread()
+	pinLast(tb)
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		tb.Skipf("a network namespace needs CAP_SYS_ADMIN: %v", err)
+	}
+}
+
+// pinLast keeps the thread on the last CPU.
+func pinLast(tb testing.TB) {
+	tb.Helper()
 	var one unix.CPUSet
 	one.Set(runtime.NumCPU() - 1)
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		tb.Fatal(err)
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		tb.Skipf("a network namespace needs CAP_SYS_ADMIN: %v", err)
 	}
 }
 

@@ -74,7 +74,8 @@ func recordNames() []string {
 	for _, c := range commandCases() {
 		names = append(names, c.records()...)
 	}
-	return slices.Concat(names, scrapeRecords(), watchRecords(), dropRecords(), []string{binarySize})
+	return slices.Concat(names, scrapeRecords(), watchRecords(), dropRecords(),
+		callRecords(), connectionRecords(), shortRecords(), flowWatchRecords(), []string{binarySize})
 }
 
 func keep(t *testing.T, records []record) {
@@ -99,7 +100,8 @@ func measureAll(t *testing.T) []record {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T, func(string) bool) []record
-	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"watches", measureWatch}, {"drops", measureDrops}, {"binary", measureBinary}} {
+	}{{"packets", measurePackets}, {"TCP", measureTCP}, {"commands", measureCommands}, {"scrapes", measureScrapes}, {"watches", measureWatch}, {"drops", measureDrops}, {"calls", measureCalls},
+		{"connections", measureConnections}, {"short connections", measureShort}, {"watches of flows", measureFlowWatch}, {"binary", measureBinary}} {
 		fmt.Fprintln(os.Stderr, "bench: measuring", part.name)
 		t.Run(part.name, func(t *testing.T) { all = append(all, part.measure(t, pattern.MatchString)...) })
 	}
@@ -186,10 +188,10 @@ distance from the median, of the ratio or, without one, of the value.
   of 20 entries 19 are single addresses, the others mostly /24, up to /16, or /64
   up to /32 of IPv6. LPM is a trie of the kernel's with the same entries, and
   nothing but its lookup.
-- TCP: iperf3 over a veth pair for a second, the program attached to the
-  receiving end; the baseline has nothing attached. CPU is that of both ends and
-  of ksoftirqd. Native XDP takes segmentation offload from the other end of the
-  veth pair, whatever the program does.
+- TCP: iperf3 over a veth pair for a second, or over loopback, the program
+  attached to the receiving end; the baseline has nothing attached. CPU is that of
+  both ends and of ksoftirqd. Native XDP takes segmentation offload from the other
+  end of the veth pair, whatever the program does.
 - command: a whole process, from fork to exit, its output discarded; the baseline
   is bpftool with the same on the same pinned maps. Keys and values of the hash
   are structs of 16 bytes with BTF, values of the tries a __u32. Lists of the
@@ -200,6 +202,12 @@ distance from the median, of the ratio or, without one, of the value.
   the exporter's for one scrape, as a part of 10 seconds of one CPU.
 - drop: ns of the program drops for a packet that is dropped, as the kernel counts
   the time of programs, the two looks at the clock for that included.
+- flows: what a call costs more, in CPU time of its thread, on one socket over
+  loopback, 50 bytes at a time; sends by TCP are corked, so that it is the call that
+  is measured and not the network. Most of it is what a tracepoint costs that has any
+  program, and TCP's receiving passes two: net is what is more than with empty
+  programs there. The hash is by process and addresses, with the same counters, on
+  the same tracepoints. A connection is opened and closed, both ends on one CPU.
 
 %s
 Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without

@@ -16,17 +16,22 @@ import (
 )
 
 // tcpCase is what is attached where a TCP connection is received.
-type tcpCase struct{ name, attach, detach string }
+type tcpCase struct {
+	name, attach, detach string
+	loopback             bool // both ends are on one machine
+}
 
 func tcpCases() []tcpCase {
 	return []tcpCase{
-		{"pod-traffic on tc", "attach tc pod-traffic --dev b --direction both", "detach tc pod-traffic"},
-		{"pod-traffic on cgroup", "attach cgroup pod-traffic --cgroup {cgroup} --direction both", "detach cgroup pod-traffic"},
-		{"port-filter on tc", "attach tc port-filter --dev b --direction ingress", "detach tc port-filter"},
-		{"port-filter on xdp, native", "attach xdp port-filter --dev b --mode native", "detach xdp port-filter"},
-		{"port-filter on xdp, generic", "attach xdp port-filter --dev b --mode generic", "detach xdp port-filter"},
-		{"xdp-counter on xdp, native", "attach xdp xdp-counter --dev b --mode native", "detach xdp xdp-counter"},
-		{"xdp-counter on xdp, generic", "attach xdp xdp-counter --dev b --mode generic", "detach xdp xdp-counter"},
+		{name: "pod-traffic on tc", attach: "attach tc pod-traffic --dev b --direction both", detach: "detach tc pod-traffic"},
+		{name: "pod-traffic on cgroup", attach: "attach cgroup pod-traffic --cgroup {cgroup} --direction both", detach: "detach cgroup pod-traffic"},
+		{name: "port-filter on tc", attach: "attach tc port-filter --dev b --direction ingress", detach: "detach tc port-filter"},
+		{name: "port-filter on xdp, native", attach: "attach xdp port-filter --dev b --mode native", detach: "detach xdp port-filter"},
+		{name: "port-filter on xdp, generic", attach: "attach xdp port-filter --dev b --mode generic", detach: "detach xdp port-filter"},
+		{name: "xdp-counter on xdp, native", attach: "attach xdp xdp-counter --dev b --mode native", detach: "detach xdp xdp-counter"},
+		{name: "xdp-counter on xdp, generic", attach: "attach xdp xdp-counter --dev b --mode generic", detach: "detach xdp xdp-counter"},
+		{name: "flows", attach: "attach trace flows", detach: "detach trace flows"},
+		{name: "flows, loopback", attach: "attach trace flows", detach: "detach trace flows", loopback: true},
 	}
 }
 
@@ -55,6 +60,7 @@ func measureTCP(t *testing.T, wanted func(string) bool) []record {
 		return nil
 	}
 	b := emptyBed(t)
+	b.run(t, b.bpfnet, "load flows")
 	with, without := make([]flows, len(chosen)), make([]flows, len(chosen))
 	for range tcpRounds {
 		for i, c := range chosen {
@@ -72,10 +78,14 @@ func measureTCP(t *testing.T, wanted func(string) bool) []record {
 
 func (c tcpCase) addRound(tb testing.TB, b *bed, length string, with, without *flows) {
 	tb.Helper()
-	without.add(b.connect(tb, length))
+	from := b.peer
+	if c.loopback {
+		from = b.namespace
+	}
+	without.add(b.connect(tb, from, length))
 	words := b.words(0)
 	b.run(tb, b.bpfnet, words.Replace(c.attach))
-	with.add(b.connect(tb, length))
+	with.add(b.connect(tb, from, length))
 	b.run(tb, b.bpfnet, words.Replace(c.detach))
 }
 
@@ -83,10 +93,10 @@ func (f *flows) add(throughput, cpu float64) {
 	f.throughput, f.cpu = append(f.throughput, throughput), append(f.cpu, cpu)
 }
 
-// connect sends over a TCP connection from device a to device b, its ends on the
+// connect sends over a TCP connection from a namespace to device b, its ends on the
 // first and the last CPU. The CPU time is that of both processes and of the
 // kernel's threads that handle packets for them.
-func (b *bed) connect(tb testing.TB, length string) (gigabits, cpu float64) {
+func (b *bed) connect(tb testing.TB, from, length string) (gigabits, cpu float64) {
 	tb.Helper()
 	before := softirqTime(tb)
 	server := b.iperf("-s -1 --forceflush")
@@ -100,7 +110,7 @@ func (b *bed) connect(tb testing.TB, length string) (gigabits, cpu float64) {
 	client := b.iperf(fmt.Sprintf("-c 10.77.0.2 -J -A 0,%d %s", runtime.NumCPU()-1, length))
 	var report strings.Builder
 	client.Stdout = &report
-	start(tb, b.peer, client)
+	start(tb, from, client)
 	if err := client.Wait(); err != nil {
 		tb.Fatalf("%v: %v\n%s", client.Args, err, &report)
 	}
@@ -176,6 +186,7 @@ func softirqTime(tb testing.TB) float64 {
 // BenchmarkTCP is the comparison with short connections.
 func BenchmarkTCP(b *testing.B) {
 	bed := emptyBed(b)
+	bed.run(b, bed.bpfnet, "load flows")
 	for _, c := range tcpCases() {
 		b.Run(c.name, func(b *testing.B) {
 			var with, without flows
