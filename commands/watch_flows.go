@@ -178,6 +178,9 @@ type flowWatch struct {
 	names   *peerNames      // nil: peers have none
 	printer *output.Printer // of tables that are redrawn
 
+	forgives bool      // --strict is about what is lost after the first sample alone
+	forgiven flow.Loss // what was lost before
+
 	mu       sync.Mutex // for keys: of what follows
 	watch    *flow.Watch
 	limit    int  // that was asked for
@@ -280,6 +283,9 @@ func (s *flowWatch) sample(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch.Take(next)
+	if !s.taken && s.forgives {
+		s.forgiven = next.Loss
+	}
 	s.taken = true
 	return nil
 }
@@ -336,7 +342,7 @@ func (s *flowWatch) draw() error {
 // lossy is an error if something was lost that mustn't be.
 func (s *flowWatch) lossy() error {
 	loss := s.watch.Loss()
-	if !s.c.Bool("strict") || loss == (flow.Loss{}) {
+	if !s.c.Bool("strict") || loss == s.forgiven {
 		return nil
 	}
 	return fault.New(fault.ErrLossy, "%s: lost: %d records of closed flows, %d flows that found no room, %d bytes of nobody that is known",

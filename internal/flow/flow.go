@@ -94,7 +94,7 @@ func (r *Row) ID() ID {
 	return id
 }
 
-// Loss is what samples don't have, since the sampler was opened.
+// Loss is what samples don't have, since counting began.
 type Loss struct {
 	Events       uint64 `json:"events"`             // records of sockets that were closed, overwritten before they were read
 	MapFull      uint64 `json:"map_full"`           // sockets, or peers of them, that found no room

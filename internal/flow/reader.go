@@ -32,7 +32,6 @@ type Reader struct {
 	since   time.Time
 	boot    time.Time // when CLOCK_BOOTTIME was 0; the same for all samples, so that the times of a row are, too
 	closed  ring
-	before  bpf.FlowSums // of the first sample
 	first   bool
 	loss    Loss
 	rests   map[use]Counters // what uses of open sockets had without a known peer, at most so far
@@ -85,11 +84,11 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	if r.first {
-		r.first, r.before, r.since, lost = false, sums, r.time(sums.Began), 0
+		r.first, r.since = false, r.time(sums.Began)
 	}
 	r.loss.Events += lost
-	r.loss.MapFull = sums.NoRoom - r.before.NoRoom
-	r.loss.Unattributed = sums.NoRoomBytes - r.before.NoRoomBytes
+	r.loss.MapFull = sums.NoRoom
+	r.loss.Unattributed = sums.NoRoomBytes
 	peers, err := r.peers(ctx)
 	if err != nil {
 		return Sample{}, err
