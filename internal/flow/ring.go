@@ -24,6 +24,23 @@ func (r *ring) since(end uint64) (records []bpf.FlowRecord, lost uint64, err err
 		lost = end - r.next - size
 		r.next = end - size
 	}
+	for r.next < end {
+		to := min(end, r.next+atOnce)
+		some, gone, err := r.read(to, size)
+		records, lost = append(records, some...), lost+gone
+		if err != nil || r.next < to {
+			return records, lost, err
+		}
+	}
+	return records, lost, nil
+}
+
+// atOnce is how many records are read before it is looked whether they were written over
+// meanwhile.
+const atOnce = 256
+
+// read reads up to the record before end, or before one that is being written.
+func (r *ring) read(end, size uint64) (records []bpf.FlowRecord, lost uint64, err error) {
 	records = make([]bpf.FlowRecord, 0, end-r.next)
 	for ; r.next < end; r.next++ {
 		records = append(records, bpf.FlowRecord{})
@@ -36,9 +53,15 @@ func (r *ring) since(end uint64) (records []bpf.FlowRecord, lost uint64, err err
 			records = records[:last]
 		}
 		if sequence <= r.next {
-			break // it is being written: next time
+			begun, err := r.head()
+			if err != nil {
+				return nil, lost, err
+			}
+			if begun <= r.next+size {
+				break // it is being written: next time
+			}
 		}
-		if sequence > r.next+1 {
+		if sequence != r.next+1 {
 			lost++
 		}
 	}
