@@ -382,11 +382,13 @@ func TestManyProcesses(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	kinds, pids := map[string]int{}, map[uint32]bool{}
+	var late <-chan time.Time // the server may close its ends after the clients have ended
 	for over := false; !over; {
 		select {
 		case err := <-ended:
 			s.must(err)
-			time.Sleep(100 * time.Millisecond) // for the server's
+			late = time.After(5 * time.Second)
+		case <-late:
 			over = true
 		case <-time.After(50 * time.Millisecond):
 		}
@@ -398,6 +400,7 @@ func TestManyProcesses(t *testing.T) {
 				pids[row.PID] = true
 			}
 		}
+		over = over || late != nil && kinds["closedtrue"] >= count && kinds["closedfalse"] >= count
 	}
 	for _, kind := range []string{"openedfalse", "openedtrue", "closedfalse", "closedtrue"} {
 		if kinds[kind] != count {
