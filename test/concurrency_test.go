@@ -401,6 +401,6 @@ var readers = []string{
 	"map list --fill", "prog show port-filter/port_filter_egress", "link show port-filter", "completion bash", "completion zsh", "completion fish",
 	"blocklist list --hits", "blocklist lists", "endpoint list", "endpoint show pid:1",
 	"watch flows --once --since-load --limit 5", "watch flows --instance none --once --interval 50ms", "flows sum --limit 5", "connections count --limit 5",
-	"watch dns --for 50ms", "watch drops --once --interval 50ms",
+	"watch connections --for 50ms", "watch dns --for 50ms", "watch drops --once --interval 50ms",
 	"watch peers --once", "baseline learn --replay testdata/samples.ndjson", "baseline show testdata/baseline.json", "baseline diff testdata/baseline.json testdata/baseline.json",
 }

@@ -83,6 +83,7 @@ var everyCommand = []struct{ command, how string }{
 	{"attach trace flows", mechanism},
 	{"watch flows --once --since-load", ".backend.tcp_transmit"},
 	{"flows sum", ".backend.tcp_transmit"},
+	{"watch connections --for 100ms", ""},
 	{"connections count", ""},
 	{"load peers", ""},
 	{"attach tc peers --dev veth-a --direction both", mechanism},
