@@ -33,14 +33,17 @@ func (p *loadPlan) force(name string) error {
 // belongs to it. That the machine runs out of something is no reason to take another.
 func (p *loadPlan) climb(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	var refused []error
+	var names []string // of mechanisms, as refused has them
 	for _, m := range p.mechanisms {
 		spec := p.spec.Copy()
 		maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return slices.Contains(m.Without, name) })
 		coll, err := p.newCollectionOf(spec, reuse)
 		if err == nil {
 			p.spec.Programs = spec.Programs
-			for _, err := range refused {
-				p.notes = append(p.notes, err.Error())
+			for i, err := range refused {
+				if names[i] != m.Name {
+					p.notes = append(p.notes, err.Error())
+				}
 			}
 			return coll, nil
 		}
@@ -49,7 +52,7 @@ func (p *loadPlan) climb(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
 		}
 		err = fmt.Errorf("%s: %w", m.Name, err)
 		if !slices.ContainsFunc(refused, func(known error) bool { return known.Error() == err.Error() }) {
-			refused = append(refused, err)
+			refused, names = append(refused, err), append(names, m.Name)
 		}
 	}
 	return nil, fault.Join(refused...)
