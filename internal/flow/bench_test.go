@@ -28,7 +28,7 @@ func crowd(b *testing.B) *site {
 
 // BenchmarkReader takes a sample of 20,000 idle sockets.
 func BenchmarkReader(b *testing.B) {
-	r := startIn(b, "tp_btf", Filter{})
+	r := startIn(b, newEngine(b), "tp_btf")
 	crowd(b)
 	take(b, r)
 	b.ReportAllocs()

@@ -57,7 +57,7 @@ func agree(t *testing.T, c workload.Case, header uint64, single bool) (again boo
 		Load: func() {
 			before = w.settled(2 * time.Second) // both have told of their addresses
 
-			reader = startIn(t, "", Filter{})
+			reader = startIn(t, newEngine(t), "")
 		},
 		Open: func(want []workload.Expected) {
 			after := w.settled(200 * time.Millisecond) // acknowledgements don't wait longer
