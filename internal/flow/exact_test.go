@@ -85,7 +85,7 @@ func cases() []workload.Case {
 
 func exact(t *testing.T, mechanism string, c workload.Case, place workload.Place) {
 	var reader *Reader
-	engine := newEngine(t) // before the processes, which a test that is skipped ends last
+	engine := newEngine(t)          // before the processes, which a test that is skipped ends last
 	totals := map[string]Counters{} // of rows that were closed
 	in := namespaces(t, place)
 	want := workload.Run(t, c, place, workload.Hooks{
