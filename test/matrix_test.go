@@ -76,7 +76,7 @@ var everyCommand = []struct{ command, how string }{
 	{"attach cgroup dns --cgroup $CGROUP", mechanism},
 	{"map events dns/dns_events --for 100ms", ""},
 	{"watch dns --for 100ms", ""},
-	{"load drops", ""},
+	{"load drops --name drops", ""},
 	{"attach trace drops", mechanism},
 	{"watch drops --once", ""},
 	{"load flows --name flows", ""},

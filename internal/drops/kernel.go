@@ -6,18 +6,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+
+	"bpfnet/internal/fault"
 )
 
 // reasonNames reads how the running kernel calls its reasons, "no_socket". There are
-// none before Linux 5.17.
+// none before Linux 5.17. ErrUnsupported if the kernel has no types.
 func reasonNames() (map[uint32]string, error) {
 	kernel, err := btf.LoadKernelSpec()
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.ErrUnsupported, "the kernel tells no types (BTF): %w", err).Hint("it takes one built with CONFIG_DEBUG_INFO_BTF")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the types of the kernel: %w", err)
 	}
