@@ -1,15 +1,14 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 
 	"bpfnet/bpf"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
 )
 
 // setArguments tells programs how many arguments tracepoints have in this kernel.
@@ -29,12 +28,9 @@ func setArguments(spec *ebpf.CollectionSpec, all []bpf.Arguments) error {
 // tracepointArguments is how many arguments programs get at a typed tracepoint.
 // ErrUnsupported if the kernel has no types, or no such tracepoint.
 func tracepointArguments(name string) (uint32, error) {
-	kernel, err := btf.LoadKernelSpec()
-	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, fs.ErrNotExist) {
-		return 0, fault.New(fault.ErrUnsupported, "the kernel tells no types (BTF): %w", err).Hint("it takes one built with CONFIG_DEBUG_INFO_BTF")
-	}
+	kernel, err := probe.KernelTypes()
 	if err != nil {
-		return 0, fmt.Errorf("read the types of the kernel: %w", err)
+		return 0, err
 	}
 	var traced *btf.Typedef
 	if err := kernel.TypeByName("btf_trace_"+name, &traced); err != nil {

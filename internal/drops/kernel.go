@@ -6,27 +6,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 
-	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
 )
 
 // reasonNames reads how the running kernel calls its reasons, "no_socket". There are
 // none before Linux 5.17. ErrUnsupported if the kernel has no types.
 func reasonNames() (map[uint32]string, error) {
-	kernel, err := btf.LoadKernelSpec()
-	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.ErrUnsupported, "the kernel tells no types (BTF): %w", err).Hint("it takes one built with CONFIG_DEBUG_INFO_BTF")
-	}
+	kernel, err := probe.KernelTypes()
 	if err != nil {
-		return nil, fmt.Errorf("read the types of the kernel: %w", err)
+		return nil, err
 	}
 	var reasons *btf.Enum
 	err = kernel.TypeByName("skb_drop_reason", &reasons)

@@ -51,13 +51,18 @@ func openUntranslated(ctx context.Context, kernel Kernel, req Request) (Sampler,
 	}
 	reader, notes, err = startPrivate(ctx, kernel, req)
 	if err == nil || req.Backend != "" || !isLacking(err) {
-		return reader, notes, err
+		return reader, append([]string{begins(req.Instance)}, notes...), err
 	}
 	polled, notes, polling := OpenDiag(req.Filter)
 	if polling != nil {
 		return nil, nil, fault.Join(err, polling)
 	}
-	return polled, append([]string{fmt.Sprintf("%v: sockets are looked at from time to time instead", err)}, notes...), nil
+	return polled, append([]string{begins(req.Instance), fmt.Sprintf("%v: sockets are looked at from time to time instead", err)}, notes...), nil
+}
+
+// begins is what people should know where no instance is loaded.
+func begins(instance string) string {
+	return instance + " isn't loaded: counting begins now, and ends with this command"
 }
 
 // isLacking says whether the kernel hasn't got what a mechanism needs. Older verifiers

@@ -7,10 +7,25 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"bpfnet/internal/fault"
 )
 
 const kernelBTF = "/sys/kernel/btf/vmlinux"
+
+// KernelTypes returns the running kernel's types. ErrUnsupported if it tells none.
+func KernelTypes() (*btf.Spec, error) {
+	kernel, err := btf.LoadKernelSpec()
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.ErrUnsupported, "the kernel tells no types (BTF): %w", err).Hint("it takes one built with CONFIG_DEBUG_INFO_BTF")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the types of the kernel: %w", err)
+	}
+	return kernel, nil
+}
 
 func probeBTF(string) error {
 	file, err := os.Open(kernelBTF)
