@@ -14,7 +14,8 @@ TESTTIME  ?= 60m
 TESTFLAGS ?=
 # What test-kernels runs, and where: the packages, of ./test what matches, and where
 # tc falls back, of the tests by command those of tc; an emulated machine takes an
-# hour for all kills and the crowd.
+# hour for all kills and the crowd. KERNEL_MORE of the environment has further lines
+# for test/vm/several.
 KERNELS ?= 5.10 6.1 6.12 6.18 newest
 KERNEL_VARIANTS ?= 6.12:lockdown=integrity 6.12:lockdown=confidentiality 6.12:no-btf
 KERNEL_PACKAGES ?= ./bpf ./pinned $(addprefix ./internal/,blocklist bpftool bypass counter datapath dns drops endpoint flow follow holders maps metrics peers ports probe sockets traffic)
@@ -46,16 +47,17 @@ test: ## run all tests, with the race detector; as root, or those on the kernel 
 
 test-kernels: ## run the tests under KERNELS, Debian's, in QEMU; needs no root
 	@scripts/deps kernels
-	@for kernel in $(KERNELS); do \
-		test/vm/tests -t 3600 $$kernel $(KERNEL_PACKAGES) -- -test.short && \
-		test/vm/tests -t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h || exit 1; \
-	done
-	@for kernel in $(filter $(CASES_KERNELS),$(KERNELS)); do \
-		test/vm/tests -t 7200 $$kernel ./test -- -test.run '$(KERNEL_CASES)' -test.timeout 2h || exit 1; \
-	done
-	@for kernel in $(KERNEL_VARIANTS); do \
-		test/vm/tests -t 3600 $$kernel ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h || exit 1; \
-	done
+	@{ for kernel in $(KERNELS); do \
+		echo "-t 7200 $$kernel ./test -- -test.run 'Test($(KERNEL_TESTS))' -test.timeout 2h"; \
+		echo "-t 3600 $$kernel $(KERNEL_PACKAGES) -- -test.short"; \
+	done; \
+	for kernel in $(filter $(CASES_KERNELS),$(KERNELS)); do \
+		echo "-t 7200 $$kernel ./test -- -test.run '$(KERNEL_CASES)' -test.timeout 2h"; \
+	done; \
+	for kernel in $(KERNEL_VARIANTS); do \
+		echo "-t 3600 $$kernel ./test -- -test.run 'Test(Scripts|Matrix|ThreeCapabilities)' -test.timeout 1h"; \
+	done; \
+	echo "$$KERNEL_MORE"; } | test/vm/several
 
 test-all: export BPFNET_TEST_CROWD = 60s
 test-all: export BPFNET_TEST_ALL = 1
