@@ -133,7 +133,7 @@ func flowTable(d flow.Document) output.Table {
 	if n := d.Others.Flows; n > 0 {
 		row(output.Count(uint64(n))+" others", &flow.Flow{IO: d.Others.IO, Flows: n})
 	}
-	if n := d.Loss.Events + d.Loss.MapFull; n > 0 {
+	if n := d.Loss.Events + d.Loss.MapFull + d.Loss.Missed; n > 0 {
 		row(output.Count(n)+" lost", &flow.Flow{})
 	}
 	if n := d.Loss.Unattributed; n > 0 {

@@ -345,8 +345,8 @@ func (s *flowWatch) lossy() error {
 	if !s.c.Bool("strict") || loss == s.forgiven {
 		return nil
 	}
-	return fault.New(fault.ErrLossy, "%s: lost: %d records of closed flows, %d flows that found no room, %d bytes of nobody that is known",
-		commandName(s.c), loss.Events, loss.MapFull, loss.Unattributed)
+	return fault.New(fault.ErrLossy, "%s: lost: %d records of closed flows, %d flows that found no room, %d calls that weren't seen, %d bytes of nobody that is known",
+		commandName(s.c), loss.Events, loss.MapFull, loss.Missed, loss.Unattributed)
 }
 
 func (s *flowWatch) close() {

@@ -27,6 +27,9 @@ type Objects interface {
 	Iterate(program, over string) (io.ReadCloser, error)
 	// Programs are the functions that are loaded.
 	Programs() []string
+	// Missed is how often they weren't run since they were loaded, as they interrupted
+	// themselves. Kernels before 5.12 don't tell, which is 0.
+	Missed() (uint64, error)
 	// Notes are what people should know of how it was started.
 	Notes() []string
 	Close() error
@@ -192,6 +195,18 @@ func (o *opened) Iterate(program, over string) (io.ReadCloser, error) {
 
 // Programs implements Objects.
 func (o *opened) Programs() []string { return keys(o.progs) }
+
+// Missed implements Objects.
+func (o *opened) Missed() (total uint64, err error) {
+	for name, prog := range o.progs {
+		n, err := missed(prog)
+		if err != nil {
+			return 0, fmt.Errorf("read program %s: %w", name, err)
+		}
+		total += n
+	}
+	return total, nil
+}
 
 // Notes implements Objects.
 func (o *opened) Notes() []string { return o.notes }

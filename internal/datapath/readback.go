@@ -138,14 +138,22 @@ func (e *Engine) Missed(instance string) (total uint64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		stats, err := prog.Stats()
+		n, err := missed(prog)
 		prog.Close()
 		if err != nil {
-			return 0, fmt.Errorf("read program %s/%s: %w", instance, name, probe.Explain(probe.OpOpenPin, err))
+			return 0, fmt.Errorf("read program %s/%s: %w", instance, name, err)
 		}
-		total += stats.RecursionMisses
+		total += n
 	}
 	return total, nil
+}
+
+func missed(prog *ebpf.Program) (uint64, error) {
+	stats, err := prog.Stats()
+	if err != nil {
+		return 0, probe.Explain(probe.OpOpenPin, err)
+	}
+	return stats.RecursionMisses, nil
 }
 
 func (e *Engine) section(instance, function string) (string, ebpf.AttachType) {

@@ -644,6 +644,11 @@ func TestDiagDatagrams(t *testing.T) {
 		{"raw of SCTP", unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_SCTP, nil, nil, "raw", "[::]:0", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.protocol == unix.IPPROTO_UDPLITE {
+				fd, err := unix.Socket(c.family, c.kind|unix.SOCK_CLOEXEC, c.protocol)
+				testkit.Needs(t, "UDP-Lite", err, unix.EPROTONOSUPPORT)
+				unix.Close(fd)
+			}
 			e := s.socket(c.family, c.kind, c.protocol)
 			if c.bind != nil {
 				e.must(unix.Bind(e.fd, c.bind))

@@ -33,6 +33,7 @@ type Event struct {
 type EventLoss struct {
 	Events  uint64 `json:"events"`   // records that were overwritten before they were read
 	MapFull uint64 `json:"map_full"` // sockets that found no room
+	Missed  uint64 `json:"missed"`   // calls and changes of state that the programs didn't see, at most
 }
 
 // EventSource reads events. Two sources of one instance don't disturb each other.
@@ -48,8 +49,11 @@ type Events struct {
 	reader *Reader
 	opened ring
 	open   map[connection]*shared
-	before bpf.FlowSums
-	loss   EventLoss
+	before struct {
+		bpf.FlowSums
+		missed uint64
+	}
+	loss EventLoss
 }
 
 // connection tells those of a socket apart, which may be connected again.
@@ -92,7 +96,10 @@ func newEvents(reader *Reader, all bool) (*Events, error) {
 	if e.opened, err = reader.ring("opened_flows", func(sums bpf.FlowSums) uint64 { return sums.Opened }); err != nil {
 		return nil, err
 	}
-	if e.before, err = reader.sums(); err != nil {
+	if e.before.FlowSums, err = reader.sums(); err == nil {
+		e.before.missed, err = reader.objects.Missed()
+	}
+	if err != nil {
 		return nil, err
 	}
 	if !all {
@@ -120,6 +127,11 @@ func (e *Events) Read(last bool) ([]Event, EventLoss, error) {
 	}
 	e.loss.Events += lostOpened + lostClosed
 	e.loss.MapFull = sums.NoRoom - e.before.NoRoom
+	missed, err := e.reader.objects.Missed()
+	if err != nil {
+		return nil, e.loss, err
+	}
+	e.loss.Missed = missed - e.before.missed
 	events := make([]Event, 0, len(opened)+len(closed))
 	for i := range opened {
 		events = append(events, e.event(&opened[i]))

@@ -98,6 +98,7 @@ func (r *Row) ID() ID {
 type Loss struct {
 	Events       uint64 `json:"events"`             // records of sockets that were closed, overwritten before they were read
 	MapFull      uint64 `json:"map_full"`           // sockets, or peers of them, that found no room
+	Missed       uint64 `json:"missed"`             // calls that the programs didn't see, at most; since they were loaded
 	Unattributed uint64 `json:"unattributed_bytes"` // moved, but by nobody that is known
 }
 

@@ -87,6 +87,9 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		r.first, r.since = false, r.time(sums.Began)
 	}
 	r.loss.Events += lost
+	if r.loss.Missed, err = r.objects.Missed(); err != nil {
+		return Sample{}, err
+	}
 	r.loss.MapFull = sums.NoRoom
 	r.loss.Unattributed = sums.NoRoomBytes
 	peers, err := r.peers(ctx)
