@@ -35,6 +35,8 @@ func watchConnectionsCommand(env *Env) *cli.Command {
 			&cli.StringFlag{Name: "cgroup", Usage: "only those of the cgroup `DIR` and those below it"},
 			&cli.StringFlag{Name: "port", Usage: "only the local or peer's `PORTS`, with commas between them"},
 			&cli.StringFlag{Name: "peer", Usage: "only peers in the `PREFIX`"},
+			&cli.BoolFlag{Name: "names", Usage: "show peers by the names that were asked for, as seen by dns, whose answers one process reads at a time"},
+			&cli.BoolFlag{Name: "steal", Usage: "with --names: read answers although another process does"},
 			&cli.BoolFlag{Name: "strict", Usage: "end with exit 11 when something is lost"},
 		},
 		Action: func(c *cli.Context) error {
@@ -48,6 +50,13 @@ func watchConnectionsCommand(env *Env) *cli.Command {
 				return err
 			}
 			defer b.Close()
+			if c.Bool("names") {
+				if w.names, err = env.learnNames(c, b); err != nil {
+					return err
+				}
+				defer w.names.close()
+				w.view.Name = w.names.of
+			}
 			if err := w.open(b, whose); err != nil {
 				return err
 			}
@@ -66,6 +75,7 @@ type connectionWatch struct {
 	view    flow.View
 	source  flow.EventSource
 	owners  *podOwners
+	names   *peerNames // nil: peers have none
 	teller  *flow.Teller
 	stream  *output.Stream
 	most    uint64 // how many to show; 0: all
@@ -84,6 +94,9 @@ func (w *connectionWatch) readFlags() (whose selection, err error) {
 	}
 	if err := checkEventFlags(c); err != nil {
 		return whose, err
+	}
+	if c.Bool("steal") && !c.Bool("names") {
+		return whose, usage(c, "--steal is for --names")
 	}
 	if whose, err = selectOne(c, "pid", "container", "pod", "cgroup"); err != nil {
 		return whose, err
@@ -149,6 +162,9 @@ func (w *connectionWatch) show(last bool) error {
 	}
 	w.loss = loss
 	events = w.teller.Fit(events)
+	if w.names != nil && len(events) > 0 {
+		w.names.catchUp()
+	}
 	w.find(cgroupsOf(firstRows(events)))
 	if w.most > 0 {
 		events = events[:min(w.most-w.shown, uint64(len(events)))]
@@ -203,7 +219,7 @@ func connectionLine(d *flow.EventDocument, at time.Time) string {
 	direction := optional(d.Direction)
 	arrow := map[string]string{"outward": "->", "inward": "<-", "": "--"}[direction]
 	parts := []string{
-		fmt.Sprintf("%s %s %-10s %s %-14s", at.Format("15:04:05.000"), d.Event, processText(d.Process), arrow, addressText(d.Network.Peer.Address)),
+		fmt.Sprintf("%s %s %-10s %s %-14s", at.Format("15:04:05.000"), d.Event, processText(d.Process), arrow, peerOf(d.Network)),
 		durationText(d.DurationSeconds), "", optional(d.Reason), optional(d.ClosedBy), "",
 		podName(d.K8s.Namespace, d.K8s.Pod, d.K8s.PodUID), containerText(d.Container),
 	}

@@ -444,8 +444,11 @@ func addressText(a flow.Address) string {
 	return net.JoinHostPort(a.Address.String(), strconv.Itoa(int(*a.Port)))
 }
 
-func peerText(f *flow.Flow, _ []string) string {
-	peer := f.Network.Peer
+func peerText(f *flow.Flow, _ []string) string { return peerOf(f.Network) }
+
+// peerOf is the peer's name or address, and whom it was translated to.
+func peerOf(n flow.Network) string {
+	peer := n.Peer
 	text := addressText(peer.Address)
 	if peer.Name != nil {
 		text = shortName(*peer.Name)
@@ -453,8 +456,8 @@ func peerText(f *flow.Flow, _ []string) string {
 			text += ":" + strconv.Itoa(int(*peer.Port))
 		}
 	}
-	if f.Network.NAT != nil {
-		text += " = " + addressText(*f.Network.NAT)
+	if n.NAT != nil {
+		text += " = " + addressText(*n.NAT)
 	}
 	return text
 }

@@ -119,3 +119,44 @@ func TestNamesOfPeers(t *testing.T) {
 	watch.waitFor(t, "no more names are learned: ")
 	n.must(t, "unload", "--all", "--detach")
 }
+
+// eventName is the name that an event has for the peer of a connection.
+func eventName(t *testing.T, watch *background, conn net.Conn, event string) string {
+	t.Helper()
+	local := conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for line := range strings.Lines(watch.stdout.String()) {
+			var doc flow.EventDocument
+			if json.Unmarshal([]byte(line), &doc) != nil {
+				break // it isn't all there
+			}
+			if l := doc.Network.Local; doc.Event == event && *l.Address == local.Addr().Unmap() && *l.Port == local.Port() {
+				return sample.Value(doc.Network.Peer.Name)
+			}
+		}
+	}
+	t.Fatalf("%s isn't %s: %s%s", local, event, watch.stdout.String(), watch.stderr.String())
+	return ""
+}
+
+// TestNamesOfConnections: a connection is called what was asked for when it began, also
+// at its end, by which time the address has got another name.
+func TestNamesOfConnections(t *testing.T) {
+	n := newNode(t)
+	serveNames(t, n, map[string][]string{"www.shop.example.": {"A " + addressB}, "other.example.": {"A " + addressB}})
+	n.serveBytes(t)
+	n.must(t, "load", "dns")
+	n.must(t, "attach", "tc", "dns", "--dev", "veth-a", "--direction", "both")
+	n.must(t, "load", "flows")
+	n.must(t, "attach", "trace", "flows")
+	watch := startWatch(t, n.bpfnet("watch", "connections", "--names", "--since-load", "--peer", addressB+"/32", "-o", "ndjson"))
+	n.askFor(t, "www.shop.example.", "udp")
+	shop := n.connect(t, n.podA)
+	opened := eventName(t, watch, shop, "opened")
+	n.askFor(t, "other.example.", "udp")
+	shop.Close()
+	if closed := eventName(t, watch, shop, "closed"); opened != "www.shop.example" || closed != opened {
+		t.Errorf("its peer is %q when it is opened and %q when it is closed", opened, closed)
+	}
+	n.must(t, "unload", "--all", "--detach")
+}

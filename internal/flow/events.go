@@ -87,7 +87,8 @@ func OpenEvents(ctx context.Context, kernel Kernel, req EventsRequest) (EventSou
 	if err != nil {
 		return nil, nil, fault.Join(err, reader.Close())
 	}
-	return e, notes, nil
+	source, more := translateEvents(e, kernel)
+	return source, append(notes, more...), nil
 }
 
 func newEvents(reader *Reader, all bool) (*Events, error) {

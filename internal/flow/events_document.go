@@ -46,11 +46,14 @@ var inward, outward = "inward", "outward"
 type Teller struct {
 	w      *Watch
 	failed bool
+	names  map[connectionID]string // of the peers of connections that are open
 }
 
 // NewTeller returns a Teller of the connections that fit a view, or only of those that
 // couldn't be opened.
-func NewTeller(v View, failed bool) *Teller { return &Teller{NewWatch(v), failed} }
+func NewTeller(v View, failed bool) *Teller {
+	return &Teller{NewWatch(v), failed, map[connectionID]string{}}
+}
 
 // Fit leaves the events to tell of, and of their processes those that fit.
 func (t *Teller) Fit(events []Event) []Event {
@@ -74,7 +77,8 @@ func (t *Teller) Document(e *Event, loss EventLoss) EventDocument {
 	d.Network, d.TCP, d.Cookie, d.OpenedAt = f.Network, f.TCP, f.Cookie, f.OpenedAt
 	d.Network.Transport, d.Network.NetNS, d.Network.Local = &first.Transport, local.NetNS, local.Address
 	address, port := first.Peer.Addr(), first.Peer.Port()
-	d.Network.Peer.Address = Address{known(&address), known(&port)}
+	name := t.name(e)
+	d.Network.Peer = Peer{Address{known(&address), known(&port)}, known(&name)}
 	d.Process, d.User, d.Container, d.K8s = local.Process, local.User, local.Container, local.K8s
 	switch {
 	case first.Inward:
@@ -90,6 +94,30 @@ func (t *Teller) Document(e *Event, loss EventLoss) EventDocument {
 		d.DurationSeconds = &seconds
 	}
 	return d
+}
+
+// name is what the peer was called when the connection began.
+func (t *Teller) name(e *Event) string {
+	r := &e.Rows[0]
+	if t.w.Name == nil || !r.Peer.IsValid() {
+		return ""
+	}
+	id := connectionOf(r)
+	name, known := t.names[id]
+	if !known {
+		began := r.Opened
+		if began.IsZero() {
+			began = e.Time
+		}
+		name = t.w.Name(r.Local.Addr(), r.Peer.Addr(), time.Since(began))
+	}
+	switch {
+	case e.Kind != "opened":
+		delete(t.names, id)
+	case len(t.names) < mostConnections:
+		t.names[id] = name
+	}
+	return name
 }
 
 // processes fills in who has used a connection, and returns who was the first.

@@ -48,7 +48,17 @@ type translation struct {
 
 // translate has the rows of a sampler tell of NAT. The strings are for people.
 func translate(s Sampler, kernel Kernel) (Sampler, []string) {
-	t := &translated{Sampler: s, kernel: kernel, known: map[ID]*translation{}}
+	t, notes := newTranslated(kernel)
+	if t == nil {
+		return s, notes
+	}
+	t.Sampler = s
+	return t, nil
+}
+
+// newTranslated returns nil where this user may not ask.
+func newTranslated(kernel Kernel) (*translated, []string) {
+	t := &translated{kernel: kernel, known: map[ID]*translation{}}
 	err := kernel.InNetNS(func() (err error) {
 		if t.here, err = netns.Inode(""); err != nil || !tracks() {
 			return err
@@ -56,7 +66,7 @@ func translate(s Sampler, kernel Kernel) (Sampler, []string) {
 		return mayAsk()
 	})
 	if err != nil {
-		return s, []string{fmt.Sprintf("peers behind NAT have one address: %v", err)}
+		return nil, []string{fmt.Sprintf("peers behind NAT have one address: %v", err)}
 	}
 	return t, nil
 }
@@ -72,6 +82,12 @@ func (t *translated) Sample(ctx context.Context) (Sample, error) {
 	}
 	asked := t.unknown(&s)
 	t.ask(asked, s.Rows)
+	settle(asked)
+	return s, nil
+}
+
+// settle keeps the answers.
+func settle(asked []*question) {
 	for _, q := range asked {
 		if q.answered {
 			q.about.attempts = mostAttempts
@@ -79,7 +95,6 @@ func (t *translated) Sample(ctx context.Context) (Sample, error) {
 		q.about.to = q.translation()
 		q.row.NAT = q.about.to
 	}
-	return s, nil
 }
 
 // question is whom packets between two addresses go to.

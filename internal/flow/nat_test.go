@@ -23,6 +23,7 @@ import (
 type network struct {
 	client, router, server *site
 	t                      *testing.T
+	engine                 *datapath.Engine
 	sampler                Sampler
 }
 
@@ -53,7 +54,7 @@ func newNetwork(t *testing.T, backend string, masquerade bool) *network {
 		t.Fatal(err)
 	}
 	t.Log(notes)
-	n.sampler = sampler
+	n.engine, n.sampler = engine, sampler
 	t.Cleanup(func() { _ = sampler.Close() })
 	return n
 }
