@@ -56,6 +56,8 @@ enum flow_flag : __u8 {
 	FLOW_REST = 8,    /* the use is of several processes (only in records) */
 	FLOW_ENDED = 32,  /* it was told, but the kernel hasn't let go of it */
 	FLOW_UNREAD = 16, /* TCP: it had received nothing yet; its position isn't known before */
+	FLOW_UNTOLD = 64, /* the kernel's own counters aren't known (only in records) */
+	FLOW_FIN = 128,   /* TCP: the connection ended after its processes had closed it */
 };
 
 /* With whom a thread's call talks. */
@@ -334,6 +336,19 @@ static __always_inline __u32 first_position(struct tcp_sock *tcp)
 	return tcp->rcv_nxt - (__u32)tcp->bytes_received;
 }
 
+/* Whether the kernel's own counters of a socket are those of what its callers move: not of one that
+ * TLS or MPTCP moves more through, and of one that was disconnected they are gone. */
+static __always_inline _Bool is_comparable(struct sock *sk, struct tcp_sock *tcp)
+{
+	return sk->__sk_common.skc_dport && !tcp->inet_conn.icsk_ulp_ops;
+}
+
+/* Whether a FIN waits, or has been sent and not acknowledged. */
+static __always_inline _Bool has_fin(int state)
+{
+	return state == BPF_TCP_FIN_WAIT1 || state == BPF_TCP_LAST_ACK || state == BPF_TCP_CLOSING;
+}
+
 /* What the kernel knows of a TCP socket. Unsent data is what is written and not sent yet, less a
  * FIN that waits behind it. */
 static __always_inline void read_tcp(struct sock *sk, struct flow_record *record)
@@ -343,9 +358,10 @@ static __always_inline void read_tcp(struct sock *sk, struct flow_record *record
 
 	if (!tcp)
 		return;
+	if (!is_comparable(sk, tcp))
+		record->flags |= FLOW_UNTOLD;
 	unsent = tcp->write_seq - tcp->snd_nxt;
-	if (unsent && (record->state == BPF_TCP_FIN_WAIT1 || record->state == BPF_TCP_LAST_ACK ||
-	               record->state == BPF_TCP_CLOSING))
+	if (unsent && (record->flags & FLOW_FIN || has_fin(record->state)))
 		unsent--;
 	record->transmitted = tcp->bytes_sent - tcp->bytes_retrans + unsent;
 	record->received = tcp->bytes_received - (__u32)(tcp->rcv_nxt - read_position(sk, tcp));
@@ -416,6 +432,7 @@ static __always_inline void describe_socket(struct sock *sk, const struct flow_s
 		read_tcp(sk, record);
 		return;
 	}
+	record->flags |= FLOW_UNTOLD;
 	if (socket->protocol == IPPROTO_TCP && socket->type == SOCK_STREAM)
 		record->state = BPF_TCP_CLOSE;
 	record->local = socket->local;
@@ -949,6 +966,8 @@ static __always_inline void end(struct sock *sk, struct flow_socket *socket, int
 		socket->ending = ENDING_ABORTED;
 		break;
 	}
+	if (has_fin(from))
+		socket->flags |= FLOW_FIN;
 	socket->ended = bpf_ktime_get_boot_ns();
 	socket->error = sk->sk_err; /* who has it open takes it away by asking for it */
 	if (socket->error && from != BPF_TCP_SYN_SENT)

@@ -42,6 +42,8 @@ const (
 	flowsFlowFlagFLOW_REST     flowsFlowFlag = 8
 	flowsFlowFlagFLOW_ENDED    flowsFlowFlag = 32
 	flowsFlowFlagFLOW_UNREAD   flowsFlowFlag = 16
+	flowsFlowFlagFLOW_UNTOLD   flowsFlowFlag = 64
+	flowsFlowFlagFLOW_FIN      flowsFlowFlag = 128
 )
 
 type flowsFlowPeer struct {

@@ -266,6 +266,7 @@ const (
 	FlowExisted  = flowsFlowFlagFLOW_EXISTED
 	FlowSupposed = flowsFlowFlagFLOW_SUPPOSED
 	FlowRest     = flowsFlowFlagFLOW_REST
+	FlowUntold   = flowsFlowFlagFLOW_UNTOLD
 )
 
 // What a FlowRecord's Ending says.

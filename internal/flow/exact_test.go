@@ -86,18 +86,40 @@ func cases() []workload.Case {
 
 func exact(t *testing.T, mechanism string, c workload.Case, place workload.Place) {
 	var reader *Reader
+	var samples []Sample
+	look := func() Sample {
+		samples = append(samples, take(t, reader))
+		return samples[len(samples)-1]
+	}
 	engine := newEngine(t)          // before the processes, which a test that is skipped ends last
 	totals := map[string]Counters{} // of rows that were closed
 	in := namespaces(t, place)
 	want := workload.Run(t, c, place, workload.Hooks{
 		Load: func() { reader = startIn(t, engine, mechanism) },
 		Open: func(want []workload.Expected) {
-			sample := take(t, reader)
+			sample := look()
 			compare(t, "open", urgent(c, want), flowsOf(sample, in, totals), sample.Loss.Missed)
 		},
 	})
-	sample := take(t, reader)
+	sample := look()
 	compare(t, "closed", urgent(c, want), flowsOf(sample, in, totals), sample.Loss.Missed)
+	if sample.Loss.Missed == 0 {
+		reconcile(t, samples, in)
+	}
+}
+
+// reconcile compares what was counted with the kernel's own counters, which don't miss
+// anything while nothing moves.
+func reconcile(t *testing.T, samples []Sample, in map[uint64]bool) {
+	t.Helper()
+	w := NewWatch(View{})
+	for i, s := range samples {
+		s.Rows = slices.DeleteFunc(slices.Clone(s.Rows), func(r Row) bool { return !in[r.NetNS] })
+		w.Take(s)
+		if ratio := w.Document().ReconcileRatio; ratio != nil && *ratio != 1 {
+			t.Errorf("sample %d: of %d bytes that the kernel moved %d were counted", i, w.kernel.of, w.kernel.counted)
+		}
+	}
 }
 
 // urgent adds the byte of urgent data that is passed over, and counts as received although

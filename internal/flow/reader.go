@@ -302,6 +302,9 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 		if t.MinRTT == unmeasured {
 			t.MinRTT = 0
 		}
+		if from.Flags&bpf.FlowUntold != 0 {
+			t.Transmitted, t.Received = nil, nil
+		}
 		row.TCP = &t.TCP
 	}
 	return row

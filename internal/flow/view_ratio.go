@@ -5,9 +5,9 @@ import "bpfnet/internal/sample"
 // kernel compares what was counted with what the kernel says that TCP sockets moved.
 type kernel struct {
 	generation  uint32
-	sockets     map[uint64]count // by cookie
-	seen        int              // of them in this sample
-	counted, of uint64           // bytes since the sample before
+	sockets     map[connection]count
+	seen        int    // of them in this sample
+	counted, of uint64 // bytes since the sample before
 }
 
 // count is what the kernel said of a socket.
@@ -29,14 +29,15 @@ func (k *kernel) count(r *Row, grown Counters) {
 	if r.TCP == nil || r.TCP.Transmitted == nil || r.TCP.Received == nil {
 		return
 	}
-	c, known := k.sockets[r.Cookie]
+	at := connection{r.Cookie, uint64(r.ID().Opened)}
+	c, known := k.sockets[at]
 	if !known || c.generation != k.generation {
 		before := c
 		c = count{*r.TCP.Transmitted, *r.TCP.Received, k.generation, known || !r.Opened.IsZero()}
 		if c.comparable {
 			k.of += sample.Grown(before.transmitted, c.transmitted) + sample.Grown(before.received, c.received)
 		}
-		k.sockets[r.Cookie] = c
+		k.sockets[at] = c
 		k.seen++
 	}
 	if c.comparable {
@@ -49,9 +50,9 @@ func (k *kernel) sweep() {
 	if len(k.sockets) == k.seen {
 		return
 	}
-	for cookie, c := range k.sockets {
+	for at, c := range k.sockets {
 		if k.generation-c.generation > 1 {
-			delete(k.sockets, cookie)
+			delete(k.sockets, at)
 		}
 	}
 }

@@ -62,7 +62,7 @@ const (
 // NewWatch returns a Watch for one goroutine. The view has to pass Check.
 func NewWatch(v View) *Watch {
 	g, _ := newGrouping(v.By)
-	return &Watch{View: v, grouping: g, index: map[ID]int32{}, groups: map[key]*entry{}, processes: map[process]*program{}, kernel: kernel{sockets: map[uint64]count{}}}
+	return &Watch{View: v, grouping: g, index: map[ID]int32{}, groups: map[key]*entry{}, processes: map[process]*program{}, kernel: kernel{sockets: map[connection]count{}}}
 }
 
 // Take adds a sample, each after the one before.

@@ -38,6 +38,7 @@ var cases = []struct {
 	{"trunc", datagrams, truncate},
 	{"partial", streams, partial},
 	{"unsent", streams, unsent},
+	{"unsent-fin", streams, unsentFin},
 	{"eagain", both, eagain},
 	{"sendfile", streams, func(w *world, n string) { files(w, n, "sendfile", "", 300000, 300000) }},
 	{"sendfile", datagrams, func(w *world, n string) { files(w, n, "sendfile", "", 1000, 3000) }},
@@ -291,6 +292,14 @@ func unsent(w *world, network string) {
 		w.Fatalf("received %d: %v", got.N, err)
 	}
 	w.discarded += sent - got.N
+}
+
+// unsentFin: so is the FIN behind it.
+func unsentFin(w *world, network string) {
+	a, b := w.pair(network)
+	w.discarded += a.fill(request{Flags: unix.MSG_DONTWAIT})
+	a.close()
+	b.close()
 }
 
 func eagain(w *world, network string) {
