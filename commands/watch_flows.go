@@ -24,7 +24,7 @@ const flowsProgram = "flows"
 // What flags take.
 var (
 	flowBackends   = []string{"tp_btf", "fexit", "sock_diag"}
-	flowTransports = []string{"tcp", "mptcp", "udp", "udplite", "icmp", "raw"}
+	flowTransports = []string{"tcp", "mptcp", "udp", "udplite", "sctp", "icmp", "raw"}
 )
 
 func watchFlowsCommand(env *Env) *cli.Command {
@@ -149,7 +149,7 @@ func readFlowFilter(c *cli.Context) (f flow.Filter, err error) {
 				return f, err
 			}
 		}
-		f.Transports = append(f.Transports, word)
+		f.Transports = append(f.Transports, flow.TransportName(word))
 	}
 	for _, word := range commaWords(c.String("port")) {
 		port, err := strconv.ParseUint(word, 10, 16)

@@ -37,6 +37,7 @@ func TestWatchFlowsOf(t *testing.T) {
 		{"--container web", 6, flow.Filter{}, nil},
 		{"--pid 900", 0, flow.Filter{PIDs: []uint32{900}}, []string{"9007199254740993"}},
 		{"--proto udp,47 --port 53,80", 0, flow.Filter{Transports: []string{"udp", "47"}, Ports: []uint16{53, 80}}, []string{"4"}},
+		{"--proto 17,132,1", 0, flow.Filter{Transports: []string{"udp", "sctp", "icmp"}}, []string{"4"}},
 		{"--peer 10.77.0.5", 0, flow.Filter{}, []string{"9007199254740993"}}, // by its other address
 	} {
 		f := newFake()

@@ -468,7 +468,7 @@ func TestThreads(t *testing.T) {
 	}
 	for _, task := range tasks {
 		tid, _ := strconv.Atoi(task.Name())
-		if pid, err := leader(tid); pid != os.Getpid() && !errors.Is(err, fault.ErrNotFound) {
+		if pid, err := Leader(tid); pid != os.Getpid() && !errors.Is(err, fault.ErrNotFound) {
 			t.Errorf("thread %d is of process %d, %v", tid, pid, err)
 		}
 	}

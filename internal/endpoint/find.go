@@ -173,7 +173,7 @@ func (s *scan) byNetwork(fits func(*namespace) bool) []*group {
 // byPID returns the group of a process. One that is in no container and no unit
 // stands for itself.
 func (s *scan) byPID(pid int) ([]*group, error) {
-	pid, err := leader(pid)
+	pid, err := Leader(pid)
 	if err != nil {
 		return nil, err
 	}

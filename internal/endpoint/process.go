@@ -223,9 +223,9 @@ func listPIDs() ([]int, error) {
 	return pids, err
 }
 
-// leader returns the process that a thread belongs to. ErrNotFound if there is no
+// Leader returns the process that a thread belongs to. ErrNotFound if there is no
 // such thread.
-func leader(pid int) (int, error) {
+func Leader(pid int) (int, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if unlessGone(err) != nil {
 		return 0, fmt.Errorf("look at process %d: %w", pid, err)

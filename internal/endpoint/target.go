@@ -66,7 +66,7 @@ func (k *Kernel) CgroupOf(e Endpoint, ref Ref) (Cgroup, map[uint64]bool, error) 
 
 // containerOf returns the container of e that a process or a thread is in.
 func (e Endpoint) containerOf(pid int) (Container, bool) {
-	pid, err := leader(pid)
+	pid, err := Leader(pid)
 	if err != nil {
 		return Container{}, false
 	}

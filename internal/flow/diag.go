@@ -53,6 +53,9 @@ type diag struct {
 // ErrUnsupported where the kernel tells nothing of TCP, and of other transports than
 // "tcp", "udp", "udplite", "icmp" and "raw".
 func OpenDiag(filter Filter) (Sampler, []string, error) {
+	if err := filter.check(); err != nil {
+		return nil, nil, err
+	}
 	d, err := newDiag(filter, moving)
 	if err != nil {
 		return nil, nil, err

@@ -14,6 +14,7 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/internal/datapath"
+	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
 	"bpfnet/internal/probe"
 )
@@ -100,6 +101,9 @@ func openLoaded(ctx context.Context, kernel Kernel, req Request) (*Reader, []str
 }
 
 func startPrivate(ctx context.Context, kernel Kernel, req Request) (*Reader, []string, error) {
+	if err := req.Filter.check(); err != nil {
+		return nil, nil, err
+	}
 	set, err := req.Filter.parameters()
 	if err != nil {
 		return nil, nil, err
@@ -110,6 +114,20 @@ func startPrivate(ctx context.Context, kernel Kernel, req Request) (*Reader, []s
 	}
 	r, err := newReader(objects)
 	return r, objects.Notes(), err
+}
+
+// check returns ErrNotFound if a process isn't there, whose flows nobody will see.
+func (f Filter) check() error {
+	for _, pid := range f.PIDs {
+		leader, err := endpoint.Leader(int(pid))
+		if err != nil {
+			return err
+		}
+		if leader != int(pid) {
+			return fault.New(fault.ErrNotFound, "no process %d", pid).Hint("it is a thread of %d", leader)
+		}
+	}
+	return nil
 }
 
 // parameters are those of the program for as much of the filter as it can apply: one of

@@ -2,9 +2,15 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"bpfnet/internal/datapath"
 	"bpfnet/internal/fault"
@@ -42,4 +48,36 @@ func TestOpenTellsWhatIsAttached(t *testing.T) {
 	told("[mine is attached in part")
 	attach("")
 	told("[]")
+}
+
+// There are no flows of a process that isn't there, nor of a thread.
+func TestOpenOfNobody(t *testing.T) {
+	ctx := context.Background()
+	engine := newEngine(t)
+	child := exec.Command("true")
+	if err := child.Run(); err != nil {
+		t.Fatal(err)
+	}
+	tids := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		tids <- unix.Gettid()
+		tids <- 0
+	}()
+	thread := <-tids
+	if thread == os.Getpid() {
+		t.Skip("the first thread is in use")
+	}
+	for _, pid := range []int{child.Process.Pid, thread} {
+		for _, backend := range []string{"", Polling} {
+			sampler, _, err := Open(ctx, engine, Request{Instance: "none", Backend: backend, Filter: Filter{PIDs: []uint32{uint32(pid)}}})
+			if !errors.Is(err, fault.ErrNotFound) {
+				t.Errorf("%d, %q: %v", pid, backend, err)
+			}
+			if err == nil {
+				_ = sampler.Close()
+			}
+		}
+	}
+	<-tids
 }

@@ -362,6 +362,15 @@ func transportOf(kind, protocol uint16) string {
 	return strconv.Itoa(int(protocol))
 }
 
+// TransportName is what a transport is called in rows, of which the user has the name, or
+// the protocol's number.
+func TransportName(word string) string {
+	if number, err := strconv.ParseUint(word, 10, 16); err == nil {
+		return transportOf(0, uint16(number))
+	}
+	return word
+}
+
 // protocolOf is the number of a name that has only one.
 func protocolOf(name string) (number int, ok bool) {
 	for _, p := range protocols {
