@@ -86,6 +86,9 @@ struct flow_socket {
 	__u16 type;
 	__u8 flags;
 	enum flow_ending ending;
+	__u8 from; /* TCP: the change of state that was seen last */
+	__u8 to;
+	__u8 pad[6];
 	__u32 talker;  /* the thread that talk is of; 0: none */
 	__u32 crowded; /* not 0: a thread found the place taken, and flow_talks has its talk */
 	struct flow_talk talk;
@@ -552,6 +555,7 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 		__sync_val_compare_and_swap(&socket->opened, 0, bpf_ktime_get_boot_ns());
 	}
 	socket->ended = 0;
+	socket->from = socket->to = 0;
 	socket->netns = sk->__sk_common.skc_net.net->ns.inum;
 	socket->family = sk->__sk_common.skc_family;
 	socket->protocol = sk->sk_protocol;
@@ -974,8 +978,17 @@ static __always_inline void end(struct sock *sk, struct flow_socket *socket, int
 		socket->ending = ENDING_ABORTED;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(flows_state, struct sock *sk, int from, int to)
+/* Whether the other program has seen a change of state. */
+static __always_inline _Bool is_seen(struct flow_socket *socket, int from, int to)
+{
+	if (socket->from == from && socket->to == to)
+		return 1;
+	socket->from = from;
+	socket->to = to;
+	return 0;
+}
+
+static __always_inline int change_state(struct sock *sk, int from, int to)
 {
 	struct flow_socket *socket;
 
@@ -985,7 +998,7 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 	case BPF_TCP_SYN_SENT:
 	case BPF_TCP_LISTEN: /* by the process itself; later states aren't */
 		socket = counts_task() ? meet(sk, NULL, 0, 0) : NULL;
-		if (!socket)
+		if (!socket || is_seen(socket, from, to))
 			return 0;
 		if (was_used(socket) || socket->ended)
 			restart(sk, socket);
@@ -1001,14 +1014,14 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 		if (!socket && is_filtered())
 			return 0;
 		socket = meet(sk, NULL, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0, 0);
-		if (!socket)
+		if (!socket || is_seen(socket, from, to))
 			return 0;
 		remember_addresses(sk, socket);
 		log_opened(sk, socket, EVENT_OPENED);
 		return 0;
 	}
 	socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
-	if (!socket)
+	if (!socket || is_seen(socket, from, to))
 		return 0;
 	if (to == BPF_TCP_CLOSE) {
 		end(sk, socket, from);
@@ -1021,9 +1034,23 @@ int BPF_PROG(flows_state, struct sock *sk, int from, int to)
 	return 0;
 }
 
+/* The kernel leaves a program out while a processor is already running it, as where a packet
+ * comes in between. So there are two, which never run both at that moment, and each leaves to
+ * the other what that has done. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flows_state, struct sock *sk, int from, int to)
+{
+	return change_state(sk, from, to);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flows_state_again, struct sock *sk, int from, int to)
+{
+	return change_state(sk, from, to);
+}
+
 /* The last that is heard of a TCP socket: its processes have closed it, and the peer is done. */
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(flows_destroy, struct sock *sk)
+static __always_inline int destroy(struct sock *sk)
 {
 	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 
@@ -1032,6 +1059,18 @@ int BPF_PROG(flows_destroy, struct sock *sk)
 	socket->flags |= FLOW_ENDED;
 	log_closed(sk, socket);
 	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(flows_destroy, struct sock *sk)
+{
+	return destroy(sk);
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(flows_destroy_again, struct sock *sk)
+{
+	return destroy(sk);
 }
 
 /* The last that is heard of other sockets. */

@@ -142,6 +142,9 @@ type flowsFlowSocket struct {
 	Type      uint16
 	Flags     uint8
 	Ending    flowsFlowEnding
+	From      uint8
+	To        uint8
+	Pad       [6]uint8
 	Talker    uint32
 	Crowded   uint32
 	Talk      flowsFlowTalk
@@ -195,6 +198,7 @@ const (
 	flowsMapFlowTotals         = "flow_totals"
 	flowsMapOpenedFlows        = "opened_flows"
 	flowsProgFlowsDestroy      = "flows_destroy"
+	flowsProgFlowsDestroyAgain = "flows_destroy_again"
 	flowsProgFlowsDump         = "flows_dump"
 	flowsProgFlowsInet6Recvmsg = "flows_inet6_recvmsg"
 	flowsProgFlowsInet6Sendmsg = "flows_inet6_sendmsg"
@@ -212,6 +216,7 @@ const (
 	flowsProgFlowsSent         = "flows_sent"
 	flowsProgFlowsSockRecvmsg  = "flows_sock_recvmsg"
 	flowsProgFlowsState        = "flows_state"
+	flowsProgFlowsStateAgain   = "flows_state_again"
 	flowsVarCgroupId           = "cgroup_id"
 	flowsVarCgroupLevel        = "cgroup_level"
 	flowsVarPid                = "pid"
@@ -262,6 +267,7 @@ type flowsSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowsProgramSpecs struct {
 	FlowsDestroy      *ebpf.ProgramSpec `ebpf:"flows_destroy"`
+	FlowsDestroyAgain *ebpf.ProgramSpec `ebpf:"flows_destroy_again"`
 	FlowsDump         *ebpf.ProgramSpec `ebpf:"flows_dump"`
 	FlowsInet6Recvmsg *ebpf.ProgramSpec `ebpf:"flows_inet6_recvmsg"`
 	FlowsInet6Sendmsg *ebpf.ProgramSpec `ebpf:"flows_inet6_sendmsg"`
@@ -279,6 +285,7 @@ type flowsProgramSpecs struct {
 	FlowsSent         *ebpf.ProgramSpec `ebpf:"flows_sent"`
 	FlowsSockRecvmsg  *ebpf.ProgramSpec `ebpf:"flows_sock_recvmsg"`
 	FlowsState        *ebpf.ProgramSpec `ebpf:"flows_state"`
+	FlowsStateAgain   *ebpf.ProgramSpec `ebpf:"flows_state_again"`
 }
 
 // flowsMapSpecs contains maps before they are loaded into the kernel.
@@ -359,6 +366,7 @@ type flowsVariables struct {
 // It can be passed to loadFlowsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowsPrograms struct {
 	FlowsDestroy      *ebpf.Program `ebpf:"flows_destroy"`
+	FlowsDestroyAgain *ebpf.Program `ebpf:"flows_destroy_again"`
 	FlowsDump         *ebpf.Program `ebpf:"flows_dump"`
 	FlowsInet6Recvmsg *ebpf.Program `ebpf:"flows_inet6_recvmsg"`
 	FlowsInet6Sendmsg *ebpf.Program `ebpf:"flows_inet6_sendmsg"`
@@ -376,11 +384,13 @@ type flowsPrograms struct {
 	FlowsSent         *ebpf.Program `ebpf:"flows_sent"`
 	FlowsSockRecvmsg  *ebpf.Program `ebpf:"flows_sock_recvmsg"`
 	FlowsState        *ebpf.Program `ebpf:"flows_state"`
+	FlowsStateAgain   *ebpf.Program `ebpf:"flows_state_again"`
 }
 
 func (p *flowsPrograms) Close() error {
 	return _FlowsClose(
 		p.FlowsDestroy,
+		p.FlowsDestroyAgain,
 		p.FlowsDump,
 		p.FlowsInet6Recvmsg,
 		p.FlowsInet6Sendmsg,
@@ -398,6 +408,7 @@ func (p *flowsPrograms) Close() error {
 		p.FlowsSent,
 		p.FlowsSockRecvmsg,
 		p.FlowsState,
+		p.FlowsStateAgain,
 	)
 }
 

@@ -412,21 +412,16 @@ func TestManyProcesses(t *testing.T) {
 	}
 }
 
-// TestEventFlood opens and closes connections as fast as it can, while somebody reads
-// much too slowly: each record was read or is lost.
-func TestEventFlood(t *testing.T) {
-	s := newSite(t)
-	l, at := s.listen()
-	s.serve(l)
-	events := s.tail()
-	var stop, running = make(chan bool), sync.WaitGroup{}
+// flood opens and closes connections as fast as it can until stop is called.
+func (s *site) flood(port int) (stop func()) {
+	done, running := make(chan bool), sync.WaitGroup{}
 	for range 2 {
 		running.Go(func() {
-			to := loopback(at.Port) // Connect writes into it
+			to := loopback(port) // Connect writes into it
 			_ = netns.Do(s.path, func() error {
 				for {
 					select {
-					case <-stop:
+					case <-done:
 						return nil
 					default:
 					}
@@ -441,6 +436,52 @@ func TestEventFlood(t *testing.T) {
 			})
 		})
 	}
+	return func() { close(done); running.Wait() }
+}
+
+// TestEventsInBetween has timers end connections while the processors are busy with what
+// others do: the kernel runs no program where it has interrupted the same one.
+func TestEventsInBetween(t *testing.T) {
+	s := newSite(t)
+	s.in(func() error { return blackhole("198.51.100.0/24") })
+	l, at := s.listen()
+	s.serve(l)
+	events := s.tail()
+	const count = 200
+	for i := range count {
+		client := s.socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		client.set(unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1)
+		client.connect(&unix.SockaddrInet4{Port: 443, Addr: [4]byte{198, 51, 100, byte(i + 1)}})
+		time.Sleep(5 * time.Millisecond) // not all at one time
+	}
+	stop := s.flood(at.Port)
+	failed := 0
+	for end := time.Now().Add(10 * time.Second); failed < count && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		all, _, err := events.Read(true)
+		s.must(err)
+		for _, e := range all {
+			if row := e.Rows[0]; row.NetNS == s.inode && row.Peer.Port() == 443 {
+				if got := words(e); got != "failed outward timeout ETIMEDOUT" {
+					t.Error(got)
+				}
+				failed++
+			}
+		}
+	}
+	stop()
+	if failed != count {
+		t.Errorf("%d have failed, want %d", failed, count)
+	}
+}
+
+// TestEventFlood opens and closes connections as fast as it can, while somebody reads
+// much too slowly: each record was read or is lost.
+func TestEventFlood(t *testing.T) {
+	s := newSite(t)
+	l, at := s.listen()
+	s.serve(l)
+	events := s.tail()
+	stop := s.flood(at.Port)
 	var read uint64
 	began := time.Now()
 	for range 4 {
@@ -455,8 +496,7 @@ func TestEventFlood(t *testing.T) {
 		events.loss.Events += lost
 		read += uint64(len(records))
 	}
-	close(stop)
-	running.Wait()
+	stop()
 	if lost := events.loss.Events; read == 0 || read+lost != events.opened.next {
 		t.Errorf("%d were read and %d are lost, of %d", read, lost, events.opened.next)
 	}
