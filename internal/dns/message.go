@@ -76,6 +76,9 @@ func (m *message) read(packed []byte, at int) {
 		sections[i] = int(binary.BigEndian.Uint16(packed[6+2*i:]))
 	}
 	for range sections[0] {
+		if at >= len(packed) { // the package makes an empty record of it
+			return
+		}
 		record, next, err := wire.UnpackRR(packed, at)
 		if err != nil {
 			return

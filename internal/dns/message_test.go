@@ -26,6 +26,16 @@ func TestWords(t *testing.T) {
 	}
 }
 
+// TestMoreRecordsThanThereAre: a message has those that it consists of.
+func TestMoreRecordsThanThereAre(t *testing.T) {
+	packed := reply(t, "a.example.", "a.example. 60 A 192.0.2.1")
+	packed[6], packed[7] = 0xff, 0xff
+	m, err := readMessage(packed, true)
+	if err != nil || len(m.answers) != 2 || m.whole { // the second is the one behind, of EDNS
+		t.Errorf("%d answers, whole: %v, %v", len(m.answers), m.whole, err)
+	}
+}
+
 // FuzzMessage: whatever a message is, what is told is printable, and bounded.
 func FuzzMessage(f *testing.F) {
 	f.Add(reply(f, "a.example.", "a.example. 60 CNAME b.example.", "b.example. 30 A 192.0.2.1", `b.example. 30 TXT "\027[31m"`))
@@ -35,6 +45,9 @@ func FuzzMessage(f *testing.F) {
 		m, err := readMessage(packed, true)
 		if err != nil {
 			return
+		}
+		if len(m.answers)*recordTail > len(packed) {
+			t.Errorf("%d answers in %d bytes", len(m.answers), len(packed))
 		}
 		texts := []string{m.question.name, RcodeWord(m.rcode)}
 		for _, r := range m.answers {
