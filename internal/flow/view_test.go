@@ -262,6 +262,17 @@ func nameEnds(f *Flow, far Document) {
 	}
 }
 
+// TestWatchOneEnd has a filter that leaves the other end out, which is known all the same.
+func TestWatchOneEnd(t *testing.T) {
+	w := NewWatch(View{By: []string{"src.process", "dst.process"}, Filter: Filter{PIDs: []uint32{11}}})
+	client := row(1, "10.0.0.1:1", "10.0.0.2:80", 50, 60).with(by(11, "curl"))
+	server := row(2, "10.0.0.2:80", "10.0.0.1:1", 65, 49).with(by(12, "nginx"))
+	w.Take(sampleAt(0, client, server))
+	expect(t, w, "nginx>curl 60 x1", "curl>nginx 50 x1")
+	w.Take(sampleAt(1, client.with(moved(50, 65)).with(closed), server.with(closed)))
+	expect(t, w, "nginx>curl 65 +5 x1")
+}
+
 // TestWatchLateEnds has the end that transmits gone before the other one has received.
 func TestWatchLateEnds(t *testing.T) {
 	w := NewWatch(View{By: []string{"src.process", "dst.process"}})

@@ -40,6 +40,7 @@ type state struct {
 	moved  Counters
 	groups [2]*entry // it was counted for last; nil: none
 	mate   *party    // at the other end, which is on this machine
+	both   bool      // ends are counted, so what this one receives is what that one transmits
 }
 
 type process struct {
@@ -211,14 +212,14 @@ func (w *Watch) fold(r *Row, s *state, grown Counters, news bool) {
 		if r.TransmitBytes > 0 {
 			s.groups[0] = w.group(&w.local, &w.peer, r)
 		}
-		if r.ReceiveBytes > 0 && s.mate == nil {
+		if r.ReceiveBytes > 0 && !s.both {
 			s.groups[1] = w.group(&w.peer, &w.local, r)
 		}
 	}
 	if g := s.groups[0]; g != nil {
 		g.count(Counters{TransmitBytes: grown.TransmitBytes}, r.Status, grown.TransmitBytes > 0)
 	}
-	if g := s.groups[1]; g != nil && s.mate == nil {
+	if g := s.groups[1]; g != nil && !s.both {
 		g.count(Counters{TransmitBytes: grown.ReceiveBytes}, r.Status, grown.ReceiveBytes > 0)
 	}
 }
@@ -270,7 +271,7 @@ func (w *Watch) executable(of process) string {
 func (w *Watch) peerParty(r *Row, s *state) party {
 	if other := w.ends.other(r, w.isHere); other != nil {
 		mate := w.localParty(other)
-		s.mate = &mate
+		s.mate, s.both = &mate, w.fits(other)
 	}
 	if s.mate != nil {
 		return *s.mate
