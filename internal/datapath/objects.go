@@ -27,9 +27,9 @@ type Objects interface {
 	Iterate(program, over string) (io.ReadCloser, error)
 	// Programs are the functions that are loaded.
 	Programs() []string
-	// Missed is how often they weren't run since they were loaded, as they interrupted
-	// themselves. Kernels before 5.12 don't tell, which is 0.
-	Missed() (uint64, error)
+	// Missed is how often a program wasn't run since it was loaded, as it interrupted
+	// itself. Kernels before 5.12 don't tell, which is 0.
+	Missed(program string) (uint64, error)
 	// Notes are what people should know of how it was started.
 	Notes() []string
 	Close() error
@@ -197,15 +197,12 @@ func (o *opened) Iterate(program, over string) (io.ReadCloser, error) {
 func (o *opened) Programs() []string { return keys(o.progs) }
 
 // Missed implements Objects.
-func (o *opened) Missed() (total uint64, err error) {
-	for name, prog := range o.progs {
-		n, err := missed(prog)
-		if err != nil {
-			return 0, fmt.Errorf("read program %s: %w", name, err)
-		}
-		total += n
+func (o *opened) Missed(program string) (uint64, error) {
+	n, err := missed(o.progs[program])
+	if err != nil {
+		return 0, fmt.Errorf("read program %s: %w", program, err)
 	}
-	return total, nil
+	return n, nil
 }
 
 // Notes implements Objects.

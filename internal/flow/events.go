@@ -33,7 +33,7 @@ type Event struct {
 type EventLoss struct {
 	Events  uint64 `json:"events"`   // records that were overwritten before they were read
 	MapFull uint64 `json:"map_full"` // sockets that found no room
-	Missed  uint64 `json:"missed"`   // calls and changes of state that the programs didn't see, at most
+	Missed  uint64 `json:"missed"`   // calls that the programs didn't see, at most
 }
 
 // EventSource reads events. Two sources of one instance don't disturb each other.
@@ -98,7 +98,7 @@ func newEvents(reader *Reader, all bool) (*Events, error) {
 		return nil, err
 	}
 	if e.before.FlowSums, err = reader.sums(); err == nil {
-		e.before.missed, err = reader.objects.Missed()
+		e.before.missed, err = reader.missed()
 	}
 	if err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func (e *Events) Read(last bool) ([]Event, EventLoss, error) {
 	}
 	e.loss.Events += lostOpened + lostClosed
 	e.loss.MapFull = sums.NoRoom - e.before.NoRoom
-	missed, err := e.reader.objects.Missed()
+	missed, err := e.reader.missed()
 	if err != nil {
 		return nil, e.loss, err
 	}

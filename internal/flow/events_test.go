@@ -30,12 +30,16 @@ type tail struct {
 	*Events
 }
 
-func (s *site) tail() *tail {
+func (s *site) tail() *tail { return s.longTail(nil) }
+
+// longTail has rings of other sizes.
+func (s *site) longTail(entries map[string]uint32) *tail {
 	s.Helper()
 	engine, err := datapath.Open(datapath.Options{Root: testkit.Root(s)})
 	s.must(err)
-	reader, _, err := startPrivate(context.Background(), engine, Request{}) // by any mechanism
+	objects, err := engine.Start(context.Background(), datapath.LoadRequest{Source: Program, MaxEntries: entries}) // by any mechanism
 	testkit.Needs(s, "flows", err, fault.ErrUnsupported, fault.ErrRejected)
+	reader, err := newReader(objects)
 	s.must(err)
 	s.Cleanup(func() { s.must(reader.Close()) })
 	e, err := newEvents(reader, true)
@@ -446,19 +450,24 @@ func TestEventsInBetween(t *testing.T) {
 	s.in(func() error { return blackhole("198.51.100.0/24") })
 	l, at := s.listen()
 	s.serve(l)
-	events := s.tail()
+	events := s.longTail(map[string]uint32{"opened_flows": 1 << 18}) // more than the flood is in the time
 	const count = 200
+	var clients []unix.PollFd
 	for i := range count {
 		client := s.socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 		client.set(unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1)
+		clients = append(clients, unix.PollFd{Fd: int32(client.fd), Events: unix.POLLIN})
 		client.connect(&unix.SockaddrInet4{Port: 443, Addr: [4]byte{198, 51, 100, byte(i + 1)}})
 		time.Sleep(5 * time.Millisecond) // not all at one time
 	}
 	stop := s.flood(at.Port)
 	failed := 0
 	for end := time.Now().Add(10 * time.Second); failed < count && time.Now().Before(end); time.Sleep(time.Millisecond) {
-		all, _, err := events.Read(true)
+		all, loss, err := events.Read(true)
 		s.must(err)
+		if loss.Missed > 0 {
+			t.Fatalf("%+v", loss)
+		}
 		for _, e := range all {
 			if row := e.Rows[0]; row.NetNS == s.inode && row.Peer.Port() == 443 {
 				if got := words(e); got != "failed outward timeout ETIMEDOUT" {
@@ -470,7 +479,25 @@ func TestEventsInBetween(t *testing.T) {
 	}
 	stop()
 	if failed != count {
-		t.Errorf("%d have failed, want %d", failed, count)
+		over, _ := unix.Poll(clients, 0)
+		for _, name := range events.reader.objects.Programs() {
+			n, _ := events.reader.objects.Missed(name)
+			t.Log(name, n)
+		}
+		recs, _ := events.reader.dump()
+		for _, r := range recs {
+			if uint64(r.Netns) == s.inode && r.State != 1 {
+				t.Logf("%+v", r)
+			}
+		}
+		time.Sleep(time.Second)
+		recs, _ = events.reader.dump()
+		for _, r := range recs {
+			if uint64(r.Netns) == s.inode && r.Ending != 4 {
+				t.Logf("later %+v", r)
+			}
+		}
+		t.Errorf("%d have failed, want %d, over %d: %+v", failed, count, over, events.loss)
 	}
 }
 

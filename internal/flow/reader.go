@@ -87,7 +87,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		r.first, r.since = false, r.time(sums.Began)
 	}
 	r.loss.Events += lost
-	if r.loss.Missed, err = r.objects.Missed(); err != nil {
+	if r.loss.Missed, err = r.missed(); err != nil {
 		return Sample{}, err
 	}
 	r.loss.MapFull = sums.NoRoom
@@ -108,6 +108,23 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		}
 	}
 	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: rows, Loss: r.loss}, nil
+}
+
+// missed is how often programs weren't run that have no twin, which sees it then.
+func (r *Reader) missed() (total uint64, err error) {
+	const twin = "_again"
+	programs := r.objects.Programs()
+	for _, name := range programs {
+		if strings.HasSuffix(name, twin) || slices.Contains(programs, name+twin) {
+			continue
+		}
+		n, err := r.objects.Missed(name)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
 }
 
 // use tells the counters of a process in a socket from others.
