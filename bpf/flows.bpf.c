@@ -19,6 +19,7 @@
 #include "kernel.h"
 
 #define USES         4
+#define FIRST        (USES + 1) /* a use that is in flow_first */
 #define CLOSED_FLOWS 16384
 #define OPENED_FLOWS 8192
 #define FLOW_PEERS   65536
@@ -68,9 +69,29 @@ struct flow_talk {
 	__u8 pad[6];
 };
 
-/* A socket. */
+/* Programs only add. */
+struct flow_peer {
+	__u64 transmit_bytes;
+	__u64 receive_bytes;
+	__u64 transmit_calls;
+	__u64 receive_calls;
+};
+
+/* What a process moves with the first peer that a socket talks with which isn't connected, so that
+ * who has no other one needs no search for it. Not in the process's flow_use. */
+struct flow_first {
+	__u64 key; /* as in flow_use; 0: nobody yet, NOBODY: nobody any more */
+	struct flow_peer moved;
+	ip_addr_t peer;
+	__be16 port;
+	__u8 known; /* the peer is */
+	__u8 pad[5];
+};
+
+#define NOBODY (~0ULL)
+
+/* A socket. What each call needs is at the beginning. */
 struct flow_socket {
-	struct flow_use uses[USES + 1];
 	__u64 cookie; /* 0, or another socket's: this one hasn't been met yet */
 	__u64 opened; /* ns of CLOCK_BOOTTIME; of TCP: when it was begun to connect */
 	__u64 ended;  /* TCP: the connection, 0: it hasn't; processes may still have the socket */
@@ -91,7 +112,9 @@ struct flow_socket {
 	__u8 pad[6];
 	__u32 talker;  /* the thread that talk is of; 0: none */
 	__u32 crowded; /* not 0: a thread found the place taken, and flow_talks has its talk */
+	struct flow_use uses[USES + 1];
 	struct flow_talk talk;
+	struct flow_first first;
 };
 
 enum flow_event : __u8 {
@@ -126,7 +149,7 @@ struct flow_record {
 	enum flow_flag flags;
 	enum flow_ending ending;
 	enum flow_event event;
-	__u8 pad;
+	__u8 first; /* the use is what was moved with the first peer alone */
 	__u16 type; /* SOCK_STREAM, SOCK_DGRAM, SOCK_RAW */
 	__u8 pad2[4];
 };
@@ -139,14 +162,6 @@ struct flow_peer_key {
 	ip_addr_t peer;
 	__be16 port;
 	__u8 pad[6];
-};
-
-/* Programs only add. */
-struct flow_peer {
-	__u64 transmit_bytes;
-	__u64 receive_bytes;
-	__u64 transmit_calls;
-	__u64 receive_calls;
 };
 
 /* What is known of all. */
@@ -186,8 +201,8 @@ struct {
 	__type(value, struct flow_record);
 } opened_flows SEC(".maps");
 
-/* Peers of sockets that aren't connected. What an entry had that made room stays in the counters of
- * its socket.
+/* Peers of sockets that aren't connected, but for the first one. What an entry had that made room
+ * stays in the counters of its socket.
  * Key, value: see the structs. Writer: those that count. Reader: bpfnet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -248,15 +263,22 @@ static __always_inline _Bool counts_task(void)
 	return !cgroup_id || bpf_get_current_ancestor_cgroup_id(cgroup_level) == cgroup_id;
 }
 
+void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+
 /* A raw socket may have the protocol's number, too. */
 static __always_inline _Bool is_tcp(struct sock *sk)
 {
 	return sk->sk_protocol == IPPROTO_TCP && sk->sk_type == SOCK_STREAM;
 }
 
+/* Since 6.2 without a call. */
 static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 {
-	return is_tcp(sk) ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!is_tcp(sk))
+		return NULL;
+	if (&bpf_rdonly_cast)
+		return bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
+	return bpf_skc_to_tcp_sock(sk);
 }
 
 static __always_inline __u16 local_port_of(struct sock *sk)
@@ -373,18 +395,29 @@ static __always_inline void read_tcp(struct sock *sk, struct flow_record *record
 	record->retransmits = tcp->total_retrans;
 }
 
+static __always_inline _Bool has_first(const struct flow_socket *socket)
+{
+	return socket->first.moved.transmit_calls || socket->first.moved.receive_calls;
+}
+
 /* Whether a use is told: that of a supposed owner only if nobody else has used the socket, and that
- * of all others if there was any. A connection that nobody has used is told when it has ended. */
+ * of all others if there was any; that of a process with the first peer by itself. A connection
+ * that nobody has used is told when it has ended. */
 static __always_inline _Bool is_told(const struct flow_socket *socket, __u32 i)
 {
 	const struct flow_use *use = &socket->uses[i];
-	_Bool moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
+	_Bool moved;
 
-	if (i == USES)
+	if (i == FIRST)
+		return has_first(socket);
+	moved = use->transmit_calls || use->receive_bytes || use->receive_calls;
+	if (i == USES || moved)
 		return moved;
 	if (!use->key)
 		return !i && socket->ended;
-	return i || moved || !(socket->flags & FLOW_SUPPOSED) || !socket->uses[1].key;
+	if (use->key == socket->first.key && has_first(socket))
+		return 0;
+	return i || !(socket->flags & FLOW_SUPPOSED) || !socket->uses[1].key;
 }
 
 /* What is the same in all records of a socket. */
@@ -402,7 +435,31 @@ static __always_inline void read_socket(const struct flow_socket *socket,
 	record->error = socket->error;
 	record->owners = 0;
 	for (__u32 i = 0; i < USES; i++)
-		record->owners += socket->uses[i].key && is_told(socket, i);
+		record->owners += socket->uses[i].key &&
+		                  (is_told(socket, i) || socket->uses[i].key == socket->first.key);
+}
+
+/* Adds a use; what is the same in all records is there, and with whom all of them talk. */
+static __always_inline void describe_use(const struct flow_socket *socket, __u32 i,
+                                         struct flow_record *record)
+{
+	if (i != FIRST) {
+		record->use = socket->uses[i];
+		if (i == USES)
+			record->flags |= FLOW_REST;
+		return;
+	}
+	for (__u32 j = 0; j < USES; j++)
+		if (socket->uses[j].key == socket->first.key)
+			record->use = socket->uses[j];
+	record->flags &= ~FLOW_REST;
+	record->first = 1;
+	record->peer = socket->first.peer;
+	record->peer_port = socket->first.port;
+	record->use.transmit_bytes = socket->first.moved.transmit_bytes;
+	record->use.receive_bytes = socket->first.moved.receive_bytes;
+	record->use.transmit_calls = socket->first.moved.transmit_calls;
+	record->use.receive_calls = socket->first.moved.receive_calls;
 }
 
 static __always_inline void read_addresses_of(struct sock *sk, const struct flow_socket *socket,
@@ -475,7 +532,7 @@ static __always_inline void log_closed(struct sock *sk, const struct flow_socket
 
 	if (!all)
 		return;
-	for (__u32 i = 0; i <= USES; i++) {
+	for (__u32 i = 0; i <= FIRST; i++) {
 		if (!is_told(socket, i))
 			continue;
 		number = __sync_fetch_and_add(&all->closed, 1);
@@ -486,9 +543,7 @@ static __always_inline void log_closed(struct sock *sk, const struct flow_socket
 		record->event = EVENT_CLOSED;
 		if (socket->ended)
 			record->time = socket->ended;
-		record->use = socket->uses[i];
-		if (i == USES)
-			record->flags |= FLOW_REST;
+		describe_use(socket, i, record);
 		end_record(record, number);
 	}
 }
@@ -503,6 +558,11 @@ static __noinline void restart(struct sock *sk, struct flow_socket *socket)
 		socket->uses[i].transmit_calls = 0;
 		socket->uses[i].receive_calls = 0;
 	}
+	socket->first.key = NOBODY;
+	socket->first.moved.transmit_bytes = 0;
+	socket->first.moved.receive_bytes = 0;
+	socket->first.moved.transmit_calls = 0;
+	socket->first.moved.receive_calls = 0;
 	socket->opened = bpf_ktime_get_boot_ns();
 	socket->ended = 0;
 	socket->flags = is_tcp(sk) ? FLOW_UNREAD : 0;
@@ -521,30 +581,47 @@ static __always_inline _Bool is_same(const ip_addr_t *a, const ip_addr_t *b)
 static __always_inline _Bool was_used(const struct flow_socket *socket)
 {
 	return socket->uses[0].transmit_calls || socket->uses[0].receive_calls ||
-	       socket->uses[1].transmit_calls || socket->uses[1].receive_calls;
+	       socket->uses[1].transmit_calls || socket->uses[1].receive_calls || has_first(socket);
 }
 
 /* What is remembered of sockets: when they end their addresses can't be read, and who closes a
  * connection by force takes the peer away first. */
-static __always_inline void remember_addresses(struct sock *sk, struct flow_socket *socket)
+static __always_inline void store_addresses(struct sock *sk, struct flow_socket *socket)
+{
+	read_addresses(sk, &socket->local, &socket->peer);
+	socket->local_port = local_port_of(sk);
+	socket->peer_port = sk->__sk_common.skc_dport;
+}
+
+static __noinline void remember_addresses(struct sock *sk, struct flow_socket *socket)
 {
 	ip_addr_t local, peer;
-	__be16 port = sk->__sk_common.skc_dport;
 
 	read_addresses(sk, &local, &peer);
-	if (unlikely(was_used(socket) &&
-	             (port != socket->peer_port || !is_same(&peer, &socket->peer))))
+	if (unlikely(was_used(socket) && (sk->__sk_common.skc_dport != socket->peer_port ||
+	                                  !is_same(&peer, &socket->peer))))
 		restart(sk, socket);
-	socket->local = local;
-	socket->peer = peer;
-	socket->local_port = local_port_of(sk);
-	socket->peer_port = port;
+	store_addresses(sk, socket);
+}
+
+/* Whether they are still the ones that are remembered; not for TCP. */
+static __always_inline _Bool has_addresses(struct sock *sk, const struct flow_socket *socket)
+{
+	ip_addr_t local, peer;
+
+	if (socket->peer_port != sk->__sk_common.skc_dport ||
+	    socket->local_port != sk->__sk_common.skc_num)
+		return 0;
+	if (sk->__sk_common.skc_family == AF_INET)
+		return socket->peer.in6_u.u6_addr32[3] == sk->__sk_common.skc_daddr &&
+		       socket->local.in6_u.u6_addr32[3] == sk->__sk_common.skc_rcv_saddr;
+	read_addresses(sk, &local, &peer);
+	return is_same(&socket->peer, &peer) && is_same(&socket->local, &local);
 }
 
 /* Makes a socket known that was met for the first time. A new one that TCP made of a listener has
  * a copy of what that had: its process, as far as it is known, and nothing moved. */
-static __always_inline void begin(struct sock *sk, struct flow_socket *socket, __u64 cookie,
-                                  __u8 flags)
+static __noinline void begin(struct sock *sk, struct flow_socket *socket, __u64 cookie, __u8 flags)
 {
 	struct tcp_sock *tcp;
 
@@ -570,6 +647,8 @@ static __always_inline void begin(struct sock *sk, struct flow_socket *socket, _
 			socket->position = read_position(sk, tcp);
 		else if (tcp)
 			socket->position = first_position(tcp);
+	} else {
+		store_addresses(sk, socket);
 	}
 	socket->cookie = cookie;
 }
@@ -620,12 +699,12 @@ static __always_inline void describe(struct flow_use *use, struct task_struct *l
 		use->command[i] = leader->comm[i];
 }
 
-/* The counters of a process in a socket. */
-static __always_inline struct flow_use *use_of(struct flow_socket *socket, struct task_struct *task)
+/* The counters of a process in a socket that aren't the first. */
+static __noinline struct flow_use *find_use(struct flow_socket *socket, struct task_struct *task,
+                                            __u64 key)
 {
 	struct task_struct *leader = task->group_leader;
-	__u64 start = leader->start_boottime;
-	__u64 key = process_key(task->tgid, start), holder;
+	__u64 holder;
 
 #pragma unroll
 	for (int i = 0; i < USES; i++) {
@@ -635,7 +714,7 @@ static __always_inline struct flow_use *use_of(struct flow_socket *socket, struc
 		if (!holder) {
 			holder = __sync_val_compare_and_swap(&use->key, 0, key);
 			if (!holder) {
-				describe(use, leader, start);
+				describe(use, leader, leader->start_boottime);
 				return use;
 			}
 		}
@@ -645,17 +724,40 @@ static __always_inline struct flow_use *use_of(struct flow_socket *socket, struc
 	return &socket->uses[USES];
 }
 
+/* The counters of a process in a socket. */
+static __always_inline struct flow_use *use_of(struct flow_socket *socket, struct task_struct *task)
+{
+	__u64 key = process_key(task->tgid, task->group_leader->start_boottime);
+
+	if (likely(socket->uses[0].key == key))
+		return &socket->uses[0];
+	return find_use(socket, task, key);
+}
+
 static __always_inline struct flow_use *current_use(struct flow_socket *socket)
 {
 	return use_of(socket, (struct task_struct *)bpf_get_current_task_btf());
 }
 
-/* Keeps for the end of the call with whom it talks. */
-static __always_inline int talk(struct bpf_sock_addr *ctx, struct flow_talk *with)
+static __always_inline void read_peer(struct bpf_sock_addr *ctx, _Bool is_v6, ip_addr_t *peer)
+{
+	if (!is_v6) {
+		map_address(peer, ctx->user_ip4);
+		return;
+	}
+	peer->in6_u.u6_addr32[0] = ctx->user_ip6[0];
+	peer->in6_u.u6_addr32[1] = ctx->user_ip6[1];
+	peer->in6_u.u6_addr32[2] = ctx->user_ip6[2];
+	peer->in6_u.u6_addr32[3] = ctx->user_ip6[3];
+}
+
+/* Keeps for the end of the call with whom it talks. The kernel has locked the socket, so that others
+ * come here before or after, and only the end of a call in between. */
+static __always_inline int talk(struct bpf_sock_addr *ctx, _Bool is_v6)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct flow_socket *socket = NULL;
-	__u32 talker;
+	struct flow_talk aside = {};
 
 	if ((protocol && ctx->protocol != protocol) || !counts_task())
 		return 1;
@@ -663,17 +765,22 @@ static __always_inline int talk(struct bpf_sock_addr *ctx, struct flow_talk *wit
 		socket = MADE(ctx->sk);
 	if (!socket)
 		return 1;
-	talker = socket->talker;
-	if (!talker)
-		talker = __sync_val_compare_and_swap(&socket->talker, 0, (__u32)thread);
-	if (likely(!talker || talker == (__u32)thread)) {
-		socket->talk.peer = with->peer;
-		socket->talk.port = with->port;
+	if (unlikely(!socket->first.known)) {
+		read_peer(ctx, is_v6, &socket->first.peer);
+		socket->first.port = ctx->user_port;
+		socket->first.known = 1;
+	}
+	if (likely(!socket->talker || socket->talker == (__u32)thread)) {
+		socket->talker = thread;
+		read_peer(ctx, is_v6, &socket->talk.peer);
+		socket->talk.port = ctx->user_port;
 		return 1;
 	}
 	socket->crowded = 1;
-	with->cookie = bpf_get_socket_cookie(ctx);
-	bpf_map_update_elem(&flow_talks, &thread, with, BPF_ANY);
+	aside.cookie = bpf_get_socket_cookie(ctx);
+	read_peer(ctx, is_v6, &aside.peer);
+	aside.port = ctx->user_port;
+	bpf_map_update_elem(&flow_talks, &thread, &aside, BPF_ANY);
 	return 1;
 }
 
@@ -682,38 +789,24 @@ static __always_inline _Bool is_datagram(struct sock *sk)
 	return sk->sk_protocol == IPPROTO_UDP || sk->sk_protocol == IPPROTO_UDPLITE;
 }
 
-/* With whom the call that ends has talked. */
-static __always_inline void end_talk(struct sock *sk, struct flow_socket *socket,
-                                     struct task_struct *task, struct flow_talk *with)
+/* With whom a thread talks that found the place taken. */
+static __noinline struct flow_talk *talk_aside(struct sock *sk, struct task_struct *task)
 {
 	__u64 thread = (__u64)task->tgid << 32 | (__u32)task->pid;
-	struct flow_talk *known;
+	struct flow_talk *talk = bpf_map_lookup_elem(&flow_talks, &thread);
 
-	if (socket->talker == task->pid) {
-		*with = socket->talk;
-		with->cookie = cookie_of(sk);
-		socket->talker = 0;
-		return;
-	}
-	known = socket->crowded ? bpf_map_lookup_elem(&flow_talks, &thread) : NULL;
-	if (!known || known->cookie != cookie_of(sk))
-		return;
-	*with = *known;
-	known->cookie = 0;
+	return talk && talk->cookie == cookie_of(sk) ? talk : NULL;
 }
 
-/* The counters of a peer, for what the sum of the socket has already; NULL for the one that the
- * socket is connected to. */
-static __always_inline struct flow_peer *
-peer_of(const struct flow_socket *socket, const struct flow_use *use, const struct flow_talk *with)
+/* The counters of a peer that isn't the first. */
+static __noinline struct flow_peer *find_peer(const struct flow_socket *socket,
+                                              const struct flow_use *use,
+                                              const struct flow_talk *with)
 {
 	struct flow_peer_key key = {};
 	struct flow_peer *peer, none = {};
 
-	if (!with->cookie ||
-	    (with->port == socket->peer_port && is_same(&with->peer, &socket->peer)))
-		return NULL;
-	key.cookie = with->cookie;
+	key.cookie = socket->cookie;
 	key.opened = socket->opened;
 	key.process = use->key;
 	key.peer = with->peer;
@@ -725,114 +818,138 @@ peer_of(const struct flow_socket *socket, const struct flow_use *use, const stru
 	return bpf_map_lookup_elem(&flow_peers, &key);
 }
 
-/* The socket that a call has moved something through, with the addresses it has now, and with whom
- * the call talked; NULL: it isn't counted. What is lost without memory is told apart. */
-static __always_inline struct flow_socket *moves(struct sock *sk, struct task_struct *task,
-                                                 int length, int lost, struct flow_talk *with)
+/* Whether a process talks with the first peer, and nobody else had. */
+static __always_inline _Bool is_first(struct flow_socket *socket, const struct flow_use *use,
+                                      const struct flow_talk *with)
 {
-	struct flow_socket *socket = NULL;
+	__u64 key = use->key;
+
+	if (with->port != socket->first.port || !is_same(&with->peer, &socket->first.peer))
+		return 0;
+	if (likely(socket->first.key == key))
+		return key;
+	return key && !socket->first.key &&
+	       !__sync_val_compare_and_swap(&socket->first.key, 0, key);
+}
+
+static __always_inline void add(struct flow_peer *to, int length, _Bool sent)
+{
+	__sync_fetch_and_add(sent ? &to->transmit_bytes : &to->receive_bytes, length);
+	__sync_fetch_and_add(sent ? &to->transmit_calls : &to->receive_calls, 1);
+}
+
+/* The counters of a use are those of a peer. */
+static __always_inline struct flow_peer *counters_of(struct flow_use *use)
+{
+	return (struct flow_peer *)&use->transmit_bytes;
+}
+
+/* Counts for the process, and the peer if it isn't the one that the socket is connected to. */
+static __always_inline void count_talk(struct flow_socket *socket, struct flow_use *use,
+                                       const struct flow_talk *with, int length, _Bool sent)
+{
+	struct flow_peer *peer;
+
+	if (with && !(with->port == socket->peer_port && is_same(&with->peer, &socket->peer))) {
+		if (likely(is_first(socket, use, with))) {
+			add(&socket->first.moved, length, sent);
+			return;
+		}
+		peer = find_peer(socket, use, with);
+		if (peer)
+			add(peer, length, sent);
+	}
+	add(counters_of(use), length, sent);
+}
+
+/* What is lost without memory is told apart. */
+static __always_inline void count_datagrams(struct sock *sk, struct task_struct *task, int length,
+                                            _Bool sent)
+{
+	struct flow_socket *socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
+	struct flow_talk *with = NULL;
+	_Bool is_talker = 0;
+
+	if (likely(socket)) {
+		if (unlikely(!has_addresses(sk, socket)) && socket->cookie)
+			remember_addresses(sk, socket);
+		is_talker = socket->talker == task->pid;
+		if (is_talker)
+			with = &socket->talk;
+		else if (unlikely(socket->crowded))
+			with = talk_aside(sk, task);
+	}
+	if (length > 0 && (counts_ports(sk) || (with && bpf_ntohs(with->port) == port))) {
+		socket = meet(sk, socket, 0, length);
+		if (socket)
+			count_talk(socket, use_of(socket, task), with, length, sent);
+	}
+	if (is_talker && socket)
+		socket->talker = 0;
+	else if (with)
+		with->cookie = 0;
+}
+
+/* Counts what a call has moved. Of what TCP receives flows_read has the bytes. */
+static __always_inline void count_call(struct sock *sk, int length, _Bool sent)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct flow_socket *socket;
+	struct flow_use *use;
 
 	if (!counts_socket(sk) || !counts_task())
-		return NULL;
+		return;
 	if (is_datagram(sk)) {
-		socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
-		if (socket)
-			end_talk(sk, socket, task, with);
+		count_datagrams(sk, task, length, sent);
+		return;
 	}
-	if (length <= 0 || !(counts_ports(sk) || (with->cookie && bpf_ntohs(with->port) == port)))
-		return NULL;
-	socket = meet(sk, socket, 0, lost);
-	if (socket && !is_tcp(sk))
+	if (length <= 0 || !counts_ports(sk))
+		return;
+	socket = meet(sk, NULL, 0, sent || !is_tcp(sk) ? length : 0);
+	if (!socket)
+		return;
+	if (!is_tcp(sk) && !has_addresses(sk, socket))
 		remember_addresses(sk, socket);
-	return socket;
+	use = use_of(socket, task);
+	if (!sent && is_tcp(sk)) {
+		__sync_fetch_and_add(&use->receive_calls, 1);
+		return;
+	}
+	add(counters_of(use), length, sent);
 }
 
 static __always_inline void count_sent(struct sock *sk, int length)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-	struct flow_talk with = {};
-	struct flow_socket *socket = moves(sk, task, length, length, &with);
-	struct flow_peer *peer;
-	struct flow_use *use;
-
-	if (!socket)
-		return;
-	use = use_of(socket, task);
-	__sync_fetch_and_add(&use->transmit_bytes, length);
-	__sync_fetch_and_add(&use->transmit_calls, 1);
-	peer = peer_of(socket, use, &with);
-	if (!peer)
-		return;
-	__sync_fetch_and_add(&peer->transmit_bytes, length);
-	__sync_fetch_and_add(&peer->transmit_calls, 1);
+	count_call(sk, length, 1);
 }
 
 static __always_inline void count_received(struct sock *sk, int length, int flags)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-	struct flow_talk with = {};
-	struct flow_socket *socket;
-	struct flow_peer *peer;
-	struct flow_use *use;
-
-	if (flags & (MSG_PEEK | MSG_ERRQUEUE))
-		length = 0;
-	socket = moves(sk, task, length, is_tcp(sk) ? 0 : length, &with);
-	if (!socket)
-		return;
-	use = use_of(socket, task);
-	__sync_fetch_and_add(&use->receive_calls, 1);
-	if (is_tcp(sk))
-		return; /* flows_read has the bytes */
-	__sync_fetch_and_add(&use->receive_bytes, length);
-	peer = peer_of(socket, use, &with);
-	if (!peer)
-		return;
-	__sync_fetch_and_add(&peer->receive_bytes, length);
-	__sync_fetch_and_add(&peer->receive_calls, 1);
-}
-
-static __always_inline int talk4(struct bpf_sock_addr *ctx)
-{
-	struct flow_talk with = {.port = ctx->user_port};
-
-	map_address(&with.peer, ctx->user_ip4);
-	return talk(ctx, &with);
-}
-
-static __always_inline int talk6(struct bpf_sock_addr *ctx)
-{
-	struct flow_talk with = {.port = ctx->user_port};
-
-	with.peer.in6_u.u6_addr32[0] = ctx->user_ip6[0];
-	with.peer.in6_u.u6_addr32[1] = ctx->user_ip6[1];
-	with.peer.in6_u.u6_addr32[2] = ctx->user_ip6[2];
-	with.peer.in6_u.u6_addr32[3] = ctx->user_ip6[3];
-	return talk(ctx, &with);
+	count_call(sk, flags & (MSG_PEEK | MSG_ERRQUEUE) ? 0 : length, 0);
 }
 
 SEC("cgroup/sendmsg4")
 int flows_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return talk4(ctx);
+	return talk(ctx, 0);
 }
 
 SEC("cgroup/sendmsg6")
 int flows_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return talk6(ctx);
+	return talk(ctx, 1);
 }
 
 SEC("cgroup/recvmsg4")
 int flows_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return talk4(ctx);
+	return talk(ctx, 0);
 }
 
 SEC("cgroup/recvmsg6")
 int flows_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return talk6(ctx);
+	return talk(ctx, 1);
 }
 
 SEC("tp_btf/sock_send_length")
@@ -1100,12 +1217,10 @@ int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 		return 0;
 	describe_socket(sk, socket, &record);
 #pragma unroll
-	for (__u32 i = 0; i <= USES; i++) {
+	for (__u32 i = 0; i <= FIRST; i++) {
 		if (!is_told(socket, i))
 			continue;
-		record.use = socket->uses[i];
-		if (i == USES)
-			record.flags |= FLOW_REST;
+		describe_use(socket, i, &record);
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
 	return 0;

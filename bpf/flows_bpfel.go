@@ -107,14 +107,13 @@ type flowsFlowRecord struct {
 	Flags       flowsFlowFlag
 	Ending      flowsFlowEnding
 	Event       flowsFlowEvent
-	Pad         uint8
+	First       uint8
 	Type        uint16
 	Pad2        [4]uint8
 }
 
 type flowsFlowSocket struct {
 	_      structs.HostLayout
-	Uses   [5]flowsFlowUse
 	Cookie uint64
 	Opened uint64
 	Ended  uint64
@@ -147,7 +146,23 @@ type flowsFlowSocket struct {
 	Pad       [6]uint8
 	Talker    uint32
 	Crowded   uint32
+	Uses      [5]flowsFlowUse
 	Talk      flowsFlowTalk
+	First     struct {
+		_     structs.HostLayout
+		Key   uint64
+		Moved flowsFlowPeer
+		Peer  struct {
+			_    structs.HostLayout
+			In6U struct {
+				_       structs.HostLayout
+				U6Addr8 [16]uint8
+			}
+		}
+		Port  uint16
+		Known uint8
+		Pad   [5]uint8
+	}
 }
 
 type flowsFlowSums struct {

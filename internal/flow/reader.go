@@ -128,9 +128,14 @@ func (r *Reader) missed() (total uint64, err error) {
 }
 
 // use tells the counters of a process in a socket from others.
-type use struct{ cookie, opened, process uint64 }
+type use struct {
+	cookie, opened, process uint64
+	first                   bool // those of the first peer, which have a record of their own
+}
 
-func useOf(from *bpf.FlowRecord) use { return use{from.Cookie, from.Opened, from.Use.Key} }
+func useOf(from *bpf.FlowRecord) use {
+	return use{from.Cookie, from.Opened, from.Use.Key, from.First != 0}
+}
 
 // peer is what was moved with one of the peers of a use.
 type peer struct {
@@ -138,7 +143,7 @@ type peer struct {
 	counters Counters
 }
 
-// peers reads with whom sockets talk that aren't connected.
+// peers reads with whom else sockets talk that aren't connected.
 func (r *Reader) peers(ctx context.Context) (map[use][]peer, error) {
 	m, err := r.objects.Map("flow_peers")
 	if err != nil {
@@ -147,7 +152,7 @@ func (r *Reader) peers(ctx context.Context) (map[use][]peer, error) {
 	all := map[use][]peer{}
 	err = maps.Walk(ctx, m, func(rawKey, rawValue []byte) error {
 		key, value := (*bpf.FlowPeerKey)(unsafe.Pointer(&rawKey[0])), (*bpf.FlowPeer)(unsafe.Pointer(&rawValue[0]))
-		whose := use{key.Cookie, key.Opened, key.Process}
+		whose := use{cookie: key.Cookie, opened: key.Opened, process: key.Process}
 		all[whose] = append(all[whose], peer{
 			at: endpointOf(key.Peer.In6U.U6Addr8, port(key.Port)),
 			counters: Counters{
