@@ -169,7 +169,8 @@ func resultsPage(records []record) string {
 			machines = append(machines, r.Machine)
 		}
 	}
-	return fmt.Sprintf(resultsText, strings.Join(machines, "; and "), loads, roundsPerLoad, packetsPerRound, table(records, nil))
+	return fmt.Sprintf(resultsText, strings.Join(machines, "; and "), loads, roundsPerLoad, packetsPerRound,
+		tcpLimitRounds, tcpRounds, callBursts, burst, table(records, nil))
 }
 
 const resultsText = `# What packets and commands cost
@@ -191,7 +192,9 @@ distance from the median, of the ratio or, without one, of the value.
 - TCP: iperf3 over a veth pair for a second, or over loopback, the program
   attached to the receiving end; the baseline has nothing attached. CPU is that of
   both ends and of ksoftirqd. Native XDP takes segmentation offload from the other
-  end of the veth pair, whatever the program does.
+  end of the veth pair, whatever the program does. Time is the inverse of
+  throughput; flows counts at both ends, and has %d rounds instead of %d, every other
+  one with it first: the median of so many is good to a quarter of the noise.
 - command: a whole process, from fork to exit, its output discarded; the baseline
   is bpftool with the same on the same pinned maps. Keys and values of the hash
   are structs of 16 bytes with BTF, values of the tries a __u32. Lists of the
@@ -203,11 +206,13 @@ distance from the median, of the ratio or, without one, of the value.
 - drop: ns of the program drops for a packet that is dropped, as the kernel counts
   the time of programs, the two looks at the clock for that included.
 - flows: what a call costs more, in CPU time of its thread, on one socket over
-  loopback, 50 bytes at a time; sends by TCP are corked, so that it is the call that
-  is measured and not the network. Most of it is what a tracepoint costs that has any
-  program, and TCP's receiving passes two: net is what is more than with empty
-  programs there. The hash is by process and addresses, with the same counters, on
-  the same tracepoints. A connection is opened and closed, both ends on one CPU.
+  loopback, 50 bytes at a time; sends are corked, but for sendto, so that it is the
+  call that is measured and not the network. A round is the quartile of %d bursts of %d calls.
+  Most of it is what the kernel takes for any program there, which is the baseline:
+  TCP's receiving passes two tracepoints, and sendto and recvfrom one and a cgroup
+  hook, before which the kernel locks the socket. Net is what is more than with empty
+  programs. The hash is by process and addresses, with the same counters, on the same
+  tracepoints. A connection is opened and closed, both ends on one CPU.
 
 %s
 Made from [results.ndjson](results.ndjson) by ` + "`make bench UPDATE=1`" + `. Without

@@ -149,4 +149,16 @@ int BPF_PROG(empty_read, struct sock *sk)
 	return 0;
 }
 
+SEC("cgroup/sendmsg4")
+int empty_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return 1;
+}
+
+SEC("cgroup/recvmsg4")
+int empty_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return 1;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -19,6 +19,8 @@ const (
 	tuplesMapTuples          = "tuples"
 	tuplesProgEmptyRead      = "empty_read"
 	tuplesProgEmptyReceived  = "empty_received"
+	tuplesProgEmptyRecvmsg4  = "empty_recvmsg4"
+	tuplesProgEmptySendmsg4  = "empty_sendmsg4"
 	tuplesProgEmptySent      = "empty_sent"
 	tuplesProgTuplesRead     = "tuples_read"
 	tuplesProgTuplesReceived = "tuples_received"
@@ -69,6 +71,8 @@ type tuplesSpecs struct {
 type tuplesProgramSpecs struct {
 	EmptyRead      *ebpf.ProgramSpec `ebpf:"empty_read"`
 	EmptyReceived  *ebpf.ProgramSpec `ebpf:"empty_received"`
+	EmptyRecvmsg4  *ebpf.ProgramSpec `ebpf:"empty_recvmsg4"`
+	EmptySendmsg4  *ebpf.ProgramSpec `ebpf:"empty_sendmsg4"`
 	EmptySent      *ebpf.ProgramSpec `ebpf:"empty_sent"`
 	TuplesRead     *ebpf.ProgramSpec `ebpf:"tuples_read"`
 	TuplesReceived *ebpf.ProgramSpec `ebpf:"tuples_received"`
@@ -129,6 +133,8 @@ type tuplesVariables struct {
 type tuplesPrograms struct {
 	EmptyRead      *ebpf.Program `ebpf:"empty_read"`
 	EmptyReceived  *ebpf.Program `ebpf:"empty_received"`
+	EmptyRecvmsg4  *ebpf.Program `ebpf:"empty_recvmsg4"`
+	EmptySendmsg4  *ebpf.Program `ebpf:"empty_sendmsg4"`
 	EmptySent      *ebpf.Program `ebpf:"empty_sent"`
 	TuplesRead     *ebpf.Program `ebpf:"tuples_read"`
 	TuplesReceived *ebpf.Program `ebpf:"tuples_received"`
@@ -139,6 +145,8 @@ func (p *tuplesPrograms) Close() error {
 	return _TuplesClose(
 		p.EmptyRead,
 		p.EmptyReceived,
+		p.EmptyRecvmsg4,
+		p.EmptySendmsg4,
 		p.EmptySent,
 		p.TuplesRead,
 		p.TuplesReceived,
