@@ -105,7 +105,7 @@ func (w *connectionWatch) readFlags() (whose selection, err error) {
 		return whose, err
 	}
 	w.view.Filter, err = readFlowFilter(c)
-	w.request = flow.EventsRequest{Instance: c.String("instance"), Filter: w.view.Filter, SinceLoad: c.Bool("since-load")}
+	w.request = flow.EventsRequest{Instance: c.String("instance"), Filter: w.view.Filter, SinceLoad: c.Bool("since-load"), Failed: c.Bool("failed")}
 	return whose, err
 }
 

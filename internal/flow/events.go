@@ -18,6 +18,7 @@ type EventsRequest struct {
 	Instance  string // a loaded instance; if there is none of that name, counting begins now and ends with the source
 	Filter    Filter // of what begins to be counted; a loaded instance counts what it was loaded for
 	SinceLoad bool   // also what is remembered from before
+	Failed    bool   // only those that couldn't be opened
 }
 
 // Event is what has happened to a TCP connection.
@@ -53,7 +54,8 @@ type Events struct {
 		bpf.FlowSums
 		missed uint64
 	}
-	loss EventLoss
+	loss   EventLoss
+	failed bool // what is closed isn't read
 }
 
 // connection tells those of a socket apart, which may be connected again.
@@ -87,6 +89,7 @@ func OpenEvents(ctx context.Context, kernel Kernel, req EventsRequest) (EventSou
 	if err != nil {
 		return nil, nil, fault.Join(err, reader.Close())
 	}
+	e.failed = req.Failed
 	source, more := translateEvents(e, kernel)
 	return source, append(notes, more...), nil
 }
@@ -118,9 +121,12 @@ func (e *Events) Read(last bool) ([]Event, EventLoss, error) {
 	if err != nil {
 		return nil, e.loss, err
 	}
-	closed, lostClosed, err := e.reader.closed.since(sums.Closed)
-	if err != nil {
-		return nil, e.loss, err
+	var closed []bpf.FlowRecord
+	var lostClosed uint64
+	if !e.failed {
+		if closed, lostClosed, err = e.reader.closed.since(sums.Closed); err != nil {
+			return nil, e.loss, err
+		}
 	}
 	opened, lostOpened, err := e.opened.since(sums.Opened)
 	if err != nil {
