@@ -24,6 +24,8 @@
 #define OPENED_FLOWS 8192
 #define FLOW_PEERS   65536
 #define TALKING      4096
+#define WALKS        1024
+#define SETTLED      2 /* a state is stored a moment after its hook */
 
 /* What one process moved through a socket. Programs only add. */
 struct flow_use {
@@ -115,6 +117,15 @@ struct flow_socket {
 	struct flow_use uses[USES + 1];
 	struct flow_talk talk;
 	struct flow_first first;
+	/* What it was when a walk passed last, as sums: what it is, and what only counts. And the
+	 * walks by whose numbers either has changed. */
+	__u64 seen;
+	__u64 seen_counts;
+	__u64 changed;
+	__u64 changed_counts; /* that, too */
+	__u64 seen_uses;
+	__u32 settled; /* walks that found it so, up to SETTLED: its uses tell whether it has changed */
+	__u8 pad2[4];
 };
 
 enum flow_event : __u8 {
@@ -149,9 +160,24 @@ struct flow_record {
 	enum flow_flag flags;
 	enum flow_ending ending;
 	enum flow_event event;
-	__u8 first; /* the use is what was moved with the first peer alone */
-	__u16 type; /* SOCK_STREAM, SOCK_DGRAM, SOCK_RAW */
-	__u8 pad2[4];
+	__u8 first;   /* the use is what was moved with the first peer alone */
+	__u16 type;   /* SOCK_STREAM, SOCK_DGRAM, SOCK_RAW */
+	__u32 number; /* in flows_dump: of those of the socket, from 0 on */
+};
+
+/* What counts in a use of a socket, as it is told to who knows the rest. */
+struct flow_change {
+	__u64 cookie; /* where a flow_record has 0 */
+	__u64 transmit_bytes;
+	__u64 receive_bytes;
+	__u64 transmit_calls;
+	__u64 receive_calls;
+	__u64 transmitted;
+	__u64 received;
+	__u32 srtt_us;
+	__u32 min_rtt_us;
+	__u32 retransmits;
+	__u32 number; /* as in flow_record */
 };
 
 /* What a process moves through a socket that isn't connected. */
@@ -171,6 +197,7 @@ struct flow_sums {
 	__u64 opened;  /* records in opened_flows, ever */
 	__u64 no_room; /* sockets for which there was no memory */
 	__u64 no_room_bytes;
+	__u64 walks; /* of flows_dump, ever */
 };
 
 /* Counters of sockets.
@@ -229,6 +256,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct flow_sums);
 } flow_totals SEC(".maps");
+
+/* A walk of flows_dump. */
+struct flow_walk {
+	__u64 number; /* of all walks, as far as the reader knows */
+	__u64 since;  /* it leaves out sockets that haven't changed since the walk of this number */
+};
+
+/* Walks that leave something out.
+ * Key: thread that reads. Value: see the struct. Writer: bpfnet, for its own walks. Reader:
+ * flows_dump. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, WALKS);
+	__type(key, __u64);
+	__type(value, struct flow_walk);
+} flow_walks SEC(".maps");
 
 /* Only what this process, those of this cgroup and below it, sockets of this port or protocol move
  * is counted; 0: all. */
@@ -434,9 +477,11 @@ static __always_inline void read_socket(const struct flow_socket *socket,
 	record->ending = socket->ending;
 	record->error = socket->error;
 	record->owners = 0;
-	for (__u32 i = 0; i < USES; i++)
-		record->owners += socket->uses[i].key &&
-		                  (is_told(socket, i) || socket->uses[i].key == socket->first.key);
+	for (__u32 i = 0; i < USES; i++) {
+		if (!socket->uses[i].key)
+			break; /* they are taken in their order */
+		record->owners += is_told(socket, i) || socket->uses[i].key == socket->first.key;
+	}
 }
 
 /* Adds a use; what is the same in all records is there, and with whom all of them talk. */
@@ -638,6 +683,7 @@ static __noinline void begin(struct sock *sk, struct flow_socket *socket, __u64 
 	socket->protocol = sk->sk_protocol;
 	socket->type = sk->sk_type;
 	socket->flags = flags;
+	socket->settled = 0;
 	if (is_tcp(sk)) {
 		tcp = tcp_of(sk);
 		/* From its first byte on, or from here on where others may have read some. */
@@ -1123,6 +1169,7 @@ static __always_inline int change_state(struct sock *sk, int from, int to)
 			socket->opened = bpf_ktime_get_boot_ns();
 		socket->flags &= ~FLOW_EXISTED;
 		socket->flags |= FLOW_UNREAD;
+		socket->settled = 0;
 		remember_addresses(sk, socket);
 		current_use(socket);
 		return 0;
@@ -1133,6 +1180,7 @@ static __always_inline int change_state(struct sock *sk, int from, int to)
 		socket = meet(sk, NULL, from == BPF_TCP_SYN_RECV ? FLOW_INWARD : 0, 0);
 		if (!socket || is_seen(socket, from, to))
 			return 0;
+		socket->settled = 0;
 		remember_addresses(sk, socket);
 		log_opened(sk, socket, EVENT_OPENED);
 		return 0;
@@ -1140,6 +1188,7 @@ static __always_inline int change_state(struct sock *sk, int from, int to)
 	socket = bpf_sk_storage_get(&flow_sockets, sk, NULL, 0);
 	if (!socket || is_seen(socket, from, to))
 		return 0;
+	socket->settled = 0;
 	if (to == BPF_TCP_CLOSE) {
 		end(sk, socket, from);
 		if (from == BPF_TCP_SYN_SENT)
@@ -1204,24 +1253,171 @@ int flows_release(struct bpf_sock *sk)
 	return 1;
 }
 
-/* Writes all uses of all sockets, of all network namespaces, as struct flow_record. */
+static __always_inline __u64 mix(__u64 sum, const void *data, __u32 size)
+{
+	const __u64 *words = data;
+
+#pragma unroll
+	for (__u32 i = 0; i < size / sizeof(*words); i++) {
+		sum = (sum ^ words[i]) * 0x9e3779b97f4a7c15ULL;
+		sum ^= sum >> 32;
+	}
+	return sum;
+}
+
+/* Whether the kernel has nothing new to tell of a connection until its state changes, which has a
+ * hook, or somebody uses it: all that was sent is acknowledged, so it isn't sent again, nor is the
+ * round trip time measured; and what comes in isn't told before it is read. Others than processes
+ * may move data where the kernel has a use for the socket itself (MPTCP, sockmap). */
+static __always_inline _Bool is_settled(struct sock *sk)
+{
+	struct tcp_sock *tcp = tcp_of(sk);
+
+	return tcp && tcp->write_seq == tcp->snd_una && !tcp->inet_conn.icsk_ulp_ops &&
+	       !sk->sk_user_data && !is_filtered() && !port;
+}
+
+/* Notes whether a socket has changed since a walk passed, whoever's. So no use has to tell, and
+ * nothing is missed that changes without one: states, round trip times, what is sent again. A walk
+ * that isn't the last that was begun tells the last one, too, which may have passed before. */
+static __always_inline void note_change(struct flow_socket *socket, struct flow_sums *all,
+                                        const struct flow_walk *walk, __u64 is, __u64 counts)
+{
+	__u64 number;
+
+	if (is == socket->seen && counts == socket->seen_counts)
+		return;
+	number = __sync_fetch_and_add(&all->walks, 0);
+	if (!walk || walk->number != number)
+		number++;
+	if (is != socket->seen)
+		socket->changed = number;
+	socket->changed_counts = number;
+	barrier();
+	socket->seen = is;
+	socket->seen_counts = counts;
+}
+
+#define USE_NAMES   (sizeof(struct flow_use) - offsetof(struct flow_use, cgroup_id))
+#define FIRST_NAMES (sizeof(struct flow_first) - offsetof(struct flow_first, peer))
+
+/* Evaluates to which uses of a socket are told, as bits. They are taken in their order. */
+static __always_inline __u32 told_uses(const struct flow_socket *socket)
+{
+	__u32 told = is_told(socket, 0) | is_told(socket, FIRST) << FIRST;
+
+#pragma unroll
+	for (__u32 i = 1; i < USES; i++) {
+		if (!socket->uses[i].key)
+			return told;
+		told |= is_told(socket, i) << i;
+	}
+	return told | is_told(socket, USES) << USES;
+}
+
+static __always_inline void write_counts(struct seq_file *seq, const struct flow_socket *socket,
+                                         const struct flow_record *record, __u32 told)
+{
+	struct flow_change change = {
+		.cookie = record->cookie,
+		.transmitted = record->transmitted,
+		.received = record->received,
+		.srtt_us = record->srtt_us,
+		.min_rtt_us = record->min_rtt_us,
+		.retransmits = record->retransmits,
+	};
+
+#pragma unroll
+	for (__u32 i = 0; i <= USES; i++) {
+		if (!(told & 1U << i))
+			continue;
+		change.transmit_bytes = socket->uses[i].transmit_bytes;
+		change.receive_bytes = socket->uses[i].receive_bytes;
+		change.transmit_calls = socket->uses[i].transmit_calls;
+		change.receive_calls = socket->uses[i].receive_calls;
+		bpf_seq_write(seq, &change, sizeof(change));
+		change.number++;
+	}
+	if (!(told & 1U << FIRST))
+		return;
+	change.transmit_bytes = socket->first.moved.transmit_bytes;
+	change.receive_bytes = socket->first.moved.receive_bytes;
+	change.transmit_calls = socket->first.moved.transmit_calls;
+	change.receive_calls = socket->first.moved.receive_calls;
+	bpf_seq_write(seq, &change, sizeof(change));
+}
+
+/* Writes all uses of sockets that are told, of all network namespaces: as struct flow_record, as
+ * struct flow_change where only that has changed since the reader asks, or none if nothing has. */
 SEC("iter/bpf_sk_storage_map")
 int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
+	__u64 reader = bpf_get_current_pid_tgid(), is, counts, uses;
 	struct flow_socket *socket = ctx->value;
 	struct seq_file *seq = ctx->meta->seq;
+	struct flow_sums *all = totals();
 	struct flow_record record = {};
 	struct sock *sk = ctx->sk;
+	struct flow_walk *walk;
+	__u32 told;
 
-	if (!sk || !socket || !socket->cookie || socket->flags & FLOW_ENDED)
+	if (all && !ctx->meta->seq_num)
+		__sync_fetch_and_add(&all->walks, 1);
+	if (!all || !sk || !socket || !socket->cookie || socket->flags & FLOW_ENDED)
 		return 0;
-	describe_socket(sk, socket, &record);
+	told = told_uses(socket);
+	is = told;
+	counts = socket->flags;
+#pragma unroll
+	for (__u32 i = 0; i <= USES; i++) {
+		if (!(told & 1U << i))
+			continue;
+		is = mix(is, &socket->uses[i], 2 * sizeof(socket->uses[i].key));
+		is = mix(is, &socket->uses[i].cgroup_id, USE_NAMES);
+		counts = mix(counts, &socket->uses[i].transmit_bytes,
+		             4 * sizeof(socket->uses[i].transmit_bytes));
+	}
+	if (told & 1U << FIRST) {
+		is = mix(is, &socket->first, sizeof(socket->first.key));
+		is = mix(is, &socket->first.peer, FIRST_NAMES);
+		counts = mix(counts, &socket->first.moved, sizeof(socket->first.moved));
+	}
+	uses = mix(is, &counts, sizeof(counts));
+	walk = bpf_map_lookup_elem(&flow_walks, &reader);
+	/* Walks that leave nothing out take nobody's word. */
+	if (socket->settled == SETTLED && socket->seen_uses == uses && walk && walk->since &&
+	    socket->changed_counts <= walk->since)
+		return 0;
+	if (socket->settled < SETTLED)
+		socket->settled++; /* before it is looked at */
+	barrier();
+	if (socket->cookie != sk->__sk_common.skc_cookie.counter)
+		return 0; /* a copy of its listener's */
+	read_socket(socket, &record);
+	read_addresses_of(sk, socket, &record);
+	is = mix(is, &record.cookie, 2 * sizeof(record.cookie));
+	is = mix(is, &record.local, sizeof(record) - offsetof(struct flow_record, local));
+	read_tcp(sk, &record);
+	is += record.flags; /* that has one, too */
+	counts = mix(counts, &record.transmitted, 2 * sizeof(record.transmitted));
+	counts = mix(counts, &record.netns, 2 * sizeof(record.cookie)); /* with what is beside it */
+	note_change(socket, all, walk, is, counts);
+	socket->seen_uses = uses;
+	if (!is_settled(sk))
+		socket->settled = 0;
+	if (walk && socket->changed_counts <= walk->since)
+		return 0;
+	if (walk && socket->changed <= walk->since) {
+		write_counts(seq, socket, &record, told);
+		return 0;
+	}
 #pragma unroll
 	for (__u32 i = 0; i <= FIRST; i++) {
-		if (!is_told(socket, i))
+		if (!(told & 1U << i))
 			continue;
 		describe_use(socket, i, &record);
 		bpf_seq_write(seq, &record, sizeof(record));
+		record.number++;
 	}
 	return 0;
 }
@@ -1251,6 +1447,7 @@ int flows_seed(struct bpf_iter__task_file *ctx)
 	storage = meet(sk, NULL, FLOW_EXISTED, 0);
 	if (!storage)
 		return 0;
+	storage->settled = 0;
 	tcp = tcp_of(sk);
 	if (tcp)
 		read_on(sk, tcp, storage); /* it may be known from an earlier time */

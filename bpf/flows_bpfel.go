@@ -109,7 +109,7 @@ type flowsFlowRecord struct {
 	Event       flowsFlowEvent
 	First       uint8
 	Type        uint16
-	Pad2        [4]uint8
+	Number      uint32
 }
 
 type flowsFlowSocket struct {
@@ -163,6 +163,13 @@ type flowsFlowSocket struct {
 		Known uint8
 		Pad   [5]uint8
 	}
+	Seen          uint64
+	SeenCounts    uint64
+	Changed       uint64
+	ChangedCounts uint64
+	SeenUses      uint64
+	Settled       uint32
+	Pad2          [4]uint8
 }
 
 type flowsFlowSums struct {
@@ -172,6 +179,7 @@ type flowsFlowSums struct {
 	Opened      uint64
 	NoRoom      uint64
 	NoRoomBytes uint64
+	Walks       uint64
 }
 
 type flowsFlowTalk struct {
@@ -202,6 +210,12 @@ type flowsFlowUse struct {
 	Command       [16]int8
 }
 
+type flowsFlowWalk struct {
+	_      structs.HostLayout
+	Number uint64
+	Since  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -211,6 +225,7 @@ const (
 	flowsMapFlowSockets        = "flow_sockets"
 	flowsMapFlowTalks          = "flow_talks"
 	flowsMapFlowTotals         = "flow_totals"
+	flowsMapFlowWalks          = "flow_walks"
 	flowsMapOpenedFlows        = "opened_flows"
 	flowsProgFlowsDestroy      = "flows_destroy"
 	flowsProgFlowsDestroyAgain = "flows_destroy_again"
@@ -312,6 +327,7 @@ type flowsMapSpecs struct {
 	FlowSockets *ebpf.MapSpec `ebpf:"flow_sockets"`
 	FlowTalks   *ebpf.MapSpec `ebpf:"flow_talks"`
 	FlowTotals  *ebpf.MapSpec `ebpf:"flow_totals"`
+	FlowWalks   *ebpf.MapSpec `ebpf:"flow_walks"`
 	OpenedFlows *ebpf.MapSpec `ebpf:"opened_flows"`
 }
 
@@ -351,6 +367,7 @@ type flowsMaps struct {
 	FlowSockets *ebpf.Map `ebpf:"flow_sockets"`
 	FlowTalks   *ebpf.Map `ebpf:"flow_talks"`
 	FlowTotals  *ebpf.Map `ebpf:"flow_totals"`
+	FlowWalks   *ebpf.Map `ebpf:"flow_walks"`
 	OpenedFlows *ebpf.Map `ebpf:"opened_flows"`
 }
 
@@ -361,6 +378,7 @@ func (m *flowsMaps) Close() error {
 		m.FlowSockets,
 		m.FlowTalks,
 		m.FlowTotals,
+		m.FlowWalks,
 		m.OpenedFlows,
 	)
 }

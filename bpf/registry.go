@@ -188,6 +188,8 @@ const (
 	FlowCgroupLevel = "cgroup_level"
 	FlowPort        = "port"
 	FlowProtocol    = "protocol"
+	// FlowWalks is the map that readers of flows write, too.
+	FlowWalks = "flow_walks"
 )
 
 func flows() Program {
@@ -210,6 +212,7 @@ func flows() Program {
 			{"opened_flows", "connections that were opened, a ring"},
 			{"flow_peers", "counters of peers of sockets that aren't connected; the least recent make room"},
 			{"flow_talks", "with whom calls talk that haven't ended"},
+			{FlowWalks, "which changes those who read flow_sockets know"},
 			{"flow_totals", "how many records there ever were in both, and what found no room"},
 		},
 		Features: []string{"map_array", "map_lru_hash", "map_sk_storage"},

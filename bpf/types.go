@@ -55,6 +55,8 @@ type (
 	FlowPeerKey = flowsFlowPeerKey
 	// FlowPeer is a value of the map flow_peers.
 	FlowPeer = flowsFlowPeer
+	// FlowWalk is a value of the map flow_walks, by thread.
+	FlowWalk = flowsFlowWalk
 	// FlowSums is the value of the map flow_totals.
 	FlowSums = flowsFlowSums
 
@@ -284,3 +286,13 @@ const (
 	FlowClosed = flowsFlowEventEVENT_CLOSED
 	FlowFailed = flowsFlowEventEVENT_FAILED
 )
+
+// FlowChange is what flows_dump writes of a use of a socket whose reader knows the rest:
+// struct flow_change, which isn't in the object's types since no map has it.
+type FlowChange struct {
+	Cookie                                                   uint64 // where a FlowRecord has 0
+	TransmitBytes, ReceiveBytes, TransmitCalls, ReceiveCalls uint64
+	Transmitted, Received                                    uint64
+	SrttUs, MinRttUs, Retransmits                            uint32
+	Number                                                   uint32 // as in FlowRecord
+}

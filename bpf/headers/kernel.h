@@ -60,6 +60,7 @@ struct sock {
 	__u16 sk_protocol;
 	int sk_err;
 	unsigned char sk_shutdown;
+	void *sk_user_data;
 };
 
 struct socket {
@@ -88,6 +89,7 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 rcv_nxt;
 	__u32 snd_nxt;
+	__u32 snd_una;
 	__u32 write_seq;
 	__u32 srtt_us;
 	__u32 total_retrans;
@@ -142,6 +144,7 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	__u64 seq_num;
 };
 
 struct bpf_iter__bpf_sk_storage_map {

@@ -62,9 +62,15 @@ func (e *Engine) openObjects(instance string, o *opened) error {
 		return err
 	}
 	for _, name := range names {
-		if o.maps[name], err = e.OpenMap(instance, name, true); err != nil {
+		written := name == bpf.FlowWalks
+		m, err := e.OpenMap(instance, name, !written)
+		if err != nil && written { // bpffs may be mounted to be read only
+			m, err = e.OpenMap(instance, name, true)
+		}
+		if err != nil {
 			return err
 		}
+		o.maps[name] = m
 	}
 	if names, err = e.root.List(instance, pinned.Progs); err != nil {
 		return err

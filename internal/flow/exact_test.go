@@ -160,6 +160,8 @@ func flowsOf(sample Sample, in map[uint64]bool, closed map[string]Counters) map[
 		sum.add(row.Counters)
 		all[key] = sum
 		if row.Closed != nil {
+			sum = closed[key]
+			sum.add(row.Counters)
 			closed[key] = sum
 		}
 	}

@@ -37,10 +37,17 @@ type Reader struct {
 	rests   map[use]Counters // what uses of open sockets had without a known peer, at most so far
 	raw     []byte           // what flows_dump wrote
 	command string           // of the last row
+
+	walk    walk
+	open    table // sockets that are open
+	talking table // those with several peers: a row of a sample is what was moved with one of them
 }
 
 func newReader(objects datapath.Objects) (*Reader, error) {
-	r := &Reader{objects: objects, backend: backendOf(objects.Programs()), first: true, rests: map[use]Counters{}}
+	r := &Reader{
+		objects: objects, backend: backendOf(objects.Programs()), first: true, rests: map[use]Counters{}, raw: make([]byte, dumpSize),
+		open: table{index: map[place]int32{}}, talking: table{index: map[place]int32{}},
+	}
 	var up unix.Timespec
 	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
 	r.boot = time.Now().Add(-time.Duration(up.Nano()))
@@ -68,8 +75,7 @@ func (r *Reader) Close() error { return r.objects.Close() }
 // Sample implements Sampler. Sockets that are open are read first: one that is closed
 // meanwhile is among those that were closed, too, and counts as that.
 func (r *Reader) Sample(ctx context.Context) (Sample, error) {
-	records, err := r.dump()
-	if err != nil {
+	if err := r.dump(); err != nil {
 		return Sample{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -82,6 +88,9 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	closed, lost, err := r.closed.since(sums.Closed)
 	if err != nil {
 		return Sample{}, err
+	}
+	if lost > 0 && !r.first {
+		r.walk.again()
 	}
 	if r.first {
 		r.first, r.since = false, r.time(sums.Began)
@@ -96,18 +105,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
-	rows := make([]Row, 0, len(records)+len(closed))
-	gone := make(map[use]bool, len(closed))
-	for i := range closed {
-		gone[useOf(&closed[i])] = true
-		rows = r.append(rows, &closed[i], peers)
-	}
-	for i := range records {
-		if !gone[useOf(&records[i])] {
-			rows = r.append(rows, &records[i], peers)
-		}
-	}
-	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: rows, Loss: r.loss}, nil
+	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: r.rows(closed, peers), Loss: r.loss}, nil
 }
 
 // missed is how often programs weren't run that have no twin, which sees it then.
@@ -126,6 +124,32 @@ func (r *Reader) missed() (total uint64, err error) {
 	}
 	return total, nil
 }
+
+// rows are those of open sockets as they are in the table, and behind them those that are
+// made for one sample.
+func (r *Reader) rows(closed []bpf.FlowRecord, peers map[use][]peer) []Row {
+	for i := range closed {
+		r.open.close(closed[i].Cookie, closed[i].Opened)
+		r.talking.close(closed[i].Cookie, closed[i].Opened)
+	}
+	for whose := range peers {
+		r.open.move(whose.cookie, &r.talking)
+	}
+	rows := r.open.rows
+	for i := range r.talking.rows {
+		row := &r.talking.rows[i]
+		rows = r.append(rows, row, use{row.Cookie, r.talking.about[i].opened, processKey(row.PID, row.Start), r.talking.about[i].first}, peers)
+	}
+	for i := range closed {
+		row := r.closedRow(&closed[i])
+		rows = r.append(rows, &row, useOf(&closed[i]), peers)
+	}
+	r.open.rows = rows[:len(r.open.rows)] // with room for as many the next time
+	return rows
+}
+
+// processKey is what the program has for a process (process_key).
+func processKey(pid uint32, start uint64) uint64 { return uint64(pid)<<42 | start>>20&(1<<42-1) }
 
 // use tells the counters of a process in a socket from others.
 type use struct {
@@ -168,26 +192,21 @@ func (r *Reader) peers(ctx context.Context) (map[use][]peer, error) {
 	return all, nil
 }
 
-// append adds the rows of a record: one for each peer of a socket that isn't connected,
-// and one for what is left.
-func (r *Reader) append(rows []Row, from *bpf.FlowRecord, peers map[use][]peer) []Row {
-	row := r.row(from)
-	if from.Event != 0 {
-		ended := r.time(from.Time)
-		row.Closed = &ended
-	}
-	with := peers[useOf(from)]
+// append adds the rows of a use: one for each peer of a socket that isn't connected, and
+// one for what is left.
+func (r *Reader) append(rows []Row, from *Row, whose use, peers map[use][]peer) []Row {
+	with := peers[whose]
 	if len(with) == 0 {
-		return append(rows, row)
+		return append(rows, *from)
 	}
-	rest := row
+	row, rest := *from, *from
 	for _, p := range with {
 		row.Peer, row.Counters = p.at, p.counters
 		row.Family = familyOf(p.at.Addr(), row.Family)
 		rest.subtract(p.counters)
 		rows = append(rows, row)
 	}
-	rest.Counters = r.keepRest(useOf(from), rest.Counters, row.Closed != nil)
+	rest.Counters = r.keepRest(whose, rest.Counters, row.Closed != nil)
 	if rest.Counters != (Counters{}) {
 		rows = append(rows, rest)
 	}
@@ -235,37 +254,88 @@ const (
 	dumpSize   = 32 << 10 // of what the kernel gives to a read
 )
 
-// dump reads the sockets that are open. The records are good until the next dump.
-func (r *Reader) dump() ([]bpf.FlowRecord, error) {
+// dump reads the sockets that are open, of which the kernel tells those that have changed.
+func (r *Reader) dump() error {
+	sums, err := r.sums()
+	if err != nil {
+		return err
+	}
+	done, err := r.walk.begin(r.objects, sums.Walks+1)
+	if err != nil {
+		return err
+	}
+	defer done()
 	reader, err := r.objects.Iterate("flows_dump", "flow_sockets")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer reader.Close()
-	r.raw = r.raw[:0]
-	for err == nil {
-		if cap(r.raw)-len(r.raw) < dumpSize {
-			r.raw = slices.Grow(r.raw, max(dumpSize, len(r.raw)/2))
-		}
+	for rest := 0; err == nil; {
 		var n int
-		n, err = reader.Read(r.raw[len(r.raw) : len(r.raw)+dumpSize])
-		r.raw = r.raw[:len(r.raw)+n]
+		n, err = reader.Read(r.raw[rest:])
+		left := r.takeAll(r.raw[:rest+n])
+		rest = copy(r.raw, left)
 	}
 	if !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read the counters of sockets: %w", err)
+		return fmt.Errorf("read the counters of sockets: %w", err)
 	}
-	if len(r.raw)%recordSize != 0 {
-		return nil, fmt.Errorf("read the counters of sockets: %d bytes are left over", len(r.raw)%recordSize)
+	r.open.finish()
+	r.talking.finish()
+	if since, ok := r.walk.end(); ok {
+		r.open.expire(since)
+		r.talking.expire(since)
 	}
-	return recordsOf(r.raw), nil
+	return nil
 }
 
-// recordsOf is the records that lie one after another.
-func recordsOf(raw []byte) []bpf.FlowRecord {
-	if len(raw) == 0 {
-		return nil
+// takeAll takes over what is told one after the other, and returns what is cut off.
+func (r *Reader) takeAll(raw []byte) []byte {
+	const changeSize = int(unsafe.Sizeof(bpf.FlowChange{}))
+	for len(raw) >= changeSize {
+		size := changeSize
+		if change := (*bpf.FlowChange)(unsafe.Pointer(&raw[0])); change.Cookie != 0 {
+			r.change(change)
+		} else if size = recordSize; len(raw) < size {
+			break
+		} else {
+			r.take((*bpf.FlowRecord)(unsafe.Pointer(&raw[0])))
+		}
+		raw = raw[size:]
 	}
-	return unsafe.Slice((*bpf.FlowRecord)(unsafe.Pointer(&raw[0])), len(raw)/recordSize)
+	return raw
+}
+
+// tableOf is the one that has a socket, or is to have it.
+func (r *Reader) tableOf(cookie uint64) *table {
+	if _, talks := r.talking.index[place{cookie: cookie}]; talks {
+		return &r.talking
+	}
+	return &r.open
+}
+
+// take takes over what is told of a socket.
+func (r *Reader) take(from *bpf.FlowRecord) {
+	r.fill(r.tableOf(from.Cookie).tell(from, r.walk.own), from)
+}
+
+// change takes over what is told of a socket that is known.
+func (r *Reader) change(from *bpf.FlowChange) {
+	row := r.tableOf(from.Cookie).known(place{from.Cookie, from.Number}, r.walk.own)
+	if row == nil {
+		r.walk.again()
+		return
+	}
+	row.Counters = Counters{
+		TransmitBytes: from.TransmitBytes, ReceiveBytes: from.ReceiveBytes,
+		TransmitCalls: from.TransmitCalls, ReceiveCalls: from.ReceiveCalls,
+	}
+	if t := row.TCP; t != nil {
+		if t.Transmitted != nil {
+			*t.Transmitted, *t.Received = from.Transmitted, from.Received
+		}
+		t.Retransmits = from.Retransmits
+		t.measure(from.SrttUs, from.MinRttUs)
+	}
 }
 
 // ring opens a log, whose length the sums say.
@@ -288,8 +358,34 @@ func (r *Reader) sums() (sums bpf.FlowSums, err error) {
 func (r *Reader) time(ns uint64) time.Time { return r.boot.Add(time.Duration(ns)) }
 
 // row makes a Row of a record.
-func (r *Reader) row(from *bpf.FlowRecord) Row {
-	row := Row{
+func (r *Reader) row(from *bpf.FlowRecord) (row Row) {
+	r.fill(&row, from)
+	return row
+}
+
+// closedRow makes a Row of a record of a socket that was closed.
+func (r *Reader) closedRow(from *bpf.FlowRecord) Row {
+	row, ended := r.row(from), r.time(from.Time)
+	row.Closed = &ended
+	return row
+}
+
+// measured is what the kernel says of a connection, allocated at once.
+type measured struct {
+	TCP
+	amounts
+}
+
+func newMeasured() *TCP {
+	m := &measured{}
+	m.Transmitted, m.Received = &m.transmit, &m.receive
+	return &m.TCP
+}
+
+// fill makes a row that of a record. What it refers to is used again.
+func (r *Reader) fill(row *Row, from *bpf.FlowRecord) {
+	tcp := row.TCP
+	*row = Row{
 		Cookie: from.Cookie, NetNS: uint64(from.Netns), Transport: transportOf(from.Type, from.Protocol), Family: int(from.Family),
 		Local: endpointOf(from.Local.In6U.U6Addr8, from.LocalPort), Owners: int(from.Owners),
 		Process: Process{
@@ -312,24 +408,26 @@ func (r *Reader) row(from *bpf.FlowRecord) Row {
 	if from.Flags&bpf.FlowRest != 0 {
 		row.Status = Shared
 	}
-	if row.Transport == "tcp" {
-		t := struct { // allocated at once
-			TCP
-			amounts
-		}{amounts: amounts{from.Transmitted, from.Received}}
-		t.TCP = TCP{
-			State: StateName(from.State), SRTT: from.SrttUs, MinRTT: from.MinRttUs, Retransmits: from.Retransmits, Error: from.Error,
-			Transmitted: &t.transmit, Received: &t.receive,
-		}
-		if t.MinRTT == unmeasured {
-			t.MinRTT = 0
-		}
-		if from.Flags&bpf.FlowUntold != 0 {
-			t.Transmitted, t.Received = nil, nil
-		}
-		row.TCP = &t.TCP
+	if row.Transport != "tcp" {
+		return
 	}
-	return row
+	untold := from.Flags&bpf.FlowUntold != 0
+	if row.TCP = tcp; tcp == nil || tcp.Transmitted == nil {
+		row.TCP = newMeasured()
+	}
+	t := row.TCP
+	t.State, t.Error, t.Retransmits = StateName(from.State), from.Error, from.Retransmits
+	if *t.Transmitted, *t.Received = from.Transmitted, from.Received; untold {
+		t.Transmitted, t.Received = nil, nil
+	}
+	t.measure(from.SrttUs, from.MinRttUs)
+}
+
+// measure sets round trip times, as the kernel has them.
+func (t *TCP) measure(srtt, least uint32) {
+	if t.SRTT, t.MinRTT = srtt, least; least == unmeasured {
+		t.MinRTT = 0
+	}
 }
 
 // unmeasured is what the kernel has for a minimum of nothing.
