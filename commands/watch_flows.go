@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,6 +65,10 @@ func watchFlowsCommand(env *Env) *cli.Command {
 	}
 }
 
+// flowGarbage is the part of the memory in use, in percent, that is let lie before it is
+// collected: what is kept of each flow lives long, and there is little garbage.
+const flowGarbage = 30
+
 // flowStream shows flows.
 func (e *Env) flowStream(c *cli.Context, b Backend, p *output.Printer, choice flowChoice) (stream, error) {
 	var names *peerNames
@@ -81,6 +86,9 @@ func (e *Env) flowStream(c *cli.Context, b Backend, p *output.Printer, choice fl
 	}
 	s.printer, s.names = p, names
 	s.readKeys()
+	if e.Getenv("GOGC") == "" {
+		debug.SetGCPercent(flowGarbage)
+	}
 	return stream{sample: s.sample, show: s.show, close: s.close}, nil
 }
 
@@ -178,13 +186,13 @@ type flowWatch struct {
 	names   *peerNames      // nil: peers have none
 	printer *output.Printer // of tables that are redrawn
 
-	forgives bool      // --strict is about what is lost after the first sample alone
+	forgives bool      // --strict is about what is lost after the first sample alone, which is to come
 	forgiven flow.Loss // what was lost before
 
 	mu       sync.Mutex // for keys: of what follows
 	watch    *flow.Watch
 	limit    int  // that was asked for
-	taken    bool // a sample
+	taken    bool // a sample, and no other one is being taken
 	stopKeys func()
 	keys     bool // are read
 }
@@ -272,6 +280,9 @@ func (e *Env) users() map[uint32]string {
 }
 
 func (s *flowWatch) sample(ctx context.Context) error {
+	s.mu.Lock()
+	s.taken = false // no key draws what changes now
+	s.mu.Unlock()
 	next, err := s.sampler.Sample(ctx)
 	if err != nil {
 		return err
@@ -283,8 +294,8 @@ func (s *flowWatch) sample(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch.Take(next)
-	if !s.taken && s.forgives {
-		s.forgiven = next.Loss
+	if s.forgives {
+		s.forgiven, s.forgives = next.Loss, false
 	}
 	s.taken = true
 	return nil
@@ -293,10 +304,13 @@ func (s *flowWatch) sample(ctx context.Context) error {
 // cgroupsOf are the places that rows have their owners by.
 func cgroupsOf(rows []flow.Row) iter.Seq[traffic.Key] {
 	return func(yield func(traffic.Key) bool) {
-		seen := map[uint64]bool{0: true}
+		seen, last := map[uint64]bool{0: true}, uint64(0)
 		for i := range rows {
 			id := rows[i].Cgroup
-			if !seen[id] && !yield(traffic.Key{Point: traffic.Cgroup, CgroupID: id}) {
+			if id == last {
+				continue
+			}
+			if last = id; !seen[id] && !yield(traffic.Key{Point: traffic.Cgroup, CgroupID: id}) {
 				return
 			}
 			seen[id] = true

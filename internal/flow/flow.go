@@ -84,14 +84,19 @@ type ID struct {
 
 // ID returns the identity of a row.
 func (r *Row) ID() ID {
-	id := ID{Cookie: r.Cookie, Start: r.Start, PID: r.PID}
+	id := ID{Cookie: r.Cookie, Start: r.Start, PID: r.PID, Opened: r.openedAt()}
 	if r.TCP == nil {
 		id.Peer = r.Peer
 	}
-	if !r.Opened.IsZero() {
-		id.Opened = r.Opened.UnixNano()
-	}
 	return id
+}
+
+// openedAt is Opened in an ID.
+func (r *Row) openedAt() int64 {
+	if r.Opened.IsZero() {
+		return 0
+	}
+	return r.Opened.UnixNano()
 }
 
 // Loss is what samples don't have, since counting began.

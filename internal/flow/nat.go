@@ -36,14 +36,22 @@ type translated struct {
 	kernel Kernel
 	here   uint64 // inode of the kernel's network namespace
 	known  map[ID]*translation
-	sample uint64
+	order  []*translation // of the rows of the sample before: most are where they were
+	sample uint32
 }
 
 // translation is what is known of a flow.
 type translation struct {
 	to       netip.AddrPort
-	attempts int
-	seen     uint64 // sample that had the flow
+	cookie   uint64 // of a TCP connection; 0: it is none
+	opened   int64  // ns, as in IDs
+	seen     uint32 // sample that had the flow
+	attempts uint8
+}
+
+// isOf says whether it surely is that of a row.
+func (t *translation) isOf(r *Row) bool {
+	return t != nil && t.cookie == r.Cookie && r.TCP != nil && t.opened == r.openedAt()
 }
 
 // translate has the rows of a sampler tell of NAT. The strings are for people.
@@ -108,7 +116,9 @@ type question struct {
 // unknown fills in what is known, forgets flows that the sample doesn't have, and returns
 // the questions to ask: those of closed flows first, which don't come again.
 func (t *translated) unknown(s *Sample) (questions []*question) {
-	t.sample++
+	if t.sample++; t.sample == 1 {
+		t.known, t.order = make(map[ID]*translation, len(s.Rows)), make([]*translation, 0, len(s.Rows))
+	}
 	seen := 0
 	for _, open := range []bool{false, true} {
 		for i := range s.Rows {
@@ -116,7 +126,7 @@ func (t *translated) unknown(s *Sample) (questions []*question) {
 			if !r.Peer.IsValid() || (r.Closed == nil) != open || !open && s.Time.Sub(*r.Closed) > remembered {
 				continue
 			}
-			about := t.about(r)
+			about := t.about(r, i)
 			r.NAT, seen = about.to, seen+1
 			if about.attempts < mostAttempts && len(questions) < mostQuestions {
 				about.attempts++
@@ -131,18 +141,33 @@ func (t *translated) unknown(s *Sample) (questions []*question) {
 	return questions
 }
 
-// about is what is known of a flow.
-func (t *translated) about(r *Row) *translation {
+// about is what is known of the flow of the n-th row.
+func (t *translated) about(r *Row, n int) *translation {
+	for len(t.order) <= n {
+		t.order = append(t.order, nil)
+	}
+	about := t.order[n]
+	if !about.isOf(r) || about.seen+1 < t.sample { // it may have been forgotten
+		about = t.find(r)
+		t.order[n] = about
+	}
+	about.seen = t.sample
+	return about
+}
+
+func (t *translated) find(r *Row) *translation {
 	id := r.ID()
 	about := t.known[id]
 	if about == nil {
 		about = &translation{}
+		if r.TCP != nil {
+			about.cookie, about.opened = r.Cookie, id.Opened
+		}
 		if _, ok := r.tuple(); !ok {
 			about.attempts = mostAttempts
 		}
 		t.known[id] = about
 	}
-	about.seen = t.sample
 	return about
 }
 
@@ -155,8 +180,12 @@ func (t *translated) ask(questions []*question, rows []Row) {
 	var passing []*question
 	pids := map[uint64][]int{}
 	for i := range rows {
-		if r := &rows[i]; inside[r.NetNS] != nil && r.PID != 0 {
-			pids[r.NetNS] = append(pids[r.NetNS], int(r.PID))
+		r := &rows[i]
+		if inside[r.NetNS] == nil || r.PID == 0 {
+			continue
+		}
+		if those := pids[r.NetNS]; len(those) == 0 || those[len(those)-1] != int(r.PID) {
+			pids[r.NetNS] = append(those, int(r.PID))
 		}
 	}
 	for inode, those := range inside {

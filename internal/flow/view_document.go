@@ -16,12 +16,12 @@ func (w *Watch) Loss() Loss { return w.now.Loss }
 // Document shows the last sample that was taken. It may be asked for again with
 // another Sort and Limit.
 func (w *Watch) Document() Document {
-	shown, left := w.entries()
+	shown, others := w.entries()
 	total := w.total
 	d := Document{
 		Schema: Schema, Time: w.now.Time.UTC().Truncate(time.Second), Since: w.now.Since.UTC().Truncate(time.Second), IntervalSeconds: sample.Interval(w.elapsed),
 		Backend: w.now.Backend, Loss: w.now.Loss, ReconcileRatio: w.kernel.ratio(), By: append([]string{}, w.By...),
-		Flows: make([]Flow, len(shown)), Others: w.others(left), Total: Amount{total.flows, w.io(&total)},
+		Flows: make([]Flow, len(shown)), Others: others, Total: Amount{total.flows, w.io(&total)},
 	}
 	values := make([]values, len(shown))
 	var ends []End
@@ -43,55 +43,91 @@ func (w *Watch) Document() Document {
 		f.Network.Peer = Peer{Address{known(&e.peer.address), known(&e.peer.port)}, known(&e.name)}
 		f.Process, f.User, f.Container, f.K8s = local.Process, local.User, local.Container, local.K8s
 		if e.row != nil {
+			v.keep(e)
 			v.fill(f, e.row)
 		}
 	}
 	return d
 }
 
-// entries are those with news, in their order, and those that the limit leaves out.
-// Later samples don't change them.
-func (w *Watch) entries() (shown, left []*entry) {
-	all := make([]*entry, 0, max(len(w.flows), len(w.groups)))
+// entries are those with news, in their order, and what the limit leaves out. Later
+// samples don't change them.
+func (w *Watch) entries() ([]*entry, Amount) {
+	c := chosen{limit: w.Limit, order: fields.Compare(w.sort())}
 	for i := range w.flows {
-		all = append(all, &w.flows[i])
+		e := c.place()
+		w.show(e, &w.flows[i])
+		c.add(e)
 	}
 	for _, g := range w.groups {
 		if g.news {
-			all = append(all, g)
+			e := c.place()
+			*e = *g
+			c.add(e)
 		}
 	}
-	order := fields.Compare(w.sort())
-	slices.SortFunc(all, func(a, b *entry) int {
-		if c := order(a, b); c != 0 {
+	c.cut()
+	others := Amount{c.left.flows, w.io(&c.left)}
+	if w.grouping.directed {
+		others.IO.onlyTransmitted()
+	}
+	return c.entries, others
+}
+
+// show makes an entry of a flow.
+func (w *Watch) show(e *entry, n *news) {
+	*e = entry{
+		local: w.localParty(n.row), peer: party{address: n.row.Peer.Addr(), port: n.row.Peer.Port()},
+		transport: n.row.Transport, state: sample.Value(n.row.TCP).State, row: n.row, flows: 1, news: true, status: n.row.Status,
+		name: n.name, total: n.moved, grown: n.grown,
+	}
+}
+
+// chosen are the first entries of many, without all of them in memory.
+type chosen struct {
+	limit   int // 0: none
+	order   func(a, b *entry) int
+	entries []*entry
+	spare   []*entry
+	left    entry // the sum of the others
+}
+
+// place returns an entry to be filled in.
+func (c *chosen) place() *entry {
+	if n := len(c.spare); n > 0 {
+		e := c.spare[n-1]
+		c.spare = c.spare[:n-1]
+		return e
+	}
+	return &entry{}
+}
+
+func (c *chosen) add(e *entry) {
+	const atOnce = 256 // are sorted, or as many as are shown
+	c.entries = append(c.entries, e)
+	if c.limit > 0 && len(c.entries) >= c.limit+max(c.limit, atOnce) {
+		c.cut()
+	}
+}
+
+// cut sorts the entries, and leaves those within the limit.
+func (c *chosen) cut() {
+	slices.SortFunc(c.entries, func(a, b *entry) int {
+		if c := c.order(a, b); c != 0 {
 			return c
 		}
 		return a.compare(b)
 	})
-	if w.Limit > 0 && len(all) > w.Limit {
-		all, left = all[:w.Limit], all[w.Limit:]
+	if c.limit == 0 || len(c.entries) <= c.limit {
+		return
 	}
-	if len(w.By) > 0 {
-		copies := make([]entry, len(all))
-		for i, g := range all {
-			copies[i] = *g
-			all[i] = &copies[i]
-		}
+	for _, e := range c.entries[c.limit:] {
+		c.left.flows++
+		c.left.total.add(e.total)
+		c.left.grown.add(e.grown)
 	}
-	return all, left
-}
-
-func (w *Watch) others(left []*entry) Amount {
-	var sum entry
-	for _, e := range left {
-		sum.total.add(e.total)
-		sum.grown.add(e.grown)
-	}
-	a := Amount{len(left), w.io(&sum)}
-	if w.grouping.directed {
-		a.IO.onlyTransmitted()
-	}
-	return a
+	c.spare = append(c.spare, c.entries[c.limit:]...)
+	c.entries = c.entries[:c.limit]
 }
 
 // known is nil for what isn't.
@@ -129,6 +165,8 @@ type values struct {
 	users           [2]string
 	starts          [2]time.Time
 	opened, closed  time.Time
+	row             Row
+	tcp             TCP
 }
 
 // Words of documents.
@@ -136,6 +174,16 @@ var (
 	ipv4, ipv6      = "ipv4", "ipv6"
 	byLocal, byPeer = "local", "peer"
 )
+
+// keep has the entry refer to a copy of the row, which the next sample changes.
+func (v *values) keep(e *entry) {
+	v.row = *e.row
+	if e.row.TCP != nil {
+		v.tcp = *e.row.TCP
+		v.row.TCP = &v.tcp
+	}
+	e.row = &v.row
+}
 
 // fill fills in what only a flow that is shown by itself has.
 func (v *values) fill(f *Flow, r *Row) {

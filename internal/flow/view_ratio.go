@@ -5,7 +5,7 @@ import "bpfnet/internal/sample"
 // kernel compares what was counted with what the kernel says that TCP sockets moved.
 type kernel struct {
 	generation  uint32
-	sockets     map[connection]count
+	sockets     map[connection]*count
 	seen        int    // of them in this sample
 	counted, of uint64 // bytes since the sample before
 }
@@ -25,19 +25,26 @@ func (k *kernel) begin() {
 // count adds what a row has moved. Several rows may be of one socket, of which the
 // kernel knows the sum. A socket that was there before counting began is compared
 // from its second sample on.
-func (k *kernel) count(r *Row, grown Counters) {
+func (k *kernel) count(r *Row, s *state, grown Counters) {
 	if r.TCP == nil || r.TCP.Transmitted == nil || r.TCP.Received == nil {
 		return
 	}
-	at := connection{r.Cookie, uint64(r.ID().Opened)}
-	c, known := k.sockets[at]
-	if !known || c.generation != k.generation {
-		before := c
-		c = count{*r.TCP.Transmitted, *r.TCP.Received, k.generation, known || !r.Opened.IsZero()}
+	c := s.socket
+	if c == nil || k.generation-c.generation > 1 { // it may have been forgotten
+		c = k.sockets[connection{r.Cookie, uint64(r.openedAt())}]
+	}
+	known := c != nil
+	if !known {
+		c = &count{}
+		k.sockets[connection{r.Cookie, uint64(r.openedAt())}] = c
+	}
+	s.socket = c
+	if c.generation != k.generation {
+		before := *c
+		*c = count{*r.TCP.Transmitted, *r.TCP.Received, k.generation, known || !r.Opened.IsZero()}
 		if c.comparable {
 			k.of += sample.Grown(before.transmitted, c.transmitted) + sample.Grown(before.received, c.received)
 		}
-		k.sockets[at] = c
 		k.seen++
 	}
 	if c.comparable {

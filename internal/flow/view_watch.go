@@ -21,14 +21,22 @@ type Watch struct {
 	index      map[ID]int32  // of states
 	states     []state
 	free       []int32 // of states
+	order      []int32 // states of the rows of the sample before: most are where they were
 
-	flows     []entry        // those with news, unless they are grouped; documents keep them
+	flows     []news         // those with some, unless they are grouped
 	groups    map[key]*entry // of all that there is and was
 	total     entry
 	processes map[process]*program
 
 	local, peer party // of the row that is looked at
 	masked      entry
+}
+
+// news are what a flow has had since the sample before.
+type news struct {
+	row          *Row
+	name         string // of the peer
+	moved, grown Counters
 }
 
 // state is what the last sample with a row had of it.
@@ -41,6 +49,7 @@ type state struct {
 	groups [2]*entry // it was counted for last; nil: none
 	mate   *party    // at the other end, which is on this machine
 	both   bool      // ends are counted, so what this one receives is what that one transmits
+	socket *count    // nil: the kernel doesn't say what it has moved
 }
 
 type process struct {
@@ -63,10 +72,10 @@ const (
 // NewWatch returns a Watch for one goroutine. The view has to pass Check.
 func NewWatch(v View) *Watch {
 	g, _ := newGrouping(v.By)
-	return &Watch{View: v, grouping: g, index: map[ID]int32{}, groups: map[key]*entry{}, processes: map[process]*program{}, kernel: kernel{sockets: map[connection]count{}}}
+	return &Watch{View: v, grouping: g, index: map[ID]int32{}, groups: map[key]*entry{}, processes: map[process]*program{}, kernel: kernel{sockets: map[connection]*count{}}}
 }
 
-// Take adds a sample, each after the one before.
+// Take adds a sample, each after the one before. It is read until the next one is taken.
 func (w *Watch) Take(s Sample) {
 	w.elapsed = 0
 	if w.now != nil {
@@ -79,7 +88,7 @@ func (w *Watch) Take(s Sample) {
 	for _, closed := range []bool{true, false} {
 		for i := range s.Rows {
 			if r := &s.Rows[i]; (r.Closed != nil) == closed {
-				w.see(r)
+				w.see(r, i)
 			}
 		}
 	}
@@ -91,12 +100,12 @@ func (w *Watch) begin() {
 		w.ends.look(w.now.Rows)
 	}
 	w.kernel.begin()
-	news := len(w.flows)
-	if w.generation == 1 {
-		news = len(w.now.Rows)
-		w.index, w.states = make(map[ID]int32, news), make([]state, 0, news)
+	if n := len(w.now.Rows); w.generation == 1 {
+		w.index, w.states, w.order = make(map[ID]int32, n), make([]state, 0, n), make([]int32, 0, n)
+		w.flows, w.kernel.sockets = make([]news, 0, n), make(map[connection]*count, n)
+	} else if w.flows = w.flows[:0]; w.generation == 2 {
+		w.flows = nil // from now on there are few
 	}
-	w.flows = make([]entry, 0, news)
 	w.total.rest()
 	for _, g := range w.groups {
 		g.rest()
@@ -106,33 +115,33 @@ func (w *Watch) begin() {
 // rest makes an entry one that the sample has nothing of yet.
 func (e *entry) rest() { e.flows, e.grown, e.news, e.name = 0, Counters{}, false, "" }
 
-// see adds a row. One that is there twice, as walks over changing tables have them,
-// counts once.
-func (w *Watch) see(r *Row) {
+// see adds a row, the n-th of the sample. One that is there twice, as walks over changing
+// tables have them, counts once.
+func (w *Watch) see(r *Row, n int) {
 	if !w.all && !r.Peer.IsValid() && r.Counters == (Counters{}) {
 		return // a socket that listens, or waits
 	}
-	s, fresh := w.state(r.ID())
+	s, fresh := w.state(r, n)
 	if s.seen == w.generation {
 		return
 	}
 	s.seen = w.generation
 	grown, word := r.since(s.moved), sample.Value(r.TCP).State
-	news := fresh || grown != Counters{} || word != s.word || r.Closed != nil
+	changed := fresh || grown != Counters{} || word != s.word || r.Closed != nil
 	s.moved.add(grown)
 	s.word = word
-	w.kernel.count(r, grown)
+	w.kernel.count(r, s, grown)
 	if w.fits(r) {
-		w.call(r, s, news)
-		w.total.count(grown, r.Status, news)
+		w.call(r, s, changed)
+		w.total.count(grown, r.Status, changed)
 		switch {
 		case len(w.By) > 0:
-			w.fold(r, s, grown, news)
-		case news:
-			w.flows = append(w.flows, entry{
-				local: w.localParty(r), peer: party{address: r.Peer.Addr(), port: r.Peer.Port()},
-				transport: r.Transport, state: word, row: r, flows: 1, news: true, status: r.Status, name: s.name, total: s.moved, grown: grown,
-			})
+			w.fold(r, s, grown, changed)
+		case changed:
+			w.flows = append(w.flows, news{r, s.name, s.moved, grown})
+			if r.PID != 0 {
+				w.executable(process{r.PID, r.Start}) // while it runs
+			}
 		}
 	}
 	if r.Closed != nil {
@@ -152,8 +161,14 @@ func (w *Watch) call(r *Row, s *state, news bool) {
 	s.name = w.Name(r.Local.Addr(), r.Peer.Addr(), w.now.Time.Sub(began))
 }
 
-// state returns what samples before had of a row, and whether they had nothing.
-func (w *Watch) state(id ID) (*state, bool) {
+// state returns what samples before had of the n-th row, and whether they had nothing.
+func (w *Watch) state(r *Row, n int) (*state, bool) {
+	if n < len(w.order) {
+		if s := &w.states[w.order[n]]; s.seen != 0 && s.id.Cookie == r.Cookie && s.id == r.ID() {
+			return s, false
+		}
+	}
+	id := r.ID()
 	at, known := w.index[id]
 	if !known {
 		if n := len(w.free); n > 0 {
@@ -164,6 +179,10 @@ func (w *Watch) state(id ID) (*state, bool) {
 		w.index[id] = at
 		w.states[at] = state{id: id}
 	}
+	for len(w.order) <= n {
+		w.order = append(w.order, at)
+	}
+	w.order[n] = at
 	return &w.states[at], !known
 }
 
