@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 	"unsafe"
@@ -20,13 +19,19 @@ func (a amounts) minus(b amounts) amounts {
 
 // account is what is known of a socket.
 type account struct {
-	socket sockets.Socket
-	row    Row     // what all its rows have
-	moved  amounts // since it was made
-	shares []share // of processes that had it one after the other; the last one has it now
-	there  bool    // in the last survey
-	asked  bool    // whose it is was looked for
-	sided  bool    // it is known who opened the connection
+	socket    sockets.Socket
+	transport string
+	opened    time.Time // zero: before counting began
+	inward    bool
+	tcp       *TCP    // nil: no TCP
+	moved     amounts // since it was made
+	shares    []share // of processes that had it one after the other; the last one has it now
+	first     [1]share
+	seen      uint32 // the last survey that has it
+	place     int    // among all accounts
+	asked     bool   // whose it is was looked for
+	sided     bool   // it is known who opened the connection
+	changed   bool   // since its rows were made
 
 	// What the kernel says; it begins anew when the socket is disconnected, which only
 	// connect(2) to AF_UNSPEC does. carried is what was moved before.
@@ -43,11 +48,13 @@ type share struct {
 }
 
 func newAccount(s sockets.Socket, now time.Time) *account {
-	row := Row{Cookie: s.Cookie, NetNS: s.NetNS, Transport: transportOf(0, uint16(s.Protocol)), Opened: now}
+	a := &account{transport: transportOf(0, uint16(s.Protocol)), opened: now, changed: true}
+	a.socket, a.shares = s, a.first[:]
+	a.socket.Info = nil
 	if s.Protocol == unix.IPPROTO_RAW {
-		row.Transport = transportOf(unix.SOCK_RAW, s.Local.Port())
+		a.transport = transportOf(unix.SOCK_RAW, s.Local.Port())
 	}
-	return &account{row: row, shares: make([]share, 1), socket: s}
+	return a
 }
 
 // begin forgets what was moved up to now.
@@ -55,27 +62,22 @@ func (a *account) begin(from amounts) {
 	for i := range a.shares {
 		a.shares[i].from = from
 	}
+	a.changed = true
 }
 
-// take takes over what the kernel says now.
-func (a *account) take(s sockets.Socket) {
-	before := a.socket
-	a.socket, a.there = s, true
-	a.socket.Info = nil
+// take takes over what the kernel says now, in a survey.
+func (a *account) take(s sockets.Socket, survey uint32) {
+	before, raw := a.socket, s.Info
+	s.Info = nil
+	a.socket, a.seen = s, survey
 	a.asked = a.asked && (s.Inode == before.Inode || s.Inode == 0) // a connection has its inode when it is accepted
-	r := &a.row
-	r.Family, r.Local, r.Peer = unix.AF_INET6, end(s, s.Local), netip.AddrPort{}
-	if s.Local.Addr().Is4() {
-		r.Family = unix.AF_INET
-	}
-	if !s.Remote.Addr().IsUnspecified() {
-		r.Peer = end(s, s.Remote)
-	}
-	if s.Protocol != unix.IPPROTO_TCP || s.Info == nil {
+	moved := s.Local != before.Local || s.Remote != before.Remote
+	a.changed = a.changed || moved || s.Cgroup != before.Cgroup || s.NetNS != before.NetNS
+	if s.Protocol != unix.IPPROTO_TCP || raw == nil {
 		return
 	}
-	info := readInfo(s.Info)
-	if info.Bytes_sent < a.sent || info.Bytes_received < a.received || s.Local != before.Local || s.Remote != before.Remote {
+	info := readInfo(raw)
+	if info.Bytes_sent < a.sent || info.Bytes_received < a.received || moved {
 		a.carried = a.moved
 	}
 	a.sent, a.received = info.Bytes_sent, info.Bytes_received
@@ -83,21 +85,22 @@ func (a *account) take(s sockets.Socket) {
 	a.moved.transmit = max(a.moved.transmit, a.carried.transmit+now.transmit)
 	a.moved.receive = max(a.moved.receive, a.carried.receive+now.receive)
 	if !a.sided {
-		r.Inward, a.sided = isInward(s, info)
+		a.inward, a.sided = isInward(s, info)
+		a.changed = a.changed || a.sided
 	}
-	var t struct { // allocated at once
-		TCP
-		amounts
+	if a.tcp == nil {
+		a.tcp, a.changed = newMeasured(), true
 	}
-	t.amounts = a.moved
-	t.TCP = TCP{
-		State: StateName(s.State), SRTT: info.Rtt, MinRTT: info.Min_rtt, Retransmits: info.Total_retrans,
-		Transmitted: &t.transmit, Received: &t.receive,
+	t := a.tcp
+	if (amounts{*t.Transmitted, *t.Received}) != a.moved {
+		*t.Transmitted, *t.Received = a.moved.transmit, a.moved.receive
+		a.changed = true
 	}
-	if info.Min_rtt == unmeasured {
-		t.MinRTT = 0
+	if t.State == "" || s.State != before.State {
+		t.State = StateName(s.State)
 	}
-	r.TCP = &t.TCP
+	t.Retransmits = info.Total_retrans
+	t.measure(info.Rtt, info.Min_rtt)
 }
 
 // readInfo reads tcp_info, of which older kernels have less.
@@ -171,6 +174,7 @@ func (a *account) own(holders []*holder, asked []uint32) {
 		last.owners = 0
 	}
 	last.Process, last.holders, last.owners = holders[i].Process, holders, max(last.owners, len(holders))
+	a.changed = true
 }
 
 // isOf says whether a process has the socket open, or had it.
@@ -187,14 +191,29 @@ func (a *account) isOf(pid uint32) bool {
 
 // rows adds the rows of the socket.
 func (a *account) rows(to []Row, closed *time.Time) []Row {
-	for i, s := range a.shares {
-		r := a.row
-		r.Process, r.Cgroup, r.Owners, r.Closed, r.Status = s.Process, a.socket.Cgroup, s.owners, closed, s.status(a, closed)
-		m := a.until(i).minus(s.from)
-		r.TransmitBytes, r.ReceiveBytes = m.transmit, m.receive
-		to = append(to, r)
+	a.changed = false
+	for i := range a.shares {
+		s, m := &a.shares[i], a.until(i).minus(a.shares[i].from)
+		to = append(to, Row{
+			Cookie: a.socket.Cookie, NetNS: a.socket.NetNS, Transport: a.transport, Family: unix.AF_INET6, Local: end(a.socket, a.socket.Local),
+			Process: s.Process, Owners: s.owners, Counters: Counters{TransmitBytes: m.transmit, ReceiveBytes: m.receive},
+			TCP: a.tcp, Opened: a.opened, Closed: closed, Inward: a.inward, Status: s.status(a, closed),
+		})
+		r := &to[len(to)-1]
+		r.Cgroup = a.socket.Cgroup
+		if a.socket.Local.Addr().Is4() {
+			r.Family = unix.AF_INET
+		}
+		if !a.socket.Remote.Addr().IsUnspecified() {
+			r.Peer = end(a.socket, a.socket.Remote)
+		}
 	}
 	return to
+}
+
+// has says whether the row of an open socket is the right one already.
+func (a *account) has(r *Row) bool {
+	return !a.changed && len(a.shares) == 1 && r.Cookie == a.socket.Cookie && r.Closed == nil
 }
 
 // until is what had been moved when a share ended.
@@ -207,7 +226,7 @@ func (a *account) until(i int) amounts {
 
 func (s share) status(a *account, closed *time.Time) Status {
 	switch {
-	case closed != nil || a.row.TCP == nil:
+	case closed != nil || a.tcp == nil:
 		return Polled
 	case s.owners > 1:
 		return Sum

@@ -50,7 +50,7 @@ func TakeCensus(ctx context.Context, r CensusRequest) (Census, []string, error) 
 		}
 	}
 	c := Census{Time: time.Now(), Seen: s.seen, Skipped: s.skipped}
-	for _, a := range d.accounts {
+	for _, a := range d.order {
 		if state := StateName(a.socket.State); r.has(a.socket.State, state) && d.fits(a) && d.isAsked(a) {
 			c.Rows = a.rows(c.Rows, nil)
 			row := &c.Rows[len(c.Rows)-1]

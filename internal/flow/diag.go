@@ -41,6 +41,11 @@ type diag struct {
 	queries  []query
 	since    time.Time
 	accounts map[uint64]*account // by the socket's cookie
+	order    []*account          // the same, as they were found
+	surveys  uint32
+	next     int        // the place in order that a survey has come to: most sockets are where they were
+	pending  []*account // those in the survey of which it isn't known whose they are
+	rows     []Row      // of the last sample
 	owners   owners
 	below    map[uint64]bool // whether a cgroup is one of the filter's, or below it
 	roots    []string        // directories of the filter's cgroups
@@ -64,7 +69,7 @@ func OpenDiag(filter Filter) (Sampler, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, a := range d.accounts {
+	for _, a := range d.order {
 		a.begin(a.moved)
 	}
 	d.since = time.Now()
@@ -117,12 +122,14 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 		return Sample{}, err
 	}
 	sample.Loss.Unattributed = d.lost
-	sample.Rows = make([]Row, 0, len(d.accounts))
-	for cookie, a := range d.accounts {
+	if need := len(d.order); cap(d.rows) < need {
+		d.rows = make([]Row, 0, need+need/8)
+	}
+	before, rows := d.rows, d.rows[:0]
+	for _, a := range d.order {
 		var closed *time.Time
-		if gone[cookie] {
+		if gone[a] {
 			closed = &now
-			delete(d.accounts, cookie)
 		} else if !a.asked {
 			continue // whose it is will be known in the next sample
 		}
@@ -134,28 +141,55 @@ func (d *diag) Sample(ctx context.Context) (Sample, error) {
 		if closed != nil {
 			d.lost += nobodys
 		}
-		if d.isAsked(a) {
-			sample.Rows = a.rows(sample.Rows, closed)
+		switch n := len(rows); {
+		case !d.isAsked(a):
+		case closed == nil && n < len(before) && a.has(&before[n]):
+			rows = before[:n+1]
+		default:
+			rows = a.rows(rows, closed)
+			if cap(rows) != cap(before) {
+				before = nil // they have moved
+			}
 		}
 	}
+	d.forget(gone)
+	d.rows, sample.Rows = rows, rows
 	return sample, nil
+}
+
+// forget forgets sockets.
+func (d *diag) forget(gone map[*account]bool) {
+	if len(gone) == 0 {
+		return
+	}
+	d.order = slices.DeleteFunc(d.order, func(a *account) bool { return gone[a] })
+	for i, a := range d.order {
+		a.place = i
+	}
+	for a := range gone {
+		delete(d.accounts, a.socket.Cookie)
+	}
 }
 
 // take looks at all sockets, and whose they are.
 func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
-	for _, a := range d.accounts {
-		a.there = false
-	}
+	d.surveys++
+	d.next, d.pending = 0, d.pending[:0]
 	s, err := takeSurvey(ctx, d.queries, func(found sockets.Socket) {
 		if found.Protocol == unix.IPPROTO_TCP && found.Info == nil && !d.full {
 			return // closed, it waits for what is late
 		}
-		a := d.accounts[found.Cookie]
+		a := d.find(found.Cookie)
 		if a == nil {
 			a = newAccount(found, now)
-			d.accounts[found.Cookie] = a
+			a.place = len(d.order)
+			d.accounts[found.Cookie], d.order = a, append(d.order, a)
 		}
-		a.take(found)
+		d.next = a.place + 1
+		a.take(found, d.surveys)
+		if !a.asked {
+			d.pending = append(d.pending, a)
+		}
 	})
 	if err != nil {
 		return nil, err
@@ -167,18 +201,28 @@ func (d *diag) take(ctx context.Context, now time.Time) (*survey, error) {
 	return s, nil
 }
 
+// find returns what is known of a socket; nil: nothing is.
+func (d *diag) find(cookie uint64) *account {
+	if d.next < len(d.order) && d.order[d.next].socket.Cookie == cookie {
+		return d.order[d.next]
+	}
+	return d.accounts[cookie]
+}
+
+// isThere says whether a socket is in the last survey.
+func (d *diag) isThere(a *account) bool { return a.seen == d.surveys }
+
 // attribute finds whose sockets are.
 func (d *diag) attribute(pids []int) {
 	all, changed := d.owners.update(pids, func(known func(uint32) bool) bool {
-		for _, a := range d.accounts {
-			if !a.asked && a.there && a.socket.Inode != 0 && !known(a.socket.Inode) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(d.pending, func(a *account) bool { return a.socket.Inode != 0 && !known(a.socket.Inode) })
 	})
-	for _, a := range d.accounts {
-		if !a.there {
+	ask := d.pending
+	if changed {
+		ask = d.order
+	}
+	for _, a := range ask {
+		if !d.isThere(a) {
 			continue
 		}
 		holders := d.owners.by[a.socket.Inode]
@@ -191,16 +235,16 @@ func (d *diag) attribute(pids []int) {
 
 // gone says which sockets aren't there any more. A list of the kernel's may leave out
 // some while others come and go, so it is asked for each one of TCP.
-func (d *diag) gone(s *survey) (map[uint64]bool, error) {
-	gone, ask := map[uint64]bool{}, map[uint64][]*account{}
-	for cookie, a := range d.accounts {
+func (d *diag) gone(s *survey) (map[*account]bool, error) {
+	gone, ask := map[*account]bool{}, map[uint64][]*account{}
+	for _, a := range d.order {
 		switch {
-		case a.there || s.partial:
+		case d.isThere(a) || s.partial:
 		case a.socket.Protocol == unix.IPPROTO_TCP:
-			gone[cookie] = true
+			gone[a] = true
 			ask[a.socket.NetNS] = append(ask[a.socket.NetNS], a)
 		default:
-			gone[cookie] = true
+			gone[a] = true
 		}
 	}
 	for inode, accounts := range ask {
@@ -211,7 +255,7 @@ func (d *diag) gone(s *survey) (map[uint64]bool, error) {
 					return err
 				}
 				if there {
-					delete(gone, a.socket.Cookie)
+					delete(gone, a)
 				}
 			}
 			return nil
@@ -227,8 +271,8 @@ func (d *diag) gone(s *survey) (map[uint64]bool, error) {
 func (d *diag) fits(a *account) bool {
 	f := d.filter
 	has := func(port uint16) bool { return slices.Contains(f.Ports, port) }
-	return (len(f.Transports) == 0 || slices.Contains(f.Transports, a.row.Transport)) &&
-		(len(f.Ports) == 0 || has(a.row.Local.Port()) || has(a.row.Peer.Port())) &&
+	return (len(f.Transports) == 0 || slices.Contains(f.Transports, a.transport)) &&
+		(len(f.Ports) == 0 || has(end(a.socket, a.socket.Local).Port()) || has(end(a.socket, a.socket.Remote).Port())) &&
 		(len(f.Cgroups) == 0 || d.isBelow(a.socket.Cgroup))
 }
 

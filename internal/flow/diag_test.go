@@ -61,13 +61,14 @@ func (s *site) sysctl(name, value string) {
 // peerEnd is a socket of a test.
 type peerEnd struct {
 	*site
-	fd int
+	fd     int
+	closed *bool // for all copies
 }
 
 // socket makes a socket that doesn't block.
 func (s *site) socket(family, kind, protocol int) peerEnd {
 	s.Helper()
-	e := peerEnd{site: s}
+	e := peerEnd{site: s, closed: new(bool)}
 	s.in(func() (err error) {
 		e.fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 		return err
@@ -84,10 +85,10 @@ func (s *site) must(err error) {
 }
 
 func (e *peerEnd) close() {
-	if e.fd >= 0 {
+	if !*e.closed {
 		_ = unix.Close(e.fd)
 	}
-	e.fd = -1
+	*e.closed, e.fd = true, -1
 }
 
 func (e peerEnd) set(level, option, value int) {
@@ -115,7 +116,7 @@ func (e peerEnd) accept() peerEnd {
 	e.ready(unix.POLLIN)
 	fd, _, err := unix.Accept4(e.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 	e.must(err)
-	accepted := peerEnd{e.site, fd}
+	accepted := peerEnd{e.site, fd, new(bool)}
 	e.Cleanup(func() { accepted.close() })
 	return accepted
 }

@@ -1,12 +1,12 @@
 package sockets
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -26,7 +26,7 @@ type Socket struct {
 	Cgroup                  uint64         // of who made it; 0: the kernel doesn't tell
 	ReadQueue               uint32         // of TCP: bytes that have come and weren't read, and the FIN
 	WriteQueue              uint32         // of TCP: bytes that weren't acknowledged, and SYN and FIN
-	Info                    []byte         // tcp_info; nil: there is none
+	Info                    []byte         // tcp_info; nil: there is none. Good as long as the function runs that is called with it
 	NetNS                   uint64         // inode; 0: not known
 
 	only6 bool   // takes no IPv4
@@ -97,11 +97,31 @@ const askInfo = 1 << (attributeInfo - 1)
 // anyCookie asks for a socket whatever its cookie (INET_DIAG_NOCOOKIE).
 const anyCookie = ^uint32(0)
 
-func (r *diagRequest) Len() int { return binary.Size(r) }
+func (r *diagRequest) Len() int { return len(r.Serialize()) }
+
+// tcpOfBoth is the type of an older request (TCPDIAG_GETSOCK, with inet_diag_req), which
+// lists the TCP sockets of both families in one walk over the kernel's table.
+const tcpOfBoth = 18
+
+// kind is the type of the request, and of its answers.
+func (r *diagRequest) kind() uint16 {
+	if r.Family == unix.AF_UNSPEC {
+		return tcpOfBoth
+	}
+	return nl.SOCK_DIAG_BY_FAMILY
+}
 
 // Serialize implements nl.NetlinkRequestData.
 func (r *diagRequest) Serialize() []byte {
-	b, _ := binary.Append(nil, binary.NativeEndian, r) // it has a fixed size
+	var fields any = r
+	if r.kind() == tcpOfBoth {
+		fields = struct {
+			Family, Source, Target, Extensions uint8
+			ID                                 diagID
+			States, Cache                      uint32
+		}{Extensions: r.Extensions, ID: r.ID, States: r.States}
+	}
+	b, _ := binary.Append(nil, binary.NativeEndian, fields) // it has a fixed size
 	return b
 }
 
@@ -163,8 +183,11 @@ func Each(protocol uint8, states uint32, fn func(Socket)) (whole bool, err error
 	if file, ok := listed[protocol]; ok {
 		return true, read(file, protocol, fn)
 	}
-	all := true
-	for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
+	all, families := true, []uint8{unix.AF_INET, unix.AF_INET6}
+	if protocol == unix.IPPROTO_TCP {
+		families = []uint8{unix.AF_UNSPEC}
+	}
+	for _, f := range families {
 		r := diagRequest{Family: f, Protocol: protocol, Extensions: askInfo, States: states}
 		_, whole, err := netns.Dump(func() ([]Socket, error) { return nil, ask(&r, unix.NLM_F_DUMP, fn) })
 		if err != nil {
@@ -210,20 +233,79 @@ func (s Socket) fits(e ends) bool {
 	return s.Local.Port() == e.local.Port() && (s.Remote.Port() == 0 || s.Remote == e.remote)
 }
 
+// ask sends a request, and calls fn with each answer. netlink.ErrDumpInterrupted if
+// sockets came or went meanwhile.
 func ask(r *diagRequest, flags int, fn func(Socket)) error {
-	request := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, flags)
+	request := nl.NewNetlinkRequest(int(r.kind()), flags)
 	request.AddData(r)
-	var wrong error
-	err := request.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(message []byte) bool {
-		var s Socket
-		if s, wrong = parse(message); wrong == nil {
-			s.Protocol = r.Protocol
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendto(fd, request.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	buffer := buffers.Get().(*[answerSize]byte)
+	defer buffers.Put(buffer)
+	for changed := false; ; {
+		n, _, err := unix.Recvfrom(fd, buffer[:], 0)
+		if err != nil {
+			return err
+		}
+		more, err := answers(buffer[:n], r.Protocol, &changed, fn)
+		switch {
+		case err != nil:
+			return err
+		case !more && changed:
+			return netlink.ErrDumpInterrupted
+		case !more:
+			return nil
+		}
+	}
+}
+
+// answerSize is more than the kernel writes at once.
+const answerSize = 64 << 10
+
+// buffers are used again: there may be megabytes of answers each second.
+var buffers = sync.Pool{New: func() any { return new([answerSize]byte) }}
+
+// answers reads messages, and says whether others follow. changed is set if the kernel
+// says that the list has changed meanwhile.
+func answers(raw []byte, protocol uint8, changed *bool, fn func(Socket)) (more bool, err error) {
+	for len(raw) >= unix.SizeofNlMsghdr {
+		length, kind, flags := int(binary.NativeEndian.Uint32(raw)), binary.NativeEndian.Uint16(raw[4:]), binary.NativeEndian.Uint16(raw[6:])
+		if length < unix.SizeofNlMsghdr || length > len(raw) {
+			return false, fmt.Errorf("a message of sock_diag says that it has %d bytes", length)
+		}
+		message := raw[unix.SizeofNlMsghdr:length]
+		*changed = *changed || flags&unix.NLM_F_DUMP_INTR != 0
+		switch kind {
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			if len(message) >= 4 {
+				if errno := -int32(binary.NativeEndian.Uint32(message)); errno != 0 {
+					return false, unix.Errno(errno)
+				}
+			}
+			return false, nil
+		default:
+			s, err := parse(message)
+			if err != nil {
+				return false, err
+			}
+			s.Protocol = protocol
 			fn(s)
 		}
-		return wrong == nil
-	})
-	return cmp.Or(err, wrong)
+		if flags&unix.NLM_F_MULTI == 0 {
+			return false, nil
+		}
+		raw = raw[min(len(raw), nlAlign(length)):]
+	}
+	return true, nil
 }
+
+func nlAlign(length int) int { return (length + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
 // parse reads an inet_diag_msg of linux/inet_diag.h and the attributes behind it.
 func parse(message []byte) (s Socket, err error) {
@@ -237,18 +319,23 @@ func parse(message []byte) (s Socket, err error) {
 	}
 	s.Local = unwire(s.Family, [2]byte(message[4:]), [16]byte(message[8:]))
 	s.Remote = unwire(s.Family, [2]byte(message[6:]), [16]byte(message[24:]))
-	attributes, err := nl.ParseRouteAttr(message[diagLength:])
-	for _, a := range attributes {
-		switch {
-		case a.Attr.Type == attributeInfo:
-			s.Info = a.Value
-		case a.Attr.Type == attributeOnly6 && len(a.Value) >= 1:
-			s.only6 = a.Value[0] != 0
-		case a.Attr.Type == attributeCgroup && len(a.Value) >= 8:
-			s.Cgroup = binary.NativeEndian.Uint64(a.Value)
+	for rest := message[diagLength:]; len(rest) >= unix.SizeofRtAttr; {
+		length, kind := int(binary.NativeEndian.Uint16(rest)), binary.NativeEndian.Uint16(rest[2:])
+		if length < unix.SizeofRtAttr || length > len(rest) {
+			return s, fmt.Errorf("an attribute of sock_diag says that it has %d bytes", length)
 		}
+		value := rest[unix.SizeofRtAttr:length]
+		switch {
+		case kind == attributeInfo:
+			s.Info = value
+		case kind == attributeOnly6 && len(value) >= 1:
+			s.only6 = value[0] != 0
+		case kind == attributeCgroup && len(value) >= 8:
+			s.Cgroup = binary.NativeEndian.Uint64(value)
+		}
+		rest = rest[min(len(rest), nlAlign(length)):]
 	}
-	return s, err
+	return s, nil
 }
 
 func family(a netip.Addr) uint8 {
