@@ -85,6 +85,9 @@ func OpenEvents(ctx context.Context, kernel Kernel, req EventsRequest) (EventSou
 	if err != nil {
 		return nil, nil, err
 	}
+	if began {
+		notes = append([]string{begins(req.Instance)}, notes...)
+	}
 	e, err := newEvents(reader, began || req.SinceLoad)
 	if err != nil {
 		return nil, nil, fault.Join(err, reader.Close())

@@ -18,8 +18,11 @@ func TestNATOfEvents(t *testing.T) {
 			if take(t, n.sampler).Backend.Store == Polling {
 				t.Skip("this kernel has no flows: there are no events")
 			}
-			source, _, err := OpenEvents(context.Background(), n.engine, EventsRequest{Instance: "absent"})
+			source, notes, err := OpenEvents(context.Background(), n.engine, EventsRequest{Instance: "absent"})
 			n.client.must(err)
+			if len(notes) != 1 || notes[0] != begins("absent") {
+				t.Errorf("notes: %q", notes)
+			}
 			t.Cleanup(func() { _ = source.Close() })
 
 			l := n.listen("10.78.2.2:8080")
