@@ -58,6 +58,20 @@ func (s *site) sysctl(name, value string) {
 	s.in(func() error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) })
 }
 
+func (s *site) loopbackIs(up bool) {
+	s.Helper()
+	s.in(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(lo)
+		}
+		return netlink.LinkSetDown(lo)
+	})
+}
+
 // peerEnd is a socket of a test.
 type peerEnd struct {
 	*site
@@ -488,29 +502,17 @@ func TestDiagOpening(t *testing.T) {
 func TestDiagAgain(t *testing.T) {
 	s := newSite(t)
 	d := s.sampler(Filter{})
-	loopbackIs := func(up bool) {
-		s.in(func() error {
-			lo, err := netlink.LinkByName("lo")
-			if err != nil {
-				return err
-			}
-			if up {
-				return netlink.LinkSetUp(lo)
-			}
-			return netlink.LinkSetDown(lo)
-		})
-	}
 	t.Run("lost", func(*testing.T) {
 		a, b := s.pair()
 		a.send(5000)
-		loopbackIs(false)
+		s.loopbackIs(false)
 		a.send(20000)
 		b.send(3)
 		d.is(a, "established", 25000, 0)
 		d.is(b, "established", 3, 0)
 		time.Sleep(time.Second)
 		d.is(a, "established", 25000, 0)
-		loopbackIs(true)
+		s.loopbackIs(true)
 		b.receive(25000)
 		a.receive(3)
 		d.is(a, "established", 25000, 3)

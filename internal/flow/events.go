@@ -61,6 +61,8 @@ type Events struct {
 // connection tells those of a socket apart, which may be connected again.
 type connection struct{ cookie, opened uint64 }
 
+func connectionOf(r *Row) connection { return connection{r.Cookie, uint64(r.openedAt())} }
+
 // shared is the end of a connection that several processes have used, of which more
 // may be told.
 type shared struct {

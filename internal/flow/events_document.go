@@ -46,13 +46,13 @@ var inward, outward = "inward", "outward"
 type Teller struct {
 	w      *Watch
 	failed bool
-	names  map[connectionID]string // of the peers of connections that are open
+	names  map[connection]string // of the peers of connections that are open
 }
 
 // NewTeller returns a Teller of the connections that fit a view, or only of those that
 // couldn't be opened.
 func NewTeller(v View, failed bool) *Teller {
-	return &Teller{NewWatch(v), failed, map[connectionID]string{}}
+	return &Teller{NewWatch(v), failed, map[connection]string{}}
 }
 
 // Fit leaves the events to tell of, and of their processes those that fit.

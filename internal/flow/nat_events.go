@@ -17,13 +17,7 @@ const (
 type translatedEvents struct {
 	EventSource
 	nat   *translated
-	known map[connectionID]*translation // of those that are open
-}
-
-// connectionID tells a connection from others, whichever process uses it.
-type connectionID struct {
-	cookie uint64
-	opened int64
+	known map[connection]*translation // of those that are open
 }
 
 // translateEvents has the events of a source tell of NAT. The strings are for people.
@@ -32,7 +26,7 @@ func translateEvents(source EventSource, kernel Kernel) (EventSource, []string) 
 	if nat == nil {
 		return source, notes
 	}
-	return &translatedEvents{source, nat, map[connectionID]*translation{}}, notes
+	return &translatedEvents{source, nat, map[connection]*translation{}}, notes
 }
 
 // Read implements EventSource.
@@ -92,5 +86,3 @@ func (t *translatedEvents) about(r *Row) *translation {
 	}
 	return about
 }
-
-func connectionOf(r *Row) connectionID { return connectionID{r.Cookie, r.ID().Opened} }

@@ -31,12 +31,12 @@ func (k *kernel) count(r *Row, s *state, grown Counters) {
 	}
 	c := s.socket
 	if c == nil || k.generation-c.generation > 1 { // it may have been forgotten
-		c = k.sockets[connection{r.Cookie, uint64(r.openedAt())}]
+		c = k.sockets[connectionOf(r)]
 	}
 	known := c != nil
 	if !known {
 		c = &count{}
-		k.sockets[connection{r.Cookie, uint64(r.openedAt())}] = c
+		k.sockets[connectionOf(r)] = c
 	}
 	s.socket = c
 	if c.generation != k.generation {

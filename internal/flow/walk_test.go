@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"bpfnet/bpf"
@@ -170,22 +169,10 @@ func TestWalksTellWhatChangesAlone(t *testing.T) {
 	has(t, d, b, "fin_wait2", 0, 0)
 
 	a, _ = s.pair()
-	up := func(up bool) {
-		s.in(func() error {
-			lo, err := netlink.LinkByName("lo")
-			if err != nil {
-				return err
-			}
-			if up {
-				return netlink.LinkSetUp(lo)
-			}
-			return netlink.LinkSetDown(lo)
-		})
-	}
 	for range 5 {
 		has(t, d, a, "established", 0, 0)
 	}
-	up(false)
+	s.loopbackIs(false)
 	a.send(7)
 	has(t, d, a, "established", 7, 0)
 	before := d.row(a.cookie()).TCP.Retransmits
@@ -194,7 +181,7 @@ func TestWalksTellWhatChangesAlone(t *testing.T) {
 			t.Fatal("what is sent again isn't told")
 		}
 	}
-	up(true)
+	s.loopbackIs(true)
 }
 
 // A walk that leaves nothing out loses no socket, and takes away those that nobody has
