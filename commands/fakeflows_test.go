@@ -22,6 +22,7 @@ func fakeExecutable(pid uint32, _ uint64) string {
 // for curl, a connection that was refused, and a loss.
 type fakeFlows struct {
 	samples uint64
+	lost    uint64 // before the first; then nothing more is
 }
 
 func (f *fake) Flows(_ context.Context, r flow.Request) (flow.Sampler, []string, error) {
@@ -29,6 +30,9 @@ func (f *fake) Flows(_ context.Context, r flow.Request) (flow.Sampler, []string,
 		return nil, nil, fault.New(fault.ErrUnsupported, "count flows by fexit: this kernel has no trampolines")
 	}
 	f.flows = r
+	if r.Instance == "crowded" {
+		return &fakeFlows{lost: 5}, nil, nil
+	}
 	return &fakeFlows{}, []string{r.Instance + " is not loaded, so counting begins now"}, nil
 }
 
@@ -43,6 +47,9 @@ func (f *fakeFlows) Sample(context.Context) (flow.Sample, error) {
 		Backend: flow.Backend{TCPTransmit: "tp_btf/sock_send_length", TCPReceive: "tp_btf/tcp_rcv_space_adjust", Datagrams: "tp_btf/sock_send_length", Store: "sk_storage"},
 		Rows:    fakeRows(n, at),
 		Loss:    flow.Loss{Events: n, Unattributed: 2 * n},
+	}
+	if f.lost > 0 {
+		s.Loss = flow.Loss{Events: f.lost}
 	}
 	return s, nil
 }

@@ -84,7 +84,7 @@ func (e *Env) flowStream(c *cli.Context, b Backend, p *output.Printer, choice fl
 		names.close()
 		return stream{}, err
 	}
-	s.printer, s.names = p, names
+	s.printer, s.names, s.forgives = p, names, !c.Bool("since-load")
 	s.readKeys()
 	if e.Getenv("GOGC") == "" {
 		debug.SetGCPercent(flowGarbage)
