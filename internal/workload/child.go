@@ -412,9 +412,17 @@ func (c *child) accepted(listener *record) (*record, error) {
 	}
 }
 
+// routeWait is how long a route may be missing.
+const routeWait = 5 * time.Second
+
 func (c *child) connect(r *request) (reply, error) {
 	return c.with(r, func(s *record) (reply, error) {
-		if err := unix.Connect(s.fd, sockaddr(networks[s.network].domain, r.Addr)); err != nil {
+		// On a busy machine the kernel now and then has no route to an address of lo for a moment.
+		err := unix.Connect(s.fd, sockaddr(networks[s.network].domain, r.Addr))
+		for end := time.Now().Add(routeWait); err == unix.ENETUNREACH && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			err = unix.Connect(s.fd, sockaddr(networks[s.network].domain, r.Addr))
+		}
+		if err != nil {
 			return reply{}, err
 		}
 		s.connected, s.base.Connected = r.Addr, true
