@@ -28,6 +28,7 @@ var features = []feature{
 	{name: "btf", group: "basics", mechanism: "open", since: "5.4", op: OpOpenPin, probe: probeBTF},
 	{name: "link_update", group: "basics", mechanism: "bpf_link", since: "5.7", op: OpUpdateLink, probe: probeLinkUpdate},
 	{name: "prog_test_run", group: "basics", mechanism: "run", since: "4.12", op: OpTestRun, probe: probeTestRun},
+	{name: "atomics", group: "basics", mechanism: "load", since: "5.12", op: OpLoadTC, probe: probeAtomics},
 	{name: "stats", group: "basics", mechanism: "enable", since: "5.8", op: OpEnableStats, probe: probeStats},
 
 	{name: "xdp", group: "xdp", mechanism: "load", since: "4.8", op: OpLoadXDP, probe: probeXDP},

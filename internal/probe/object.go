@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,22 @@ func probeSymlink(dir string) error {
 		return err
 	}
 	return withSymlink(base)
+}
+
+// probeAtomics tries one of the atomic operations that return what was there before.
+func probeAtomics(string) error {
+	fetchAdd := asm.FetchAdd.Mem(asm.RFP, asm.R0, asm.DWord, -8)
+	fetchAdd.Constant = 1 // BPF_FETCH, which cilium/ebpf leaves out
+	program, err := loadProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: asm.Instructions{
+		asm.Mov.Imm(asm.R0, 1),
+		asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+		fetchAdd,
+		asm.Return(),
+	}})
+	if err != nil {
+		return err
+	}
+	return program.Close()
 }
 
 func probeTestRun(string) error {
