@@ -180,6 +180,7 @@ type flowsFlowSums struct {
 	NoRoom      uint64
 	NoRoomBytes uint64
 	Walks       uint64
+	Missed      uint64
 }
 
 type flowsFlowTalk struct {

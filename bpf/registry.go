@@ -66,6 +66,7 @@ type Hook struct {
 type Mechanism struct {
 	Name    string   // "tp_btf"
 	Without []string // programs of the object that it leaves out
+	Object  []byte   // that it is in; nil: the program's
 }
 
 // MechanismNames are the words for the mechanisms of a program, each once.
@@ -194,6 +195,7 @@ const (
 
 func flows() Program {
 	lengths := []string{"flows_sent", "flows_received"}
+	page := "flows_inet_sendpage"
 	returns := []string{"flows_inet_sendmsg", "flows_inet6_sendmsg", "flows_inet_recvmsg", "flows_inet6_recvmsg", "flows_sock_recvmsg"}
 	return Program{
 		Name:    "flows",
@@ -207,19 +209,25 @@ func flows() Program {
 			{Name: FlowProtocol, Type: "u16", Default: "0", Summary: "count only sockets of this protocol, as a number; 0: all"},
 		},
 		Maps: []Map{
-			{"flow_sockets", "counters of sockets that are open, in their own memory"},
+			{"flow_sockets", "counters of sockets that are open: in their own memory, with kprobes a hash"},
 			{"closed_flows", "counters of sockets that were closed, a ring"},
 			{"opened_flows", "connections that were opened, a ring"},
 			{"flow_peers", "counters of peers of sockets that aren't connected; the least recent make room"},
 			{"flow_talks", "with whom calls talk that haven't ended"},
 			{FlowWalks, "which changes those who read flow_sockets know"},
 			{"flow_totals", "how many records there ever were in both, and what found no room"},
+			{"flow_calls", "with kprobes: calls that haven't returned"},
+			{"flow_claims", "with kprobes: which process has which place in flow_sockets"},
+			{"flow_tickets", "with kprobes: the last numbers in both rings"},
+			{"flow_none", "with kprobes: what a socket has at first"},
 		},
 		Features: []string{"map_array", "map_lru_hash", "map_sk_storage"},
 		Mechanisms: []Mechanism{
-			{"tp_btf", append(returns, "flows_inet_sendpage")},
-			{"fexit", lengths},
-			{"fexit", append(lengths, "flows_inet_sendpage")}, // Linux 6.5 and later have no sendpage
+			{Name: "tp_btf", Without: append(returns, page)},
+			{Name: "fexit", Without: lengths},
+			{Name: "fexit", Without: append(lengths, page)}, // Linux 6.5 and later have no sendpage
+			{Name: "kprobe", Object: _FlowsKprobeBytes},
+			{Name: "kprobe", Object: _FlowsKprobeBytes, Without: []string{page, page + "_return"}},
 		},
 		Seed:   "flows_seed",
 		AtRoot: true,

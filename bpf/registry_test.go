@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -41,7 +42,18 @@ func checkMaps(t *testing.T, program bpf.Program, spec *ebpf.CollectionSpec) {
 	for _, m := range program.Maps {
 		said = append(said, m.Name)
 	}
-	for name := range spec.Maps {
+	all := maps.Clone(spec.Maps)
+	for _, mechanism := range program.Mechanisms {
+		if mechanism.Object == nil {
+			continue
+		}
+		other, err := bpf.ReadObject(mechanism.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps.Copy(all, other.Maps)
+	}
+	for name := range all {
 		if strings.HasPrefix(name, ".") {
 			continue // of global variables
 		}

@@ -71,7 +71,7 @@ func TestComplete(t *testing.T) {
 		{[]string{"--bpffs", ""}, []string{":dirs"}},
 		{[]string{"load", "pod-"}, []string{"pod-traffic", ":files"}},
 		{[]string{"load", "pod-traffic", "--set", "match"}, []string{"match_prefixes="}},
-		{[]string{"load", "flows", "--mechanism", ""}, []string{"tp_btf", "fexit"}},
+		{[]string{"load", "flows", "--mechanism", ""}, []string{"tp_btf", "fexit", "kprobe"}},
 		{[]string{"load", "pod-traffic", "--mechanism", ""}, nil},
 		{[]string{"unload", "--", "mi"}, []string{"mine"}},
 		{[]string{"completion", "z"}, []string{"zsh"}},

@@ -24,7 +24,7 @@ const flowsProgram = "flows"
 
 // What flags take.
 var (
-	flowBackends   = []string{"tp_btf", "fexit", "sock_diag"}
+	flowBackends   = []string{"tp_btf", "fexit", "kprobe", "sock_diag"}
 	flowTransports = []string{"tcp", "mptcp", "udp", "udplite", "sctp", "icmp", "raw"}
 )
 

@@ -67,6 +67,10 @@ struct socket {
 	struct sock *sk;
 };
 
+struct msghdr {
+	void *msg_name;
+};
+
 struct inet_sock {
 	__be16 inet_sport;
 };
@@ -129,7 +133,14 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
-struct file;
+struct inode {
+	__u16 i_mode;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+};
 
 struct bpf_map {
 	__u32 max_entries;
@@ -142,6 +153,14 @@ struct bpf_iter__task_file {
 
 struct seq_file;
 
+struct pt_regs {
+	unsigned long di; /* x86 */
+	unsigned long si;
+	unsigned long cx;
+	unsigned long ax;
+	__u64 regs[31]; /* arm64 */
+};
+
 struct bpf_iter_meta {
 	struct seq_file *seq;
 	__u64 seq_num;
@@ -150,6 +169,13 @@ struct bpf_iter_meta {
 struct bpf_iter__bpf_sk_storage_map {
 	struct bpf_iter_meta *meta;
 	struct sock *sk;
+	void *value;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
 	void *value;
 };
 

@@ -376,7 +376,9 @@ func (e *Engine) pinLink(req AttachRequest, s spot, l link.Link, refused []strin
 		return Attachment{}, err
 	}
 	path := e.root.Path(req.Name, pinned.Links, pin)
-	if err := l.Pin(path); err != nil {
+	if err := l.Pin(path); errors.Is(err, link.ErrNotSupported) {
+		return Attachment{}, errNoPins("programs on " + s.at.Trace)
+	} else if err != nil {
 		return Attachment{}, fmt.Errorf("pin link: %w", probe.Explain(probe.OpPin, err))
 	}
 	doc, err := e.readBack(req.Name, s, Attachment{RefusedWhy: append([]string{}, refused...), Notes: append([]string{}, s.notes...)})
@@ -384,6 +386,12 @@ func (e *Engine) pinLink(req AttachRequest, s spot, l link.Link, refused []strin
 		return Attachment{}, fault.Join(err, os.Remove(path))
 	}
 	return doc, nil
+}
+
+// errNoPins is the answer where links on perf events can't be pinned.
+func errNoPins(what string) error {
+	return fault.New(fault.ErrUnsupported, "this kernel can't pin %s, so they would end with the command", what).
+		Hint("Linux 5.15 and later can; watch commands count by themselves where nothing is loaded")
 }
 
 // dropDefunct removes a pin whose target is gone, so that a new one can take its
@@ -449,7 +457,7 @@ func (e *Engine) atRoot(instance string) bool {
 
 // rootSpots are those of cgroup programs that belong to those that trace.
 func (e *Engine) rootSpots(req AttachRequest) (spots []spot, err error) {
-	req.Hook = "cgroup"
+	req.Hook = hookRoot
 	if req.Cgroup, err = probe.Cgroup2Mount(); err != nil {
 		return nil, fault.New(fault.ErrUnsupported, "%w", err).Hint("mount -t cgroup2 none /sys/fs/cgroup")
 	}
@@ -495,6 +503,19 @@ func explainTrace(typ ebpf.ProgramType, err error) error {
 	return probe.Explain(op, err)
 }
 
+// callsAtOnce is how many calls of a function may wait for their return; the kernel misses
+// more, and by itself few more than it has processors.
+const callsAtOnce = 4096
+
+// kretprobe attaches to the return of a function. The number needs tracefs.
+func kretprobe(what string, prog *ebpf.Program) (link.Link, error) {
+	l, err := link.Kretprobe(what, prog, &link.KprobeOptions{RetprobeMaxActive: callsAtOnce})
+	if err != nil {
+		return link.Kretprobe(what, prog, nil)
+	}
+	return l, nil
+}
+
 func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {
 	kind, what, _ := strings.Cut(s.at.Trace, "/")
 	switch s.typ {
@@ -508,7 +529,7 @@ func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {
 		return link.Tracepoint(group, name, prog, nil)
 	case ebpf.Kprobe:
 		if strings.HasPrefix(kind, "kret") {
-			return link.Kretprobe(what, prog, nil)
+			return kretprobe(what, prog)
 		}
 		return link.Kprobe(what, prog, nil)
 	case ebpf.LSM:

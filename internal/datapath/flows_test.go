@@ -20,7 +20,7 @@ func loadFlows(t *testing.T) *Engine {
 	t.Helper()
 	e := open(t, testkit.Root(t), "")
 	_, err := e.Load(ctx, LoadRequest{Source: "flows"})
-	testkit.Needs(t, "flows", err, fault.ErrUnsupported, fault.ErrRejected)
+	testkit.Needs(t, "loaded flows", err, fault.ErrUnsupported, fault.ErrRejected)
 	return e
 }
 
@@ -39,8 +39,8 @@ func began(t *testing.T, e *Engine) uint64 {
 	return sums.Began
 }
 
-// refused fails unless an error is of a kind, and has a hint.
-func refused(t *testing.T, err, kind error, hint string) {
+// refusedAs fails unless an error is of a kind, and has a hint.
+func refusedAs(t *testing.T, err, kind error, hint string) {
 	t.Helper()
 	if !errors.Is(err, kind) || !strings.Contains(strings.Join(fault.Hints(err), "\n"), hint) {
 		t.Errorf("%v (hints %q), want %v with the hint %q", err, fault.Hints(err), kind, hint)
@@ -56,10 +56,10 @@ func TestFlowsAreOneAttachment(t *testing.T) {
 	}
 	trace := AttachRequest{Hook: "trace", Name: "flows"}
 	_, err = e.Attach(ctx, AttachRequest{Hook: "cgroup", Name: "flows", Cgroup: root})
-	refused(t, err, fault.ErrUsage, "bpfnet attach trace flows")
+	refusedAs(t, err, fault.ErrUsage, "bpfnet attach trace flows")
 	for _, alone := range []string{"flows_seed", "flows_dump"} {
 		_, err := e.Attach(ctx, AttachRequest{Hook: "trace", Name: "flows", Program: alone})
-		refused(t, err, fault.ErrUsage, "")
+		refusedAs(t, err, fault.ErrUsage, "")
 	}
 	dry := trace
 	dry.DryRun = true
@@ -77,9 +77,9 @@ func TestFlowsAreOneAttachment(t *testing.T) {
 		t.Errorf("attached again: %v, counting since %d, %d", again.Changed, since, began(t, e))
 	}
 	_, err = e.Load(ctx, LoadRequest{Source: "flows", Set: map[string]string{"port": "80"}, Replace: true})
-	refused(t, err, fault.ErrConflict, "bpfnet detach trace flows")
+	refusedAs(t, err, fault.ErrConflict, "bpfnet detach trace flows")
 	_, err = e.Unload(ctx, UnloadRequest{Name: "flows"})
-	refused(t, err, fault.ErrConflict, "bpfnet detach trace flows")
+	refusedAs(t, err, fault.ErrConflict, "bpfnet detach trace flows")
 	if d, err := e.Detach(ctx, DetachRequest{Hook: "cgroup", Name: "flows"}); err != nil || d.Changed {
 		t.Errorf("half of it detached: %+v, %v", d, err)
 	}
@@ -122,13 +122,33 @@ func TestFlowsAreAttachedWhollyOrNot(t *testing.T) {
 	}
 }
 
+// Where kprobes can't be pinned flows isn't loaded to be of no use, and it is said why;
+// counting without pins does.
+func TestKprobesWithoutPins(t *testing.T) {
+	e := open(t, testkit.Root(t), "")
+	started, err := e.Start(ctx, LoadRequest{Source: "flows", Mechanism: "kprobe"})
+	testkit.Needs(t, "flows by kprobe", err, fault.ErrUnsupported, fault.ErrRejected)
+	if err := started.Close(); err != nil {
+		t.Error(err)
+	}
+	_, err = e.Load(ctx, LoadRequest{Source: "flows", Mechanism: "kprobe"})
+	if err == nil {
+		attach(t, e, AttachRequest{Hook: "trace", Name: "flows"})
+		return
+	}
+	refusedAs(t, err, fault.ErrUnsupported, "Linux 5.15")
+	if e.root.Exists("flows") {
+		t.Error("it is there")
+	}
+}
+
 func TestMechanismOfLoad(t *testing.T) {
 	e := open(t, testkit.Root(t), "")
 	_, err := e.Load(ctx, LoadRequest{Source: "flows", Mechanism: "magic"})
-	refused(t, err, fault.ErrUsage, "tp_btf, fexit")
+	refusedAs(t, err, fault.ErrUsage, "tp_btf, fexit, kprobe")
 	_, err = e.Load(ctx, LoadRequest{Source: "pod-traffic", Mechanism: "fexit"})
-	refused(t, err, fault.ErrUsage, "")
-	for _, mechanism := range []string{"tp_btf", "fexit"} {
+	refusedAs(t, err, fault.ErrUsage, "")
+	for _, mechanism := range []string{"tp_btf", "fexit", "kprobe"} {
 		l, err := e.Load(ctx, LoadRequest{Source: "flows", Name: mechanism, Mechanism: mechanism})
 		if errors.Is(err, fault.ErrUnsupported) || errors.Is(err, fault.ErrRejected) && probe.Feature("tp_btf_sock_length") != nil {
 			t.Logf("%s: %v", mechanism, err)
@@ -138,7 +158,7 @@ func TestMechanismOfLoad(t *testing.T) {
 			t.Error(err)
 		}
 		has := slices.ContainsFunc(l.Programs, func(p Program) bool { return p.Name == "flows_inet_sendmsg" })
-		if has != (mechanism == "fexit") {
+		if has != (mechanism != "tp_btf") {
 			t.Errorf("%s: %+v", mechanism, l.Programs)
 		}
 	}

@@ -45,7 +45,9 @@ func (e *Engine) Load(ctx context.Context, req LoadRequest) (Loaded, error) {
 type loadPlan struct {
 	name       string
 	spec       *ebpf.CollectionSpec
-	mechanisms []bpf.Mechanism // of which one is to be loaded; empty: the whole object is
+	mechanisms []bpf.Mechanism                 // of which one is to be loaded; empty: the whole object is
+	others     map[string]*ebpf.CollectionSpec // of mechanisms that are in another object
+	unpinned   bool                            // nothing of it is to outlive the process
 	arguments  []bpf.Arguments
 	notes      []string
 	from       pinned.Spec
@@ -77,6 +79,7 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	for _, prepare := range []func() error{
 		func() error { return p.choose(req.Programs) },
 		func() error { return p.force(req.Mechanism) },
+		p.readOthers,
 		func() error { return p.size(req.MaxEntries) },
 		func() error { return p.set(req.Set) },
 		p.check,
@@ -87,8 +90,16 @@ func newLoadPlan(req LoadRequest) (*loadPlan, error) {
 	}
 	p.from.Source = req.Source
 	p.from.Parameters = parameters(req)
+	for _, m := range p.mechanisms {
+		object = append(slices.Clip(object), m.Object...)
+	}
 	p.from.Digest = pinned.Digest(object, p.from.Parameters)
 	return p, nil
+}
+
+// specs are all objects of which one is to be loaded.
+func (p *loadPlan) specs() []*ebpf.CollectionSpec {
+	return append(slices.Collect(maps.Values(p.others)), p.spec)
 }
 
 // lookupBuiltin finds a built-in program; a name with a path separator or an
@@ -174,37 +185,51 @@ func (p *loadPlan) use(used map[string]bool, name string) {
 
 func (p *loadPlan) size(entries map[string]uint32) error {
 	for name, n := range entries {
-		m := p.spec.Maps[name]
-		if m == nil {
-			return fault.New(fault.ErrUsage, "--max-entries %s: the object has no such map", name).Hint("maps: %s", join(keys(p.spec.Maps)))
+		all := map[string]*ebpf.MapSpec{}
+		for _, spec := range p.specs() {
+			maps.Copy(all, spec.Maps)
+			if m := spec.Maps[name]; m != nil {
+				m.MaxEntries = n
+			}
+		}
+		if all[name] == nil {
+			return fault.New(fault.ErrUsage, "--max-entries %s: the object has no such map", name).Hint("maps: %s", join(keys(all)))
 		}
 		if n == 0 {
 			return fault.New(fault.ErrUsage, "--max-entries %s: must be at least 1", name)
 		}
-		m.MaxEntries = n
 	}
 	return nil
 }
 
 func (p *loadPlan) set(values map[string]string) error {
 	for name, text := range values {
-		v := p.spec.Variables[name]
-		if v == nil {
-			return fault.New(fault.ErrUsage, "--set %s: the object has no such global variable", name).Hint("variables: %s", join(keys(p.spec.Variables)))
-		}
 		if slices.ContainsFunc(p.arguments, func(a bpf.Arguments) bool { return a.Variable == name }) {
 			return fault.New(fault.ErrUsage, "--set %s: the kernel decides it", name)
 		}
-		if v.Type == nil {
-			return fault.New(fault.ErrUsage, "--set %s: the object has no type information (BTF) for it", name).Hint("compile it with clang -g")
+		for _, spec := range p.specs() {
+			if err := setVariable(spec, name, text); err != nil {
+				return err
+			}
 		}
-		raw, err := codec.New(v.Type.Type, int(v.Size())).Parse(text)
-		if err != nil {
-			return fault.New(fault.ErrUsage, "--set %s=%s: %w", name, text, err)
-		}
-		if err := v.Set(raw); err != nil {
-			return fault.New(fault.ErrUsage, "--set %s=%s: %w", name, text, err)
-		}
+	}
+	return nil
+}
+
+func setVariable(spec *ebpf.CollectionSpec, name, text string) error {
+	v := spec.Variables[name]
+	if v == nil {
+		return fault.New(fault.ErrUsage, "--set %s: the object has no such global variable", name).Hint("variables: %s", join(keys(spec.Variables)))
+	}
+	if v.Type == nil {
+		return fault.New(fault.ErrUsage, "--set %s: the object has no type information (BTF) for it", name).Hint("compile it with clang -g")
+	}
+	raw, err := codec.New(v.Type.Type, int(v.Size())).Parse(text)
+	if err == nil {
+		err = v.Set(raw)
+	}
+	if err != nil {
+		return fault.New(fault.ErrUsage, "--set %s=%s: %w", name, text, err)
 	}
 	return nil
 }
@@ -331,10 +356,18 @@ func (p *loadPlan) newCollectionOf(spec *ebpf.CollectionSpec, reuse map[string]*
 	}
 	explained := probe.Explain(operation(spec), err)
 	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) && lacksAtomics(verifier.Log) {
+		return nil, fault.New(fault.ErrUnsupported, "this kernel has no atomic operations that return a value").Hint("Linux 5.12 and later have them")
+	}
 	if errors.As(err, &verifier) && len(verifier.Log) > 0 && !errors.Is(explained, fault.ErrPermission) && !exhausted(err) {
-		return nil, &rejection{program: p.refused(err), cause: err, log: verifier.Log}
+		return nil, &rejection{program: refused(spec, err), cause: err, log: verifier.Log}
 	}
 	return nil, explained
+}
+
+// lacksAtomics says whether the verifier met an operation that older ones call this.
+func lacksAtomics(log []string) bool {
+	return slices.ContainsFunc(log, func(line string) bool { return strings.TrimSpace(line) == "BPF_STX uses reserved fields" })
 }
 
 // collectionFiles is how many descriptors a collection takes beside those of its
@@ -374,8 +407,8 @@ func exhausted(err error) bool {
 
 // refused is the program that an error of loading is about, "" if it doesn't
 // say: cilium/ebpf names it only in the text.
-func (p *loadPlan) refused(err error) string {
-	for name := range p.spec.Programs {
+func refused(spec *ebpf.CollectionSpec, err error) string {
+	for name := range spec.Programs {
 		if strings.HasPrefix(err.Error(), "program "+name+":") {
 			return name
 		}

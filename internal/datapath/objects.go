@@ -90,6 +90,7 @@ func (e *Engine) Start(_ context.Context, req LoadRequest) (Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %q: %w", req.Source, err)
 	}
+	plan.unpinned = true
 	coll, err := plan.newCollection(nil)
 	if err != nil {
 		return nil, fmt.Errorf("start %q: %w", req.Source, err)
@@ -113,7 +114,7 @@ func (o *opened) attach(plan *loadPlan) error {
 		spec := plan.spec.Programs[name]
 		c := candidate{name: name, section: spec.SectionName, typ: spec.Type, attach: spec.AttachType}
 		l, err := c.start(builtin, o.progs[name])
-		if err != nil && c.isCgroup() {
+		if err != nil && c.atRoot() {
 			o.notes = append(o.notes, fmt.Sprintf("%s: %v", name, err))
 			continue
 		}
@@ -132,7 +133,7 @@ func (c candidate) start(builtin bpf.Program, prog *ebpf.Program) (link.Link, er
 	switch {
 	case c.runsAlone(builtin):
 		return nil, nil
-	case builtin.AtRoot && c.isCgroup():
+	case builtin.AtRoot && c.atRoot():
 		root, err := probe.Cgroup2Mount()
 		if err != nil {
 			return nil, err

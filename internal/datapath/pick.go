@@ -53,6 +53,8 @@ func (c candidate) fits(hook string, direction Direction) bool {
 		return c.typ == ebpf.SockOps
 	case "cgroup":
 		return c.isCgroup() && c.allows(direction)
+	case hookRoot:
+		return c.atRoot()
 	default:
 		return isTrace(c.typ)
 	}
@@ -85,6 +87,8 @@ func (c candidate) isCgroup() bool {
 		return false
 	}
 }
+
+func (c candidate) atRoot() bool { return c.isCgroup() || c.typ == ebpf.SockOps }
 
 // cgroupAttach returns the place in a cgroup where a cgroup program hangs.
 func (c candidate) cgroupAttach() ebpf.AttachType {

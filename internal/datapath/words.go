@@ -84,6 +84,9 @@ const (
 	hookTrace = "trace"
 )
 
+// hookRoot is for programs of cgroups that belong to those that trace.
+const hookRoot = "root"
+
 // The ways an attachment is held.
 const (
 	mechanismLink    = "link"    // a pinned bpf_link

@@ -106,7 +106,7 @@ func newEvents(reader *Reader, all bool) (*Events, error) {
 		return nil, err
 	}
 	if e.before.FlowSums, err = reader.sums(); err == nil {
-		e.before.missed, err = reader.missed()
+		e.before.missed, err = reader.missed(e.before.FlowSums)
 	}
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (e *Events) Read(last bool) ([]Event, EventLoss, error) {
 	}
 	e.loss.Events += lostOpened + lostClosed
 	e.loss.MapFull = sums.NoRoom - e.before.NoRoom
-	missed, err := e.reader.missed()
+	missed, err := e.reader.missed(sums)
 	if err != nil {
 		return nil, e.loss, err
 	}

@@ -64,7 +64,7 @@ func take(t testing.TB, sampler Sampler) Sample {
 // What each process has moved through each socket is counted to the byte, while the
 // sockets are open and after they were closed.
 func TestExact(t *testing.T) {
-	for _, mechanism := range []string{"tp_btf", "fexit"} {
+	for _, mechanism := range []string{"tp_btf", "fexit", "kprobe"} {
 		t.Run(mechanism, func(t *testing.T) {
 			startIn(t, newEngine(t), mechanism) // once, before all are tried
 			place := workload.Loopback(t)

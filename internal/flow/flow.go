@@ -136,5 +136,5 @@ type Sampler interface {
 type Request struct {
 	Instance string // a loaded instance; if there is none of that name, counting begins now and ends with the sampler
 	Filter   Filter // of what begins to be counted; a loaded instance counts what it was loaded for
-	Backend  string // the mechanism to take, "tp_btf", "fexit" or "sock_diag"; empty: the best that works
+	Backend  string // the mechanism to take, "tp_btf", "fexit", "kprobe" or "sock_diag"; empty: the best that works
 }

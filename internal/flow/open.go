@@ -183,7 +183,10 @@ func levelOf(id uint64) (level int, err error) {
 
 // mechanismOf tells the mechanism by the programs that are loaded.
 func mechanismOf(programs []string) string {
-	if slices.Contains(programs, "flows_inet_sendmsg") {
+	switch {
+	case slices.Contains(programs, "flows_inet_sendmsg_return"):
+		return "kprobe"
+	case slices.Contains(programs, "flows_inet_sendmsg"):
 		return "fexit"
 	}
 	return "tp_btf"

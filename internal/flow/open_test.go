@@ -24,11 +24,13 @@ func TestOpenTellsWhatIsAttached(t *testing.T) {
 	if err == nil {
 		_, err = engine.Load(ctx, datapath.LoadRequest{Source: Program, Name: "mine"})
 	}
-	testkit.Needs(t, "flows", err, fault.ErrUnsupported, fault.ErrRejected)
+	testkit.Needs(t, "loaded flows", err, fault.ErrUnsupported, fault.ErrRejected)
 	attach := func(program string) {
 		t.Helper()
 		_, err := engine.Attach(ctx, datapath.AttachRequest{Hook: "trace", Name: "mine", Program: program})
-		testkit.Needs(t, "cgroup2", err, fault.ErrUnsupported)
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	told := func(want string) {
 		t.Helper()

@@ -63,8 +63,11 @@ func newReader(objects datapath.Objects) (*Reader, error) {
 // backendOf tells the mechanism by the programs that are loaded.
 func backendOf(programs []string) Backend {
 	b := Backend{TCPTransmit: "tp_btf/sock_send_length", TCPReceive: "tp_btf/tcp_rcv_space_adjust", Datagrams: "tp_btf/sock_recv_length", Store: "sk_storage"}
-	if mechanismOf(programs) == "fexit" {
+	switch mechanismOf(programs) {
+	case "fexit":
 		b.TCPTransmit, b.Datagrams = "fexit/inet_sendmsg", "fexit/inet_recvmsg"
+	case "kprobe":
+		b.TCPTransmit, b.Datagrams, b.Store = "kprobe/inet_sendmsg", "kprobe/inet_recvmsg", "hash"
 	}
 	return b
 }
@@ -96,7 +99,7 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 		r.first, r.since = false, r.time(sums.Began)
 	}
 	r.loss.Events += lost
-	if r.loss.Missed, err = r.missed(); err != nil {
+	if r.loss.Missed, err = r.missed(sums); err != nil {
 		return Sample{}, err
 	}
 	r.loss.MapFull = sums.NoRoom
@@ -108,8 +111,10 @@ func (r *Reader) Sample(ctx context.Context) (Sample, error) {
 	return Sample{Time: time.Now(), Since: r.since, Backend: r.backend, Rows: r.rows(closed, peers), Loss: r.loss}, nil
 }
 
-// missed is how often programs weren't run that have no twin, which sees it then.
-func (r *Reader) missed() (total uint64, err error) {
+// missed is how often programs weren't run that have no twin, which sees it then, and what
+// programs themselves have noticed of that.
+func (r *Reader) missed(sums bpf.FlowSums) (total uint64, err error) {
+	total = sums.Missed
 	const twin = "_again"
 	programs := r.objects.Programs()
 	for _, name := range programs {
@@ -429,6 +434,9 @@ func (t *TCP) measure(srtt, least uint32) {
 		t.MinRTT = 0
 	}
 }
+
+// noCookie is what the ids of sockets begin at that nobody has asked the kernel for a cookie of.
+const noCookie = 1 << 63
 
 // unmeasured is what the kernel has for a minimum of nothing.
 const unmeasured = ^uint32(0)

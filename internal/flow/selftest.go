@@ -24,7 +24,7 @@ import (
 // without names; nothing of it outlives the call. When ctx ends, the mechanisms that are
 // left aren't tried.
 func SelfTest(ctx context.Context, kernel Kernel) (steps []probe.Step) {
-	for _, mechanism := range []string{"tp_btf", "fexit"} {
+	for _, mechanism := range []string{"tp_btf", "fexit", "kprobe"} {
 		steps = append(steps, selfTest(ctx, mechanism, func() (Sampler, []string, error) {
 			reader, notes, err := startPrivate(ctx, kernel, Request{Backend: mechanism})
 			return reader, notes, err

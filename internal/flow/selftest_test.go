@@ -15,7 +15,7 @@ func TestSelfTest(t *testing.T) {
 		t.Fatal(err)
 	}
 	steps := SelfTest(context.Background(), engine)
-	if len(steps) != 3 {
+	if len(steps) != 4 {
 		t.Fatalf("%d steps", len(steps))
 	}
 	for i, s := range steps {
@@ -26,7 +26,7 @@ func TestSelfTest(t *testing.T) {
 		if s.OK && (*s.Expected != *s.Got || s.Got.ReceiveBytes < 2000) {
 			t.Errorf("%+v, want %+v", *s.Got, *s.Expected)
 		}
-		if i == 2 && !s.OK {
+		if i == 3 && !s.OK {
 			t.Error("sock_diag needs nothing")
 		}
 	}

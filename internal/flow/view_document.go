@@ -192,7 +192,10 @@ func (v *values) fill(f *Flow, r *Row) {
 		f.Network.Type = &ipv6
 	}
 	v.cookie = strconv.FormatUint(r.Cookie, 10)
-	f.Cookie, f.Process.Owners = &v.cookie, known(&r.Owners)
+	f.Process.Owners = known(&r.Owners)
+	if r.Cookie < noCookie {
+		f.Cookie = &v.cookie
+	}
 	if !r.Opened.IsZero() {
 		v.opened = r.Opened.UTC()
 		f.OpenedAt = &v.opened

@@ -348,11 +348,11 @@ func TestWatchDocument(t *testing.T) {
 			return endpoint.Owner{Pod: &endpoint.Pod{UID: uid}, Container: &endpoint.Container{ID: "c1", Name: &name}}, cgroup == 5
 		},
 	})
-	full := row(1<<63, "10.0.0.1:1", "10.96.0.1:80", 1, 2).with(func(r *Row) {
+	full := row(1<<63-1, "10.0.0.1:1", "10.96.0.1:80", 1, 2).with(func(r *Row) {
 		r.UID, r.Cgroup, r.Start, r.Inward, r.NAT, r.Opened = 33, 5, 1234567890, true, ap("10.0.0.2:8080"), start.Add(-time.Minute)
 		r.TCP = &TCP{State: "close", SRTT: 3, MinRTT: 2, Retransmits: 1, Error: uint32(unix.ECONNRESET)}
 	}).with(closed)
-	bare := Row{Cookie: 2, Transport: "icmp", Family: unix.AF_INET6, Local: ap("[::]:0"), Status: Sum, Counters: Counters{ReceiveBytes: 1}}
+	bare := Row{Cookie: noCookie | 2, Transport: "icmp", Family: unix.AF_INET6, Local: ap("[::]:0"), Status: Sum, Counters: Counters{ReceiveBytes: 1}}
 	w.Take(sampleAt(0, full, bare, bare.with(func(r *Row) { r.Cookie, r.PID = 3, 11 })))
 	d := w.Document()
 	for i, want := range []string{
@@ -364,10 +364,13 @@ func TestWatchDocument(t *testing.T) {
 			t.Errorf("%s", got)
 		}
 	}
+	if d.Flows[0].Cookie != nil {
+		t.Errorf("a socket without one has the cookie %s", *d.Flows[0].Cookie)
+	}
 	got, _ := json.Marshal(d.Flows[1])
 	for _, want := range []string{
 		`"nat":{"address":"10.0.0.2","port":8080}`, `"tcp":{"state":"close","opened_by":"peer","srtt_us":3,"min_rtt_us":2,"retransmits":1,"error":"ECONNRESET"}`,
-		`"cookie":"9223372036854775808","opened_at":"2026-01-02T03:03:05Z","closed_at":"2026-01-02T03:04:05Z"`,
+		`"cookie":"9223372036854775807","opened_at":"2026-01-02T03:03:05Z","closed_at":"2026-01-02T03:04:05Z"`,
 	} {
 		if !strings.Contains(string(got), want) {
 			t.Errorf("%s lacks %s", got, want)
