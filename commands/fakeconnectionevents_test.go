@@ -41,8 +41,8 @@ func (f *fakeConnectionEvents) Read(bool) ([]flow.Event, flow.EventLoss, error) 
 	child.Process = flow.Process{PID: 812, Start: uint64(2 * time.Minute), Command: "sh\x1b[2J", Cgroup: 4022}
 	child.Counters = flow.Counters{TransmitBytes: 1e6, TransmitCalls: 2}
 	failed.TCP.State, failed.Closed = "syn_sent", nil
-	failed.Local = netip.MustParseAddrPort("[2001:db8::2]:50002")
-	failed.Peer, failed.Family = netip.MustParseAddrPort("[2001:db8::1]:443"), unix.AF_INET6
+	failed.Local = netip.MustParseAddrPort("[2001:db8:1111:2222:3333:4444:5555:6666]:50002")
+	failed.Peer, failed.Family = netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:40443"), unix.AF_INET6
 	return []flow.Event{
 		{Kind: "opened", Time: sampleStart.Add(-999 * time.Millisecond), Rows: []flow.Row{opened}},
 		{Kind: "closed", Time: sampleStart.Add(-time.Millisecond), Rows: []flow.Row{closed, child}, Ended: "local", Reason: "fin"},

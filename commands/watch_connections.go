@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -170,13 +169,14 @@ func (w *connectionWatch) show(last bool) error {
 		events = events[:min(w.most-w.shown, uint64(len(events)))]
 	}
 	w.shown += uint64(len(events))
+	columns, _, _ := w.env.Terminal()
 	for i := range events {
 		doc := w.teller.Document(&events[i], loss)
 		text, err := json.Marshal(&doc)
 		if err != nil {
 			return err
 		}
-		if err := w.stream.Add(text, func() string { return connectionLine(&doc, events[i].Time) }); err != nil {
+		if err := w.stream.AddParts(text, columns, func() []string { return connectionLine(&doc, events[i].Time) }); err != nil {
 			return err
 		}
 	}
@@ -214,22 +214,20 @@ func firstRows(events []flow.Event) []flow.Row {
 	return rows
 }
 
-// connectionLine is an event for people, with what may be long at its end.
-func connectionLine(d *flow.EventDocument, at time.Time) string {
-	direction := optional(d.Direction)
-	arrow := map[string]string{"outward": "->", "inward": "<-", "": "--"}[direction]
-	parts := []string{
-		fmt.Sprintf("%s %s %-10s %s %-14s", at.Format("15:04:05.000"), d.Event, processText(d.Process), arrow, peerOf(d.Network)),
-		durationText(d.DurationSeconds), "", optional(d.Reason), optional(d.ClosedBy), "",
+// connectionLine is the parts of a line about an event, with what may be long at its end.
+func connectionLine(d *flow.EventDocument, at time.Time) []string {
+	arrow := map[string]string{"outward": "->", "inward": "<-", "": "--"}[optional(d.Direction)]
+	moved := ""
+	if d.IO != nil {
+		moved = output.Bytes(d.IO.TransmitBytes) + "/" + output.Bytes(d.IO.ReceiveBytes)
+	}
+	peer, nat := peerOf(d.Network)
+	return []string{
+		at.Format("15:04:05.000"), fmt.Sprintf("%s %-10s", d.Event, cmp.Or(processText(d.Process), "-")),
+		optional(d.Reason), optional(d.ClosedBy), durationText(d.DurationSeconds), moved,
+		addressText(d.Network.Local), arrow + " " + peer, nat,
 		podName(d.K8s.Namespace, d.K8s.Pod, d.K8s.PodUID), containerText(d.Container),
 	}
-	if d.IO != nil {
-		parts[2] = output.Bytes(d.IO.TransmitBytes) + "/" + output.Bytes(d.IO.ReceiveBytes)
-	}
-	if direction == "inward" {
-		parts[5] = "at " + addressText(d.Network.Local)
-	}
-	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), " ")
 }
 
 // durationText is a time in three digits.

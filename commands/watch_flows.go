@@ -458,12 +458,15 @@ func addressText(a flow.Address) string {
 	return net.JoinHostPort(a.Address.String(), strconv.Itoa(int(*a.Port)))
 }
 
-func peerText(f *flow.Flow, _ []string) string { return peerOf(f.Network) }
+func peerText(f *flow.Flow, _ []string) string {
+	peer, nat := peerOf(f.Network)
+	return strings.TrimSpace(peer + " " + nat)
+}
 
-// peerOf is the peer's name or address, and whom it was translated to.
-func peerOf(n flow.Network) string {
+// peerOf is the peer's name or address, and whom it was translated to behind a sign.
+func peerOf(n flow.Network) (text, nat string) {
 	peer := n.Peer
-	text := addressText(peer.Address)
+	text = addressText(peer.Address)
 	if peer.Name != nil {
 		text = shortName(*peer.Name)
 		if peer.Port != nil {
@@ -471,9 +474,9 @@ func peerOf(n flow.Network) string {
 		}
 	}
 	if n.NAT != nil {
-		text += " = " + addressText(*n.NAT)
+		nat = "= " + addressText(*n.NAT)
 	}
-	return text
+	return text, nat
 }
 
 // mostName is how much of a name tables show, so that there is room for the rest.

@@ -1,6 +1,11 @@
 package output
 
-import "bytes"
+import (
+	"bytes"
+	"strings"
+
+	"github.com/olekukonko/tablewriter/pkg/twwidth"
+)
 
 // Stream writes a stream of small documents, of which several may come at once.
 // What is added is kept until Flush writes it.
@@ -28,6 +33,34 @@ func (s *Stream) Add(json []byte, line func() string) error {
 		return nil
 	default:
 		s.b.Write(printable(json))
+	}
+	s.b.WriteByte('\n')
+	return nil
+}
+
+// AddParts is Add of a line that consists of parts, which are as few lines as fit into
+// some columns, the later ones below what follows the first part; 0: it is one line.
+func (s *Stream) AddParts(json []byte, columns int, parts func() []string) error {
+	if s.p.format != FormatTable {
+		return s.Add(json, nil)
+	}
+	width, indent := 0, 0
+	for i, part := range parts() {
+		part = Escape(part)
+		switch next := twwidth.Width(part); {
+		case next == 0:
+			continue
+		case i == 0:
+			indent = next
+		case columns > 0 && width > indent && width+1+next > columns:
+			s.b.WriteString("\n" + strings.Repeat(" ", indent+1))
+			width = indent + 1
+		default:
+			s.b.WriteByte(' ')
+			width++
+		}
+		s.b.WriteString(part)
+		width += twwidth.Width(part)
 	}
 	s.b.WriteByte('\n')
 	return nil
