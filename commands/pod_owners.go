@@ -76,26 +76,27 @@ type sampleNotes struct {
 	instance string
 	point    traffic.Point // that was asked for
 	owners   *podOwners
+	attached attachedNews
 	told     bool // what the samples leave out
 	bypassed bool // packets are known to bypass tc; known once it is told
 }
 
 func (e *Env) sampleNotes(c *cli.Context, b Backend, instance string, point traffic.Point) *sampleNotes {
-	return &sampleNotes{env: e, c: c, backend: b, instance: instance, point: point, owners: newPodOwners(b.Endpoints())}
+	return &sampleNotes{env: e, c: c, backend: b, instance: instance, point: point, owners: newPodOwners(b.Endpoints()), attached: attachedNews{instance: instance}}
 }
 
 // of looks for the owners of a sample's entries, and returns what people should know.
 // The first time it tells them itself, and also what the samples leave out.
 func (n *sampleNotes) of(ctx context.Context, keys iter.Seq[traffic.Key], attached []traffic.Point) []string {
 	notes := n.owners.find(ctx, keys)
-	if n.told {
-		return notes
+	if !n.told {
+		n.told = true
+		n.env.notes(n.c, notes)
+		n.bypassed = n.noteBypass(attached)
+		n.notePoint(attached)
+		notes = nil
 	}
-	n.told = true
-	n.env.notes(n.c, notes)
-	n.bypassed = n.noteBypass(attached)
-	n.notePoint(attached)
-	return nil
+	return append(notes, n.attached.of(len(attached) > 0)...)
 }
 
 // notePoint says what the choice of the observation point leaves out.
@@ -105,10 +106,7 @@ func (n *sampleNotes) notePoint(attached []traffic.Point) {
 	if point == traffic.Cgroup {
 		other = traffic.TC
 	}
-	switch {
-	case len(attached) == 0:
-		n.env.note(n.c, "note: %s is not attached, so nothing counts", n.instance)
-	case several && n.point == "":
+	if several && n.point == "" {
 		n.env.note(n.c, "note: %s counts at tc and at cgroups; this is %s, --observe %s shows the other", n.instance, point, other)
 	}
 }

@@ -295,7 +295,7 @@ func (e *Env) show(c *cli.Context, b Backend, p *output.Printer, j job, t ticks)
 	case j.load.Source == flowsProgram:
 		s, err = e.flowStream(c, b, p, flowChoice{request: flow.Request{Instance: j.load.Name}, view: j.flows})
 	case j.load.Source == xdpCounter:
-		s, err = counterStream(b, p, j.load.Name, j.counters)
+		s, err = e.counterStream(c, b, p, j.load.Name, j.counters)
 	default:
 		s, err = portsStream(b, p, j.load.Name)
 	}

@@ -81,7 +81,7 @@ func watchCountersCommand(env *Env) *cli.Command {
 					devices := onHost(t.devices)
 					view.Match = func(index uint32) bool { return devices[index] }
 				}
-				return counterStream(b, p, c.String("instance"), view)
+				return env.counterStream(c, b, p, c.String("instance"), view)
 			})
 		},
 	}
@@ -350,21 +350,22 @@ func perSecondCell(perSecond *uint64) string {
 }
 
 // counterStream shows the interfaces of a loaded instance.
-func counterStream(b Backend, p *output.Printer, instance string, view counter.View) (stream, error) {
+func (e *Env) counterStream(c *cli.Context, b Backend, p *output.Printer, instance string, view counter.View) (stream, error) {
 	sampler, err := b.Counters(instance)
 	if err != nil {
 		return stream{}, err
 	}
 	var before, now *counter.Sample
+	attached := attachedNews{instance: instance}
 	return stream{
-		sample: func(ctx context.Context) error {
+		sample: e.noting(c, func(ctx context.Context) ([]string, error) {
 			next, err := sampler.Sample(ctx)
 			if err != nil {
-				return notLoaded(err, xdpCounter)
+				return nil, notLoaded(err, xdpCounter)
 			}
 			before, now = now, &next
-			return nil
-		},
+			return attached.of(len(next.Devices) > 0), nil
+		}),
 		show: func() error {
 			doc := view.Document(before, *now)
 			return p.Event(doc, func() output.Table { return counterTable(doc) })

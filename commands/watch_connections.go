@@ -2,6 +2,7 @@ package commands
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -73,6 +74,7 @@ type connectionWatch struct {
 	request flow.EventsRequest
 	view    flow.View
 	source  flow.EventSource
+	news    *instanceNews // nil: it watches for itself
 	owners  *podOwners
 	names   *peerNames // nil: peers have none
 	teller  *flow.Teller
@@ -120,6 +122,7 @@ func (w *connectionWatch) open(b Backend, whose selection) (err error) {
 	w.find(slices.Values([]traffic.Key{{Point: traffic.Cgroup}}))
 	w.view.Executable, w.view.Users, w.view.Owner = w.env.Executable, w.env.users(), w.owners.Cgroup
 	w.teller = flow.NewTeller(w.view, w.c.Bool("failed"))
+	w.news = w.env.flowNews(w.c, b, w.request.Instance)
 	source, notes, err := b.ConnectionEvents(w.c.Context, w.request)
 	if err != nil {
 		return err
@@ -183,7 +186,12 @@ func (w *connectionWatch) show(last bool) error {
 	if err := w.stream.Flush(); err != nil {
 		return err
 	}
-	return w.noteLoss(false)
+	if err := w.noteLoss(false); err != nil || last {
+		return err
+	}
+	notes, err := w.news.look(context.WithoutCancel(w.c.Context)) // an end is no error
+	w.env.notes(w.c, notes)
+	return err
 }
 
 // noteLoss tells people of losses, now and then and in the end, or is an error if there

@@ -167,10 +167,9 @@ func (e *Env) watchDNS(c *cli.Context, p *output.Printer, b Backend, filter dnsF
 	w := &dnsWatch{
 		stream: p.Stream(), filter: filter, owners: endpoint.NewOwners(b.Endpoints()), most: c.Uint64("count"),
 		note: func(text string) { e.note(c, "note: %s", text) },
-		devices: &deviceNames{attachments: func(ctx context.Context) ([]datapath.Attachment, error) {
-			return b.Attachments(ctx, instance)
-		}},
+		news: newInstanceNews(b, instance, ""),
 	}
+	w.devices = &deviceNames{attachments: w.news.attachments}
 	if err := w.look(c.Context, instance); err != nil {
 		return err
 	}
@@ -208,6 +207,7 @@ type dnsWatch struct {
 	stream  *output.Stream
 	filter  dnsFilter
 	devices *deviceNames
+	news    *instanceNews
 	owners  *endpoint.Owners
 	process processFinder
 	note    func(string)
@@ -227,6 +227,7 @@ func (w *dnsWatch) look(ctx context.Context, instance string) error {
 	}
 	switch {
 	case len(attachments) == 0:
+		w.news.detached = true
 		w.note("nothing is seen: " + unseen(instance))
 	case !passes("ingress") || !passes("egress"):
 		w.note(fmt.Sprintf("%s is attached in one direction: where queries pass in the other, exchanges are without them or their responses; attach it with --direction both", instance))
@@ -261,6 +262,13 @@ func (w *dnsWatch) run(ctx context.Context, stop func(), strict bool) error {
 				stop()
 			}
 			return err
+		},
+		Idle: func() error {
+			notes, err := w.news.look(context.WithoutCancel(ctx)) // an end is no error
+			for _, note := range notes {
+				w.note(note)
+			}
+			return notLoadedDNS(err)
 		},
 	})
 	if err != nil {

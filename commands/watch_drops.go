@@ -50,7 +50,10 @@ func (e *Env) dropStream(c *cli.Context, b Backend, p *output.Printer, instance 
 	if err != nil {
 		return stream{}, err
 	}
-	s := &dropSamples{sampler: sampler, instance: instance, owners: newPodOwners(b.Endpoints())}
+	s := &dropSamples{
+		sampler: sampler, owners: newPodOwners(b.Endpoints()),
+		attached: attachedNews{instance: instance, how: "bpfnet attach trace " + instance},
+	}
 	if whose.isEndpoint() {
 		if view.Match, err = e.dropsOf(c, b, whose, &s.host); err != nil {
 			return stream{}, err
@@ -77,14 +80,13 @@ func (e *Env) dropStream(c *cli.Context, b Backend, p *output.Printer, instance 
 // dropSamples makes documents of the drops of a loaded instance.
 type dropSamples struct {
 	sampler   drops.Sampler
-	instance  string
 	watch     drops.Watch
 	host      uint32 // inode of the network namespace that interfaces are in
 	owners    *podOwners
 	processes *drops.Processes // nil: none can be told
 	notes     []string
 	told      bool // why processes aren't known
-	attached  bool // or it was told that it isn't
+	attached  attachedNews
 }
 
 // take takes a sample for the next document, and returns what people should know.
@@ -110,12 +112,8 @@ func (s *dropSamples) take(ctx context.Context) ([]string, error) {
 		}
 	}
 	notes := s.owners.look(ctx, interfaces, cgroups, networks)
-	if !next.Attached && !s.attached {
-		notes = append(notes, s.instance+" is not attached, so nothing counts")
-	}
-	s.attached = true
 	s.watch.Take(next)
-	return notes, nil
+	return append(notes, s.attached.of(next.Attached)...), nil
 }
 
 // owner is whose packets have a key: the socket's cgroup says it, else the interface,

@@ -182,6 +182,7 @@ type flowWatch struct {
 	env     *Env
 	c       *cli.Context
 	sampler flow.Sampler
+	news    *instanceNews // nil: it counts for itself
 	owners  *podOwners
 	names   *peerNames      // nil: peers have none
 	printer *output.Printer // of tables that are redrawn
@@ -210,6 +211,9 @@ func (e *Env) openFlows(c *cli.Context, b Backend, choice flowChoice) (*flowWatc
 	}
 	view.Boot, view.Executable, view.Users = boot, e.Executable, e.users()
 	view.Owner, view.OwnerAt = s.owners.Cgroup, s.owners.Address
+	if choice.request.Backend != flow.Polling {
+		s.news = e.flowNews(c, b, choice.request.Instance)
+	}
 	sampler, notes, err := b.Flows(c.Context, choice.request)
 	if err != nil {
 		return nil, err
@@ -283,6 +287,11 @@ func (s *flowWatch) sample(ctx context.Context) error {
 	s.mu.Lock()
 	s.taken = false // no key draws what changes now
 	s.mu.Unlock()
+	notes, err := s.news.look(ctx)
+	if err != nil {
+		return err
+	}
+	s.env.notes(s.c, notes)
 	next, err := s.sampler.Sample(ctx)
 	if err != nil {
 		return err

@@ -42,6 +42,8 @@ type Watching struct {
 	Begun func([]*Exchange)
 	// Tell gets them when they have ended.
 	Tell func([]*Exchange) error
+	// Idle is called when nothing comes for a while.
+	Idle func() error
 }
 
 // Read reads exchanges until Tell fails or ctx ends, which is no error. ErrNotFound
@@ -61,7 +63,10 @@ func (w *Watcher) Read(ctx context.Context, how Watching) error {
 	return w.read(ctx, tell, func() error {
 		// A message that was sent before may only just have come.
 		w.exchanges.sweep(sinceBoot() - settling)
-		return tell()
+		if err := tell(); err != nil {
+			return err
+		}
+		return how.Idle()
 	})
 }
 

@@ -63,6 +63,7 @@ func exchangedAt(t *testing.T, w *Watcher, count int, passes func(Place) bool) (
 			}
 			return nil
 		},
+		Idle: func() error { return nil },
 	})
 	if err != nil || len(all) != count {
 		t.Fatalf("%v after %d exchanges, want %d: %s", err, len(all), count, summaries(all))
@@ -412,7 +413,7 @@ func TestExchangesFlood(t *testing.T) {
 		time.AfterFunc(4*shortTimeout, cancel)
 	}()
 	told := 0
-	err := w.Read(ctx, Watching{Begun: func([]*Exchange) {}, Tell: func(some []*Exchange) error {
+	err := w.Read(ctx, Watching{Begun: func([]*Exchange) {}, Idle: func() error { return nil }, Tell: func(some []*Exchange) error {
 		for _, x := range some {
 			told += 1 + x.Retries
 		}

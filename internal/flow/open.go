@@ -91,10 +91,7 @@ func openLoaded(ctx context.Context, kernel Kernel, req Request) (*Reader, []str
 	}
 	const alone = 2 // flows_seed and flows_dump
 	var notes []string
-	switch {
-	case len(attachments) == 0:
-		notes = append(notes, fmt.Sprintf("%s is not attached, so nothing counts; bpfnet attach trace %s", req.Instance, req.Instance))
-	case len(attachments) < len(objects.Programs())-alone:
+	if n := len(attachments); n > 0 && n < len(objects.Programs())-alone {
 		notes = append(notes, fmt.Sprintf("%s is attached in part, so not all is counted; bpfnet attach trace %s", req.Instance, req.Instance))
 	}
 	return r, notes, nil

@@ -45,7 +45,7 @@ func TestOpenTellsWhatIsAttached(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	told("[mine is not attached")
+	told("[]")
 	attach("flows_destroy")
 	told("[mine is attached in part")
 	attach("")
