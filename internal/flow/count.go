@@ -25,7 +25,7 @@ type Census struct {
 	Skipped int   // namespaces that this user may not enter
 }
 
-// TakeCensus lists the sockets of all network namespaces that processes are in. Those
+// TakeCensus lists the sockets of all network namespaces that processes are in or that have a name. Those
 // that the kernel keeps without one, in time_wait and syn_recv, have no process. The
 // notes, for people, say what is missing. ErrUsage if the kernel knows no such state,
 // ErrNotFound if there is no such process.
@@ -74,7 +74,7 @@ const CountSchema = "bpfnet.connections/v1"
 type CountDocument struct {
 	Schema     string          `json:"schema"`
 	Time       time.Time       `json:"time"`
-	Namespaces NamespaceCounts `json:"namespaces"` // of the network that processes are in
+	Namespaces NamespaceCounts `json:"namespaces"` // of the network, with a process in them or a name
 	By         []string        `json:"by"`         // what sockets are grouped by
 	Counts     []Count         `json:"counts"`     // the most first
 	Others     OtherCounts     `json:"others"`

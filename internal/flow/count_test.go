@@ -39,6 +39,17 @@ func (s *site) census(r CensusRequest) counted {
 	return c
 }
 
+// TestCensusByName counts sockets of a namespace in which there is no process: one
+// elsewhere has them.
+func TestCensusByName(t *testing.T) {
+	s, want := newNamed(t), counted{}
+	s.pair()
+	want.add(os.Getpid(), "established", 2)
+	if got := s.census(CensusRequest{Filter: Filter{Transports: []string{"tcp"}}}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
 // TestCensus counts sockets of two processes, and of none, in many states, and compares
 // with what ss(8) finds.
 func TestCensus(t *testing.T) {

@@ -53,8 +53,9 @@ type diag struct {
 }
 
 // OpenDiag returns a Sampler that needs no program: it asks the kernel for the sockets
-// of all network namespaces that processes are in, by sock_diag. Counting begins now. Of
-// datagrams nothing is counted. The notes, for people, say what it can't see.
+// of all network namespaces that processes are in or that have a name, by sock_diag.
+// Counting begins now. Of datagrams nothing is counted. The notes, for people, say what it
+// can't see.
 // ErrUnsupported where the kernel tells nothing of TCP, and of other transports than
 // "tcp", "udp", "udplite", "icmp" and "raw".
 func OpenDiag(filter Filter) (Sampler, []string, error) {

@@ -23,7 +23,7 @@ import (
 	"bpfnet/internal/workload"
 )
 
-// site is a network namespace with a process in it.
+// site is a network namespace.
 type site struct {
 	testing.TB
 	path  string
@@ -31,16 +31,24 @@ type site struct {
 	port  int // of the listener that comes next
 }
 
+// newSite has one with a process in it.
 func newSite(t testing.TB) *site {
+	t.Helper()
+	s := newNamed(t)
+	resident := exec.Command("sleep", "60")
+	s.in(resident.Start)
+	t.Cleanup(func() { _ = resident.Process.Kill(); _ = resident.Wait() })
+	return s
+}
+
+// newNamed has one with nothing but a name.
+func newNamed(t testing.TB) *site {
 	t.Helper()
 	s := &site{TB: t, path: testkit.NetNS(t), port: 4000}
 	var err error
 	if s.inode, err = netns.Inode(s.path); err != nil {
 		t.Fatal(err)
 	}
-	resident := exec.Command("sleep", "60")
-	s.in(resident.Start)
-	t.Cleanup(func() { _ = resident.Process.Kill(); _ = resident.Wait() })
 	return s
 }
 

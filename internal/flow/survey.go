@@ -20,7 +20,8 @@ type query struct {
 	states   uint32 // bits
 }
 
-// survey is a look at the sockets of all network namespaces that processes are in.
+// survey is a look at the sockets of all network namespaces that processes are in, or that
+// have a name.
 type survey struct {
 	pids    []int          // all processes, sorted
 	seen    int            // namespaces
@@ -38,7 +39,7 @@ func takeSurvey(ctx context.Context, queries []query, fn func(sockets.Socket)) (
 		return nil, err
 	}
 	s := &survey{pids: pids, missing: map[uint8]bool{}}
-	places := map[uint64][]int{}
+	places, named := map[uint64][]int{}, map[uint64]string{}
 	var order []uint64
 	for _, pid := range append(slices.Clip(pids), unix.Gettid()) { // the thread may be in another one than its process
 		inode, err := endpoint.NetNSOf(pid)
@@ -56,11 +57,22 @@ func takeSurvey(ctx context.Context, queries []query, fn func(sockets.Socket)) (
 		}
 		places[inode] = append(places[inode], pid)
 	}
+	for _, path := range netns.Named() {
+		if inode, err := netns.Inode(path); err == nil && places[inode] == nil && named[inode] == "" {
+			order, named[inode] = append(order, inode), path
+		}
+	}
 	for _, inode := range order {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		err := enter(inode, places[inode], func() error { return s.each(inode, queries, fn) })
+		look := func() error { return s.each(inode, queries, fn) }
+		var err error
+		if path := named[inode]; path != "" {
+			err = enterNamed(inode, path, look)
+		} else {
+			err = enter(inode, places[inode], look)
+		}
 		switch {
 		case errors.Is(err, fault.ErrPermission):
 			s.skipped++
@@ -74,8 +86,9 @@ func takeSurvey(ctx context.Context, queries []query, fn func(sockets.Socket)) (
 	return s, nil
 }
 
-// errGone is the error of a network namespace that no process is in any more.
-var errGone = errors.New("no process is in it")
+// errGone is the error of a network namespace that no process is in any more, or that has
+// lost its name.
+var errGone = errors.New("it is gone")
 
 // enter runs fn in a network namespace that processes are in: ErrPermission if this user
 // may not, errGone if they have left it.
@@ -92,6 +105,20 @@ func enter(inode uint64, pids []int, fn func() error) error {
 	}
 	defer file.Close()
 	return netns.Do(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), fn)
+}
+
+// enterNamed does so in one that has a name.
+func enterNamed(inode uint64, path string, fn func() error) error {
+	err := netns.Do(path, func() error {
+		if now, err := netns.Inode(""); err != nil || now != inode {
+			return errGone
+		}
+		return fn()
+	})
+	if now, gone := netns.Inode(path); err != nil && (gone != nil || now != inode) {
+		return errGone
+	}
+	return err
 }
 
 // each lists the sockets of the network namespace that the thread is in.

@@ -39,6 +39,15 @@ func Resolve(ref string) (string, error) {
 	return path, nil
 }
 
+// Named lists the paths of what ip-netns(8) keeps, which may be no namespaces any more.
+func Named() (paths []string) {
+	entries, _ := os.ReadDir(namedDir) // without it there are none
+	for _, entry := range entries {
+		paths = append(paths, filepath.Join(namedDir, entry.Name()))
+	}
+	return paths
+}
+
 func isNumber(s string) bool {
 	_, err := strconv.ParseUint(s, 10, 32)
 	return err == nil
