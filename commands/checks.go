@@ -115,11 +115,7 @@ func oneOf(flag, value string, words ...string) (string, error) {
 	if slices.Contains(words, value) {
 		return value, nil
 	}
-	err := fault.New(fault.ErrUsage, "%s %q: no such %s", dashed(flag), value, flag)
-	if near := nearest.Word(value, words); near != "" {
-		return "", err.Hint("did you mean %q?", near)
-	}
-	return "", err.Hint("one of: %s", strings.Join(words, ", "))
+	return "", fault.New(fault.ErrUsage, "%s %q: no such %s", dashed(flag), value, flag).Hint("%s", nearest.Hint(value, words))
 }
 
 // pairs reads a repeated flag of the form KEY=VALUE.

@@ -8,6 +8,7 @@ import (
 
 	"bpfnet/internal/fault"
 	"bpfnet/internal/flow"
+	"bpfnet/internal/nearest"
 	"bpfnet/output"
 )
 
@@ -78,8 +79,8 @@ func (e *Env) connectionsCount(c *cli.Context) error {
 
 func checkCount(view flow.View) error {
 	for _, word := range view.By {
-		if strings.Contains(word, ".") {
-			return fault.New(fault.ErrUsage, "count by %q: no such dimension", word).Hint("one of: %s", strings.Join(flow.CountDimensions(), ", "))
+		if words := flow.CountDimensions(); !slices.Contains(words, word) {
+			return fault.New(fault.ErrUsage, "count by %q: no such dimension", word).Hint("%s", nearest.Hint(word, words))
 		}
 	}
 	if len(view.By) == 0 {

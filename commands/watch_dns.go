@@ -16,6 +16,7 @@ import (
 	"bpfnet/internal/dns"
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 	"bpfnet/internal/sockets"
 	"bpfnet/output"
 )
@@ -109,13 +110,13 @@ func newDNSFilter(c *cli.Context) (f dnsFilter, err error) {
 	for _, word := range splitWords(c, "type") {
 		known := dns.TypeWord(word)
 		if known == "" {
-			return f, usage(c, "--type %q: no such type", word)
+			return f, fault.New(fault.ErrUsage, "--type %q: no such type", word).Hint("%s", nearest.Hint(word, dns.TypeWords()))
 		}
 		f.types = append(f.types, known)
 	}
 	for _, word := range splitWords(c, "rcode") {
 		if !dns.IsRcodeWord(strings.ToLower(word)) {
-			return f, usage(c, "--rcode %q: no such code", word)
+			return f, fault.New(fault.ErrUsage, "--rcode %q: no such code", word).Hint("%s", nearest.Hint(word, dns.RcodeWords()))
 		}
 		f.rcodes = append(f.rcodes, strings.ToLower(word))
 	}

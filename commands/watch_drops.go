@@ -21,14 +21,14 @@ func watchDropsCommand(env *Env) *cli.Command {
 		Description: "Reasons are the running kernel's words. Drops in all network namespaces are shown; with --netns only those in that one. " +
 			"The sum of what is shown and of others is all that was dropped since the program was attached.",
 		Flags: append(watchFlags(dropsProgram, drops.DefaultSort, drops.SortFields()),
-			&cli.StringSliceFlag{Name: "reason", Usage: "only those with the `REASON`, such as no_socket; may be repeated; the others count as others"},
+			&cli.StringSliceFlag{Name: "reason", Usage: "only those with one of the `REASONS`, the kernel's words with commas between them, such as no_socket; the others count as others"},
 			&cli.StringFlag{Name: "dev", Usage: "only those at the device `NAME`; the others count as others"},
 			podFlag("only packets"), containerFlag("only packets"),
 			&cli.IntFlag{Name: "pid", Usage: "only packets of the container or Pod of the process `N`", DefaultText: "all"},
 		),
 		Action: func(c *cli.Context) error {
 			view := drops.View{
-				Sort: c.String("sort"), Limit: c.Int("limit"), Reasons: c.StringSlice("reason"), Device: c.String("dev"), Inside: c.String("netns") != "",
+				Sort: c.String("sort"), Limit: c.Int("limit"), Reasons: splitWords(c, "reason"), Device: c.String("dev"), Inside: c.String("netns") != "",
 			}
 			if err := view.Check(); err != nil {
 				return err
@@ -97,6 +97,9 @@ func (s *dropSamples) take(ctx context.Context) ([]string, error) {
 			Hint("bpfnet load %s, then bpfnet attach trace %[1]s; bpfnet run %[1]s loads and attaches it for as long as it runs", dropsProgram)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := s.watch.CheckReasons(next); err != nil {
 		return nil, err
 	}
 	s.host = next.Host

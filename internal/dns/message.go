@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -149,16 +150,29 @@ func RcodeWord(code int) string {
 	return strings.ToLower(word)
 }
 
+// RcodeWords lists those of codes that have a name.
+func RcodeWords() (words []string) {
+	for code := range wire.RcodeToString {
+		words = append(words, RcodeWord(code))
+	}
+	slices.Sort(words)
+	return slices.Compact(words)
+}
+
+// TypeWords lists the names of types in lower case.
+func TypeWords() (words []string) {
+	for word := range wire.StringToType {
+		words = append(words, strings.ToLower(word))
+	}
+	slices.Sort(words)
+	return words
+}
+
 // IsRcodeWord says whether RcodeWord may be that.
 func IsRcodeWord(word string) bool {
 	number, numbered := strings.CutPrefix(word, "rcode")
-	for code := range wire.RcodeToString {
-		if RcodeWord(code) == word {
-			return true
-		}
-	}
 	_, err := strconv.ParseUint(number, 10, 12)
-	return numbered && err == nil
+	return slices.Contains(RcodeWords(), word) || numbered && err == nil
 }
 
 // TypeWord is a type as Record has it, from a word in any case; "" if there is none of

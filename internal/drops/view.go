@@ -9,6 +9,7 @@ import (
 
 	"bpfnet/internal/endpoint"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 	"bpfnet/internal/sample"
 	"bpfnet/internal/traffic"
 )
@@ -171,6 +172,28 @@ func (w *Watch) arrange(r rates) (rows []row, hidden int) {
 		rows = rows[:w.Limit]
 	}
 	return rows, hidden
+}
+
+// CheckReasons returns an error of kind fault.ErrUsage if the kernel that a sample is of
+// has no reason of the name that is asked for, ErrUnsupported if it tells none at all.
+// Numbers may be those of modules.
+func (v View) CheckReasons(s Sample) error {
+	if len(v.Reasons) > 0 && len(s.Names) == 0 {
+		return fault.New(fault.ErrUnsupported, "choose by reason: this kernel tells none; kernels do since 5.17")
+	}
+	var words []string
+	for number, word := range s.Names {
+		if number != 0 {
+			words = append(words, word)
+		}
+	}
+	slices.Sort(words)
+	for _, word := range v.Reasons {
+		if _, err := strconv.ParseUint(word, 10, 32); err != nil && !slices.Contains(words, word) {
+			return fault.New(fault.ErrUsage, "the kernel has no reason %q", word).Hint("%s", nearest.Hint(word, words))
+		}
+	}
+	return nil
 }
 
 func (w *Watch) shows(key Key, e Entry) bool {

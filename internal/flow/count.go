@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"bpfnet/internal/fault"
+	"bpfnet/internal/nearest"
 	"bpfnet/internal/sockets"
 )
 
@@ -32,7 +33,7 @@ type Census struct {
 func TakeCensus(ctx context.Context, r CensusRequest) (Census, []string, error) {
 	for _, state := range r.States {
 		if names := States(); !slices.Contains(names, state) {
-			return Census{}, nil, fault.New(fault.ErrUsage, "the kernel has no state %q", state).Hint("one of: %s", strings.Join(names, ", "))
+			return Census{}, nil, fault.New(fault.ErrUsage, "the kernel has no state %q", state).Hint("%s", nearest.Hint(state, names))
 		}
 	}
 	d, err := newDiag(r.Filter, sockets.AllStates)

@@ -128,11 +128,7 @@ func newGrouping(by []string) (g grouping, err error) {
 	for _, word := range by {
 		add := dimensions[word]
 		if add == nil {
-			err := fault.New(fault.ErrUsage, "group by %q: no such dimension", word)
-			if near := nearest.Word(word, Dimensions()); near != "" {
-				return g, err.Hint("did you mean %q?", near)
-			}
-			return g, err.Hint("one of: %s", strings.Join(Dimensions(), ", "))
+			return g, fault.New(fault.ErrUsage, "group by %q: no such dimension", word).Hint("%s", nearest.Hint(word, Dimensions()))
 		}
 		add(&g)
 		if !strings.Contains(word, ".") && word != "transport" {

@@ -3,7 +3,9 @@ package nearest
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 )
 
 // Word returns the word that is most like the given one, or "" when none is
@@ -16,6 +18,14 @@ func Word(word string, words []string) string {
 		}
 	}
 	return best
+}
+
+// Hint says which of the words may be meant, whatever the case, or names all.
+func Hint(word string, words []string) string {
+	if near := Word(strings.ToLower(word), words); near != "" {
+		return fmt.Sprintf("did you mean %q?", near)
+	}
+	return "one of: " + strings.Join(words, ", ")
 }
 
 // distance is how many letters have to be added, removed, changed or swapped

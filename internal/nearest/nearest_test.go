@@ -14,6 +14,17 @@ func TestWord(t *testing.T) {
 	}
 }
 
+func TestHint(t *testing.T) {
+	words := []string{"no_socket", "tcp_csum"}
+	for in, want := range map[string]string{
+		"no_sokcet": `did you mean "no_socket"?`, "TCP_CSUM": `did you mean "tcp_csum"?`, "bogus": "one of: no_socket, tcp_csum",
+	} {
+		if got := Hint(in, words); got != want {
+			t.Errorf("Hint(%q) = %s, want %s", in, got, want)
+		}
+	}
+}
+
 func TestFirst(t *testing.T) {
 	last := func(word string) string { return word[2:] }
 	words := []string{"a/packets", "b/limits", "c/limit", "d/packets"}
