@@ -28,7 +28,7 @@ func (f *fake) Connections(_ context.Context, r flow.CensusRequest) (flow.Census
 	if r.Listen {
 		rows = append(rows, fakeConnection(6, nginx, "listen", ""))
 	}
-	return flow.Census{Time: sampleStart, Rows: rows, Seen: 2, Skipped: 1}, []string{"sockets of 1 network namespaces are missing"}, nil
+	return flow.Census{Time: sampleStart, Rows: rows, Seen: 2, Skipped: 1}, []string{"sockets are missing of network namespaces that this user may not enter: 1"}, nil
 }
 
 func fakeConnection(cookie uint64, p flow.Process, state, peer string) flow.Row {

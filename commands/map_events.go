@@ -216,5 +216,5 @@ func lostNote(source maps.EventSource, read maps.EventsRead) []string {
 		total += lost.Count
 		parts = append(parts, fmt.Sprintf("%d of cpu %d", lost.Count, lost.CPU))
 	}
-	return []string{fmt.Sprintf("%d records of map %s were lost because they weren't read fast enough: %s", total, source.Map, strings.Join(parts, ", "))}
+	return []string{fmt.Sprintf("records of map %s that were lost, because they weren't read fast enough: %d (%s)", source.Map, total, strings.Join(parts, ", "))}
 }

@@ -200,12 +200,16 @@ func (w *connectionWatch) noteLoss(last bool) error {
 	switch loss := w.loss; {
 	case loss == w.told.loss:
 	case w.c.Bool("strict"):
-		return fault.New(fault.ErrLossy, "watch connections: lost: %d records of connections, %d sockets that found no room, %d calls that weren't seen", loss.Events, loss.MapFull, loss.Missed)
+		return fault.New(fault.ErrLossy, "watch connections: lost: %s", connectionLoss(loss))
 	case last || time.Since(w.told.at) >= lossInterval:
 		w.told.loss, w.told.at = loss, time.Now()
-		w.env.note(w.c, "note: lost so far: %d records, because they weren't read fast enough, %d sockets that found no room, and %d calls that weren't seen", loss.Events, loss.MapFull, loss.Missed)
+		w.env.note(w.c, "note: lost so far: %s", connectionLoss(loss))
 	}
 	return nil
+}
+
+func connectionLoss(l flow.EventLoss) string {
+	return fmt.Sprintf("records, because they weren't read fast enough: %d, sockets that found no room: %d, calls that weren't seen: %d", l.Events, l.MapFull, l.Missed)
 }
 
 // find looks for the owners of events.

@@ -368,7 +368,7 @@ func (s *flowWatch) lossy() error {
 	if !s.c.Bool("strict") || loss == s.forgiven {
 		return nil
 	}
-	return fault.New(fault.ErrLossy, "%s: lost: %d records of closed flows, %d flows that found no room, %d calls that weren't seen, %d bytes of nobody that is known",
+	return fault.New(fault.ErrLossy, "%s: lost: records of closed flows: %d, flows that found no room: %d, calls that weren't seen: %d, bytes of nobody that is known: %d",
 		commandName(s.c), loss.Events, loss.MapFull, loss.Missed, loss.Unattributed)
 }
 

@@ -91,7 +91,7 @@ func (s *state) finish(ctx context.Context, change Change, name string, dryRun b
 		change.Entries += change.Added - change.Removed
 	}
 	if s.notes != nil && s.notes.lost > 0 {
-		change.Notes = append(change.Notes, fmt.Sprintf("%d reasons found no room: at most %d different ones are kept", s.notes.lost, s.notes.m.MaxEntries()))
+		change.Notes = append(change.Notes, fmt.Sprintf("reasons that found no room: %d; at most %d different ones are kept", s.notes.lost, s.notes.m.MaxEntries()))
 	}
 	return change
 }

@@ -113,7 +113,7 @@ func (k *Kernel) showByNetwork(s *scan, ref Ref) (Listing, error) {
 // nobody is the error for what isn't found, where more is known of it.
 func (s *scan) nobody(ref Ref) error {
 	if closed, why := s.closed(ref), lacking(); closed > 0 && why != "" {
-		return fault.New(fault.ErrPermission, "find %s: %d network namespaces can't be looked into (%s)", ref, closed, why)
+		return fault.New(fault.ErrPermission, "find %s: network namespaces that can't be looked into: %d (%s)", ref, closed, why)
 	}
 	switch ref.form {
 	case "dev":
@@ -263,7 +263,7 @@ func (s *scan) listing(groups []*group) Listing {
 		l.Notes = append(l.Notes, note)
 	}
 	if s.hidden > 0 {
-		l.Notes = append(l.Notes, fmt.Sprintf("%d processes are hidden from this user", s.hidden))
+		l.Notes = append(l.Notes, fmt.Sprintf("processes that are hidden from this user: %d", s.hidden))
 	}
 	var stat unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &stat); err != nil || stat.Ino != InitPIDNamespace {

@@ -143,10 +143,10 @@ func (s *survey) each(inode uint64, queries []query, fn func(sockets.Socket)) er
 // notes say what the survey doesn't have.
 func (s *survey) notes() (notes []string) {
 	if s.skipped > 0 {
-		notes = append(notes, fmt.Sprintf("sockets of %d network namespaces are missing, which this user may not enter", s.skipped))
+		notes = append(notes, fmt.Sprintf("sockets are missing of network namespaces that this user may not enter: %d", s.skipped))
 	}
 	if s.hidden > 0 {
-		notes = append(notes, fmt.Sprintf("%d processes can't be looked into by this user: their sockets are nobody's, or missing", s.hidden))
+		notes = append(notes, fmt.Sprintf("processes that this user may not look into, whose sockets are nobody's, or missing: %d", s.hidden))
 	}
 	return notes
 }
