@@ -2,6 +2,7 @@ package commands
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,11 +16,11 @@ func flowsCommand(env *Env) *cli.Command {
 		Usage: "what processes have sent and received",
 		Subcommands: []*cli.Command{{
 			Name:  "sum",
-			Usage: "one table of what was moved since counting began, or in the time of --interval",
+			Usage: "one table of what was moved since a loaded instance began to count, or in the time of --interval",
 			Description: "Where both ends are sockets of this machine, what each transmits counts, and not what the other one receives of it. " +
 				byDescription(),
 			Flags: append(flowFlags("src.pod,dst.pod", "-io.transmit_bytes"),
-				&cli.DurationFlag{Name: "interval", Value: watchInterval, DefaultText: "none", Usage: "count for a `TIME`, and show what was moved in it"},
+				&cli.DurationFlag{Name: "interval", Value: watchInterval, DefaultText: "none, 2s if nothing is loaded", Usage: "count for a `TIME`, and show what was moved in it"},
 			),
 			Action: env.flowsSum,
 		}},
@@ -53,12 +54,15 @@ func (e *Env) flowsSum(c *cli.Context) error {
 		sample: s.sample,
 		show: func() error {
 			doc := s.watch.Document()
+			if doc.Total.Flows == 0 {
+				e.note(c, "note: nothing was moved")
+			}
 			if err := p.Object(doc, func() output.Table { return flowTable(doc) }); err != nil {
 				return err
 			}
 			return s.lossy()
 		},
-	}.run(c.Context, t, c.IsSet("interval"))
+	}.run(c.Context, t, s.news == nil || c.IsSet("interval"))
 }
 
 // flowColumn is a column of the table, of those that a view has.
@@ -98,7 +102,7 @@ var flowDrops = []string{"retrans", "rtt", "local", "counted", "state", "netns",
 
 // has says whether a document shows a column.
 func (col flowColumn) has(d flow.Document) bool {
-	switch directed := len(d.Flows) > 0 && d.Flows[0].Src != nil; {
+	switch directed := slices.ContainsFunc(d.By, func(word string) bool { return strings.Contains(word, ".") }); {
 	case len(d.By) == 0:
 		return col.alone
 	case col.name == "from" || col.name == "to":

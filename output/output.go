@@ -80,8 +80,8 @@ func (p *Printer) Format() Format { return p.format }
 // Redraws says whether tables of a stream are redrawn in place.
 func (p *Printer) Redraws() bool { return p.terminal && p.format == FormatTable }
 
-// Object writes one document. A table without rows is not written: the answer
-// isn't a list, and there is nothing to show.
+// Object writes one document. A table with neither rows nor a footer is not written: the
+// answer isn't a list, and there is nothing to show.
 func (p *Printer) Object(doc any, table func() Table) error {
 	switch p.format {
 	case FormatJSON, FormatPretty:
@@ -91,7 +91,7 @@ func (p *Printer) Object(doc any, table func() Table) error {
 	case FormatYAML:
 		return p.yaml(doc)
 	}
-	if t := table(); len(t.Rows) > 0 {
+	if t := table(); len(t.Rows) > 0 || len(t.Footer) > 0 {
 		return p.table(t)
 	}
 	return nil

@@ -70,6 +70,9 @@ func TestFormats(t *testing.T) {
 		{"table of no object", FormatTable, func(p *Printer) error {
 			return p.Object(first, func() Table { return Table{Header: []string{"name"}} })
 		}, ""},
+		{"table of a sum of nothing", FormatTable, func(p *Printer) error {
+			return p.Object(first, func() Table { return Table{Header: []string{"name", "n"}, Footer: []string{"total", "0"}} })
+		}, "NAME   N\ntotal  0\n"},
 		{"tables of a stream", FormatTable, stream, sampleText + "\n" + sampleText},
 		{"json", FormatJSON, object, `{
   "schema": "a/v1",
