@@ -69,10 +69,19 @@ func (e *Env) dropStream(c *cli.Context, b Backend, p *output.Printer, instance 
 	return stream{
 		sample: e.noting(c, s.take),
 		show: func() error {
+			columns, lines, _ := e.Terminal()
+			if p.Redraws() {
+				s.watch.Limit = fitting(view.Limit, lines)
+			}
 			doc := s.watch.Document()
 			e.notes(c, s.notes)
 			s.notes = nil
-			return p.Event(doc, func() output.Table { return dropTable(doc) })
+			return p.Event(doc, func() output.Table {
+				if p.Redraws() {
+					return dropTable(doc).Fit(columns, dropDrops...)
+				}
+				return dropTable(doc)
+			})
 		},
 	}, nil
 }
@@ -193,6 +202,9 @@ func (p dropPlace) has(k drops.Key, host uint32) bool {
 	}
 	return k.NetNS == p.network || k.NetNS == host && p.devices[k.IfIndex]
 }
+
+// dropDrops are the columns that a narrow terminal does without, the first ones first.
+var dropDrops = []string{"last seen", "rate", "transport", "device", "container", "pod", "process"}
 
 func dropTable(d drops.Document) output.Table {
 	t := output.Table{

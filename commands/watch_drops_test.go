@@ -1,10 +1,36 @@
 package commands
 
 import (
+	"bytes"
+	"context"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"bpfnet/internal/drops"
 )
+
+// TestLiveDrops watches drops on a terminal, where there is only room for the first two.
+func TestLiveDrops(t *testing.T) {
+	const columns, lines = 80, linesBeside + 2
+	var stdout, stderr bytes.Buffer
+	f := newFake()
+	f.on("load drops")
+	env := f.env(&stdout, &stderr)
+	env.Terminal = func() (int, int, bool) { return columns, lines, true }
+	if exit := Run(context.Background(), env, strings.Fields("watch drops --once")); exit != 0 {
+		t.Fatalf("exit %d: %s", exit, stderr.String())
+	}
+	frame := escapes.ReplaceAllString(stdout.String(), "")
+	for line := range strings.Lines(frame) {
+		if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > columns {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+	if n := strings.Count(frame, "\n"); n > lines-1 || !strings.Contains(frame, "nginx (813)") || !strings.Contains(frame, "\nothers") || !strings.Contains(frame, "10.77.0.4:901") {
+		t.Errorf("%d lines:\n%s", n, frame)
+	}
+}
 
 func TestDropPlace(t *testing.T) {
 	const host, inside, other = 1, 2, 3

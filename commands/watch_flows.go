@@ -336,17 +336,23 @@ func (s *flowWatch) show() error {
 	return s.lossy()
 }
 
-// Lines of a terminal that aren't for flows: the header, others and two of losses, the
-// keys, and the one below with the cursor.
+// Lines of a terminal that aren't for rows: the header, others and two of losses, the
+// keys or the total, and the one below with the cursor.
 const linesBeside = 6
+
+// fitting is how many rows of so many, 0 for all, there is room for on a terminal.
+func fitting(limit, lines int) int {
+	most := max(1, lines-linesBeside)
+	if limit > 0 {
+		return min(limit, most)
+	}
+	return most
+}
 
 func (s *flowWatch) draw() error {
 	columns, lines, _ := s.env.Terminal()
 	if s.printer.Redraws() {
-		s.watch.Limit = max(1, lines-linesBeside)
-		if s.limit > 0 {
-			s.watch.Limit = min(s.limit, s.watch.Limit)
-		}
+		s.watch.Limit = fitting(s.limit, lines)
 	}
 	doc := s.watch.Document()
 	return s.printer.Event(doc, func() output.Table {
