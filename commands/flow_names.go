@@ -76,6 +76,11 @@ func (n *peerNames) catchUp() {
 	for begin := time.Now(); !n.over && !n.source.Drained() && time.Since(begin) < drainLongest; {
 		time.Sleep(time.Millisecond)
 	}
+	n.tell()
+}
+
+// tell says what there won't be names of.
+func (n *peerNames) tell() {
 	select {
 	case err := <-n.ended:
 		n.over = true

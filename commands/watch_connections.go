@@ -164,8 +164,12 @@ func (w *connectionWatch) show(last bool) error {
 	}
 	w.loss = loss
 	events = w.teller.Fit(events)
-	if w.names != nil && len(events) > 0 {
+	switch {
+	case w.names == nil:
+	case len(events) > 0:
 		w.names.catchUp()
+	default:
+		w.names.tell()
 	}
 	w.find(cgroupsOf(firstRows(events)))
 	if w.most > 0 {

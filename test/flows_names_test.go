@@ -158,5 +158,7 @@ func TestNamesOfConnections(t *testing.T) {
 	if closed := eventName(t, watch, shop, "closed"); opened != "www.shop.example" || closed != opened {
 		t.Errorf("its peer is %q when it is opened and %q when it is closed", opened, closed)
 	}
+	n.must(t, "unload", "dns", "--detach")
+	watch.waitFor(t, "no more names are learned: ")
 	n.must(t, "unload", "--all", "--detach")
 }
