@@ -73,6 +73,11 @@ static __always_inline _Bool is_kept(struct sock *sk, const struct flow_socket *
 	return socket->cookie == cookie_of(sk);
 }
 
+/* It has a copy of its listener's. */
+static __always_inline void suppose(struct sock *sk, struct flow_socket *socket)
+{
+}
+
 /* It is the kernel's to do. */
 static __always_inline void forget(struct sock *sk)
 {

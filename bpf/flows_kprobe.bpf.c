@@ -106,6 +106,20 @@ struct {
 	__type(value, __u8);
 } flow_tickets SEC(".maps");
 
+struct flow_birth {
+	__u64 listener;
+	__u64 child;
+};
+
+/* The connection that a listener makes at this moment, on this processor.
+ * Key: 0. Value: see the struct. Writer: flows_clone, flows_cloned. Reader: flows_state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_birth);
+} flow_births SEC(".maps");
+
 static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 {
 	return is_tcp(sk) ? (struct tcp_sock *)sk : NULL;
@@ -232,6 +246,91 @@ static __always_inline struct flow_socket *make(struct sock *sk)
 	return likely(socket != NULL) ? socket : make_new(sk);
 }
 
+/* Registers of x86 or of arm64; the object is the same. */
+#define REGISTER(ctx, x86, arm64)                                                                  \
+	(bpf_core_field_exists((ctx)->di) ? BPF_CORE_READ((ctx), x86)                              \
+	                                  : BPF_CORE_READ((ctx), regs[arm64]))
+
+static __always_inline __u64 first(struct pt_regs *ctx)
+{
+	return REGISTER(ctx, di, 0);
+}
+
+static __always_inline struct sock *socket_of(struct pt_regs *ctx)
+{
+	struct socket *socket = (struct socket *)first(ctx);
+
+	return READ(socket, sk);
+}
+
+static __always_inline struct msghdr *message_of(struct pt_regs *ctx)
+{
+	return (struct msghdr *)REGISTER(ctx, si, 1);
+}
+
+static __always_inline int flags_of(struct pt_regs *ctx)
+{
+	return REGISTER(ctx, cx, 3);
+}
+
+static __always_inline __u64 returned(struct pt_regs *ctx)
+{
+	return REGISTER(ctx, ax, 0);
+}
+
+static __always_inline struct flow_birth *birth(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&flow_births, &zero);
+}
+
+/* The kernel makes a connection and opens it in one go. */
+SEC("kprobe/inet_csk_clone_lock")
+int flows_clone(struct pt_regs *ctx)
+{
+	struct flow_birth *now = birth();
+
+	if (now)
+		now->listener = first(ctx);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flows_cloned, struct sock *sk, int from, int to)
+{
+	struct flow_birth *now = to == BPF_TCP_SYN_RECV ? birth() : NULL;
+
+	if (now)
+		now->child = (__u64)sk;
+	return 0;
+}
+
+/* Its listener's process, as far as it is known. */
+static __always_inline void suppose(struct sock *sk, struct flow_socket *socket)
+{
+	struct flow_birth *now = birth();
+	struct flow_socket *listener;
+	const struct flow_use *of;
+	struct flow_use *use = &socket->uses[0];
+
+	if (!now || !now->listener || now->child != (__u64)sk || use->key)
+		return;
+	listener = find((struct sock *)now->listener);
+	now->listener = 0;
+	if (!listener || !listener->uses[0].key ||
+	    take_place(sk, &use->key, 0, listener->uses[0].key))
+		return;
+	of = &listener->uses[0];
+	use->start = of->start;
+	use->cgroup_id = of->cgroup_id;
+	use->pid = of->pid;
+	use->uid = of->uid;
+	__builtin_memcpy(use->command, of->command, sizeof(use->command));
+	use->key = of->key;
+	socket->flags |= FLOW_SUPPOSED;
+}
+
 /* Has the kernel make cookies, which other programs can't. */
 SEC("cgroup/sock_create")
 int flows_created(struct bpf_sock *sk)
@@ -272,33 +371,6 @@ static __always_inline void count_call(struct sock *sk, const struct flow_talk *
 		return;
 	}
 	count_talk(sk, socket, use, with, length, sent);
-}
-
-/* Registers of x86 or of arm64; the object is the same. */
-#define REGISTER(ctx, x86, arm64)                                                                  \
-	(bpf_core_field_exists((ctx)->di) ? BPF_CORE_READ((ctx), x86)                              \
-	                                  : BPF_CORE_READ((ctx), regs[arm64]))
-
-static __always_inline struct sock *socket_of(struct pt_regs *ctx)
-{
-	struct socket *socket = (struct socket *)REGISTER(ctx, di, 0);
-
-	return READ(socket, sk);
-}
-
-static __always_inline struct msghdr *message_of(struct pt_regs *ctx)
-{
-	return (struct msghdr *)REGISTER(ctx, si, 1);
-}
-
-static __always_inline int flags_of(struct pt_regs *ctx)
-{
-	return REGISTER(ctx, cx, 3);
-}
-
-static __always_inline __u64 returned(struct pt_regs *ctx)
-{
-	return REGISTER(ctx, ax, 0);
 }
 
 /* The peer that a message names. Evaluates to 0 if it names none. */
@@ -461,23 +533,6 @@ SEC("kretprobe/sock_common_recvmsg")
 int flows_sock_recvmsg_return(struct pt_regs *ctx)
 {
 	return leave(ctx, CALL_SOCK_RECVMSG);
-}
-
-/* Tells whose a connection is that was accepted. */
-SEC("kretprobe/inet_csk_accept")
-int flows_accepted(struct pt_regs *ctx)
-{
-	struct sock *sk = (struct sock *)returned(ctx);
-	struct flow_socket *socket;
-
-	if (!sk || !is_tcp(sk) || !counts_socket(sk) || !counts_task() || !counts_ports(sk))
-		return 0;
-	socket = meet(sk, NULL, FLOW_INWARD, 0);
-	if (!socket || socket->uses[0].key)
-		return 0;
-	socket->flags |= FLOW_SUPPOSED;
-	current_use(sk, socket);
-	return 0;
 }
 
 /* The last that is heard of other sockets. */

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	flowsKprobeMapClosedFlows              = "closed_flows"
+	flowsKprobeMapFlowBirths               = "flow_births"
 	flowsKprobeMapFlowCalls                = "flow_calls"
 	flowsKprobeMapFlowClaims               = "flow_claims"
 	flowsKprobeMapFlowNone                 = "flow_none"
@@ -26,7 +27,8 @@ const (
 	flowsKprobeMapFlowTotals               = "flow_totals"
 	flowsKprobeMapFlowWalks                = "flow_walks"
 	flowsKprobeMapOpenedFlows              = "opened_flows"
-	flowsKprobeProgFlowsAccepted           = "flows_accepted"
+	flowsKprobeProgFlowsClone              = "flows_clone"
+	flowsKprobeProgFlowsCloned             = "flows_cloned"
 	flowsKprobeProgFlowsCreated            = "flows_created"
 	flowsKprobeProgFlowsDestroy            = "flows_destroy"
 	flowsKprobeProgFlowsDestroyAgain       = "flows_destroy_again"
@@ -98,7 +100,8 @@ type flowsKprobeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowsKprobeProgramSpecs struct {
-	FlowsAccepted           *ebpf.ProgramSpec `ebpf:"flows_accepted"`
+	FlowsClone              *ebpf.ProgramSpec `ebpf:"flows_clone"`
+	FlowsCloned             *ebpf.ProgramSpec `ebpf:"flows_cloned"`
 	FlowsCreated            *ebpf.ProgramSpec `ebpf:"flows_created"`
 	FlowsDestroy            *ebpf.ProgramSpec `ebpf:"flows_destroy"`
 	FlowsDestroyAgain       *ebpf.ProgramSpec `ebpf:"flows_destroy_again"`
@@ -128,6 +131,7 @@ type flowsKprobeProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type flowsKprobeMapSpecs struct {
 	ClosedFlows *ebpf.MapSpec `ebpf:"closed_flows"`
+	FlowBirths  *ebpf.MapSpec `ebpf:"flow_births"`
 	FlowCalls   *ebpf.MapSpec `ebpf:"flow_calls"`
 	FlowClaims  *ebpf.MapSpec `ebpf:"flow_claims"`
 	FlowNone    *ebpf.MapSpec `ebpf:"flow_none"`
@@ -171,6 +175,7 @@ func (o *flowsKprobeObjects) Close() error {
 // It can be passed to loadFlowsKprobeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowsKprobeMaps struct {
 	ClosedFlows *ebpf.Map `ebpf:"closed_flows"`
+	FlowBirths  *ebpf.Map `ebpf:"flow_births"`
 	FlowCalls   *ebpf.Map `ebpf:"flow_calls"`
 	FlowClaims  *ebpf.Map `ebpf:"flow_claims"`
 	FlowNone    *ebpf.Map `ebpf:"flow_none"`
@@ -185,6 +190,7 @@ type flowsKprobeMaps struct {
 func (m *flowsKprobeMaps) Close() error {
 	return _FlowsKprobeClose(
 		m.ClosedFlows,
+		m.FlowBirths,
 		m.FlowCalls,
 		m.FlowClaims,
 		m.FlowNone,
@@ -212,7 +218,8 @@ type flowsKprobeVariables struct {
 //
 // It can be passed to loadFlowsKprobeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type flowsKprobePrograms struct {
-	FlowsAccepted           *ebpf.Program `ebpf:"flows_accepted"`
+	FlowsClone              *ebpf.Program `ebpf:"flows_clone"`
+	FlowsCloned             *ebpf.Program `ebpf:"flows_cloned"`
 	FlowsCreated            *ebpf.Program `ebpf:"flows_created"`
 	FlowsDestroy            *ebpf.Program `ebpf:"flows_destroy"`
 	FlowsDestroyAgain       *ebpf.Program `ebpf:"flows_destroy_again"`
@@ -239,7 +246,8 @@ type flowsKprobePrograms struct {
 
 func (p *flowsKprobePrograms) Close() error {
 	return _FlowsKprobeClose(
-		p.FlowsAccepted,
+		p.FlowsClone,
+		p.FlowsCloned,
 		p.FlowsCreated,
 		p.FlowsDestroy,
 		p.FlowsDestroyAgain,

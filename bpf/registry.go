@@ -219,6 +219,7 @@ func flows() Program {
 			{"flow_calls", "with kprobes: calls that haven't returned"},
 			{"flow_claims", "with kprobes: which process has which place in flow_sockets"},
 			{"flow_tickets", "with kprobes: the last numbers in both rings"},
+			{"flow_births", "with kprobes: the connection that a listener is making"},
 			{"flow_none", "with kprobes: what a socket has at first"},
 		},
 		Features: []string{"map_array", "map_lru_hash", "map_sk_storage"},

@@ -205,6 +205,9 @@ enum flow_log {
 static struct tcp_sock *tcp_of(struct sock *sk);
 static struct task_struct *current_task(void);
 
+/* Supposes who will use a connection that comes in, if nobody has. */
+static void suppose(struct sock *sk, struct flow_socket *socket);
+
 /* What is known of a socket, if anything is. */
 static struct flow_socket *find(struct sock *sk);
 static void forget(struct sock *sk);
@@ -724,7 +727,7 @@ static __always_inline void describe(struct flow_use *use, struct task_struct *l
 	use->pid = READ(leader, tgid);
 	use->uid = READ(cred, euid.val);
 	use->cgroup_id = READ(node, id);
-	READ_INTO(use->command, leader, comm);
+	READ_INTO(&use->command, leader, comm);
 }
 
 /* The counters of a process in a socket that aren't the first. */
@@ -965,6 +968,8 @@ static __always_inline int change_state(struct sock *sk, int from, int to)
 			return 0;
 		socket->settled = 0;
 		remember_addresses(sk, socket);
+		if (from == BPF_TCP_SYN_RECV)
+			suppose(sk, socket);
 		log_opened(sk, socket, EVENT_OPENED);
 		return 0;
 	}
@@ -998,6 +1003,17 @@ int BPF_PROG(flows_state_again, struct sock *sk, int from, int to)
 	return change_state(sk, from, to);
 }
 
+/* Ends a connection whose end no program has seen, later than it was. The process didn't end it:
+ * what a process does is seen. */
+static __always_inline void end_unseen(struct sock *sk, struct flow_socket *socket)
+{
+	end(sk, socket, BPF_TCP_CLOSE);
+	if (socket->to != BPF_TCP_SYN_SENT)
+		return;
+	socket->ending = ENDING_REFUSED;
+	log_opened(sk, socket, EVENT_FAILED);
+}
+
 /* The last that is heard of a TCP socket: its processes have closed it, and the peer is done. */
 static __always_inline int destroy(struct sock *sk)
 {
@@ -1006,6 +1022,8 @@ static __always_inline int destroy(struct sock *sk)
 	if (!socket || !is_kept(sk, socket) || socket->flags & FLOW_ENDED)
 		return 0;
 	socket->flags |= FLOW_ENDED;
+	if (unlikely(!socket->ended))
+		end_unseen(sk, socket);
 	log_closed(sk, socket);
 	forget(sk);
 	return 0;

@@ -451,18 +451,20 @@ func TestEventsInBetween(t *testing.T) {
 	l, at := s.listen()
 	s.serve(l)
 	events := s.longTail(map[string]uint32{"opened_flows": 1 << 18}) // more than the flood is in the time
-	const count = 200
-	var clients []unix.PollFd
-	for i := range count {
+	const attempts = 200
+	var clients []peerEnd
+	var polled []unix.PollFd
+	for i := range attempts {
 		client := s.socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 		client.set(unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1)
-		clients = append(clients, unix.PollFd{Fd: int32(client.fd), Events: unix.POLLIN})
+		clients = append(clients, client)
+		polled = append(polled, unix.PollFd{Fd: int32(client.fd), Events: unix.POLLIN})
 		client.connect(&unix.SockaddrInet4{Port: 443, Addr: [4]byte{198, 51, 100, byte(i + 1)}})
 		time.Sleep(5 * time.Millisecond) // not all at one time
 	}
 	stop := s.flood(at.Port)
 	failed := 0
-	for end := time.Now().Add(10 * time.Second); failed < count && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	count := func() {
 		all, loss, err := events.Read(true)
 		s.must(err)
 		if loss.Missed > 0 {
@@ -477,13 +479,61 @@ func TestEventsInBetween(t *testing.T) {
 			}
 		}
 	}
+	over := 0
+	for end := time.Now().Add(10 * time.Second); over < attempts && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		count()
+		over, _ = unix.Poll(polled, 0)
+	}
 	stop()
-	// A few are seen by neither program, and counted as missed by none, cause not known: those
-	// looked at came while a virtual machine's agent was running.
-	if failed < count-count/20 {
-		over, _ := unix.Poll(clients, 0)
+	count()
+	// A virtual machine's kernel was seen to run no program at a tracepoint, typed or raw, where a
+	// softirq had interrupted a thread of its first process: of 29 such ends none was seen, and no
+	// program counted a miss. Of 8,971 others all that weren't seen were counted, also where it had
+	// interrupted the first process of a PID namespace.
+	if over < attempts || failed < attempts-attempts/20 {
 		t.Errorf("of %d that are over %d have failed: %+v", over, failed, events.loss)
 	}
+	// Those are told when they are closed.
+	for _, client := range clients {
+		client.close()
+	}
+	count()
+	if failed != attempts {
+		t.Errorf("%d of %d have failed", failed, attempts)
+	}
+}
+
+// TestUnseenEnds has connections whose end no program has seen, and which their processes
+// close: those are told then.
+func TestUnseenEnds(t *testing.T) {
+	s := newSite(t)
+	s.in(func() error { return blackhole("198.51.100.0/24") })
+	events := s.tail()
+	sockets, err := events.reader.objects.Map("flow_sockets")
+	s.must(err)
+	if sockets.Type() != ebpf.SkStorage {
+		t.Skip("this kernel has no memory of sockets for what traces")
+	}
+	unsee := func(client peerEnd, end func(), told ...string) {
+		before, err := sockets.LookupBytes(int32(client.fd))
+		s.must(err)
+		end()
+		client.ready(unix.POLLERR)
+		events.wants(told...)
+		s.must(sockets.Put(int32(client.fd), before))
+	}
+	client := s.socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	client.set(unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1)
+	client.connect(&unix.SockaddrInet4{Port: 443, Addr: [4]byte{198, 51, 100, 1}})
+	unsee(client, func() {}, "failed outward timeout ETIMEDOUT")
+	client.close()
+	events.wants("failed outward timeout ETIMEDOUT")
+
+	client, server := s.pair()
+	events.wants("opened outward", "opened inward")
+	unsee(client, server.abort, "closed inward local reset 0/0")
+	client.close()
+	events.wants("closed outward peer reset ECONNRESET 0/0")
 }
 
 // TestEventFlood opens and closes connections as fast as it can, while somebody reads

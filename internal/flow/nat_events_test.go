@@ -20,7 +20,7 @@ func TestNATOfEvents(t *testing.T) {
 			}
 			source, notes, err := OpenEvents(context.Background(), n.engine, EventsRequest{Instance: "absent"})
 			n.client.must(err)
-			if len(notes) != 1 || notes[0] != begins("absent") {
+			if len(notes) == 0 || notes[0] != begins("absent") { // behind it, which mechanisms were refused
 				t.Errorf("notes: %q", notes)
 			}
 			t.Cleanup(func() { _ = source.Close() })
