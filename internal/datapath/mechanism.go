@@ -12,6 +12,7 @@ import (
 
 	"bpfnet/bpf"
 	"bpfnet/internal/fault"
+	"bpfnet/internal/probe"
 )
 
 // force leaves one mechanism to choose from.
@@ -76,6 +77,9 @@ func (p *loadPlan) tryKprobes(spec *ebpf.CollectionSpec, coll *ebpf.Collection) 
 // climb loads the first mechanism that the kernel takes, and leaves in the plan what
 // belongs to it. That the machine runs out of something is no reason to take another.
 func (p *loadPlan) climb(reuse map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	if _, err := probe.KernelTypes(); err != nil {
+		return nil, err // which all of them read
+	}
 	var refused []error // the last of each mechanism
 	var names []string
 	for _, m := range p.mechanisms {
