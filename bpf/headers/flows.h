@@ -1041,7 +1041,8 @@ int BPF_PROG(flows_destroy_again, struct sock *sk)
 	return destroy(sk);
 }
 
-/* Evaluates to which uses of a socket are told, as bits. They are taken in their order. */
+/* Evaluates to which uses of a socket are told, as bits. They are taken in their order, but for the
+ * last, which is there where the others couldn't be taken. */
 static __always_inline __u32 told_uses(const struct flow_socket *socket)
 {
 	__u32 told = is_told(socket, 0) | is_told(socket, FIRST) << FIRST;
@@ -1049,7 +1050,7 @@ static __always_inline __u32 told_uses(const struct flow_socket *socket)
 #pragma unroll
 	for (__u32 i = 1; i < USES; i++) {
 		if (!socket->uses[i].key)
-			return told;
+			break;
 		told |= is_told(socket, i) << i;
 	}
 	return told | is_told(socket, USES) << USES;
