@@ -23,6 +23,8 @@
 #define TICKETS 4096
 #define TRIES   64
 
+#define EEXIST 17
+
 #define S_IFMT   0170000
 #define S_IFSOCK 0140000
 
@@ -144,6 +146,7 @@ __noinline __u64 next_number(__u32 log)
 	struct flow_sums *all = totals();
 	__u64 next, *count;
 	__u8 none = 0;
+	int error;
 
 	if (!all)
 		return 0;
@@ -151,8 +154,11 @@ __noinline __u64 next_number(__u32 log)
 	next = *(volatile __u64 *)count;
 	for (int i = 0; i < TRIES; i++, next++) {
 		ticket.number = next;
-		if (bpf_map_update_elem(&flow_tickets, &ticket, &none, BPF_NOEXIST))
+		error = bpf_map_update_elem(&flow_tickets, &ticket, &none, BPF_NOEXIST);
+		if (error == -EEXIST)
 			continue;
+		if (error) /* nobody has it, and passing it over would leave a hole */
+			return 0;
 		if (*(volatile __u64 *)count > next + TICKETS / 2) {
 			bpf_map_delete_elem(&flow_tickets, &ticket);
 			next = *(volatile __u64 *)count;
