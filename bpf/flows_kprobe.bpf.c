@@ -297,17 +297,22 @@ int flows_clone(struct pt_regs *ctx)
 {
 	struct flow_birth *now = birth();
 
-	if (now)
+	if (now) {
 		now->listener = first(ctx);
+		now->child = 0;
+	}
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flows_cloned, struct sock *sk, int from, int to)
 {
-	struct flow_birth *now = to == BPF_TCP_SYN_RECV ? birth() : NULL;
+	struct flow_birth *now;
 
-	if (now)
+	if (from != BPF_TCP_LISTEN || to != BPF_TCP_SYN_RECV)
+		return 0;
+	now = birth();
+	if (now && !now->child) /* else the kernel left flows_clone out */
 		now->child = (__u64)sk;
 	return 0;
 }
