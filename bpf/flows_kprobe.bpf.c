@@ -236,7 +236,8 @@ static __noinline struct flow_socket *make_new(struct sock *sk)
 
 	old = bpf_map_lookup_elem(&flow_sockets, &key);
 	if (old) {
-		log_closed(NULL, old);
+		if (!(old->flags & FLOW_ENDED))
+			log_closed(NULL, old);
 		forget(sk);
 	}
 	none = bpf_map_lookup_elem(&flow_none, &zero);
@@ -569,12 +570,14 @@ int flows_dump(struct bpf_iter__bpf_map_elem *ctx)
 	struct seq_file *seq = ctx->meta->seq;
 	struct flow_record record = {};
 	__u64 *key = ctx->key;
+	struct sock *sk;
 	__u32 told;
 
 	if (!key || !socket || !socket->cookie || socket->flags & FLOW_ENDED)
 		return 0;
 	told = told_uses(socket);
-	describe_socket((struct sock *)*key, socket, &record);
+	sk = (struct sock *)*key;
+	describe_socket(likely(is_kept(sk, socket)) ? sk : NULL, socket, &record);
 #pragma unroll
 	for (__u32 i = 0; i <= FIRST; i++) {
 		if (!(told & 1U << i))
