@@ -494,26 +494,13 @@ func explainTrace(typ ebpf.ProgramType, err error) error {
 			return fault.New(fault.ErrUnsupported, "tracefs is not mounted: %w", err).Hint("mount -t tracefs nodev /sys/kernel/tracing")
 		}
 	}
-	if _, statErr := os.Stat("/sys/kernel/tracing/kprobe_events"); typ == ebpf.Kprobe && isNotExist(statErr) {
+	if _, statErr := os.Stat(kprobeEvents); typ == ebpf.Kprobe && isNotExist(statErr) {
 		return fault.New(fault.ErrUnsupported, "this kernel has no kprobes: it was built without CONFIG_KPROBE_EVENTS").Hint("bpfnet doctor lists what it has instead")
 	}
 	if isNotExist(err) {
 		return fault.New(fault.ErrNotFound, "the kernel has nothing of that name: %w", err)
 	}
 	return probe.Explain(op, err)
-}
-
-// callsAtOnce is how many calls of a function may wait for their return; the kernel misses
-// more, and by itself few more than it has processors.
-const callsAtOnce = 4096
-
-// kretprobe attaches to the return of a function. The number needs tracefs.
-func kretprobe(what string, prog *ebpf.Program) (link.Link, error) {
-	l, err := link.Kretprobe(what, prog, &link.KprobeOptions{RetprobeMaxActive: callsAtOnce})
-	if err != nil {
-		return link.Kretprobe(what, prog, nil)
-	}
-	return l, nil
 }
 
 func traceLink(s spot, prog *ebpf.Program) (link.Link, error) {

@@ -25,6 +25,9 @@ func (e *Engine) Detach(ctx context.Context, reqs ...DetachRequest) (Attached, e
 		detached, err = e.detach(reqs)
 		return err
 	})
+	if detached.Changed && !reqs[0].DryRun {
+		dropEvents()
+	}
 	if err != nil {
 		return detached, fmt.Errorf("%s: %w", reqs[0].describe(), err)
 	}
@@ -210,6 +213,9 @@ func pinName(a Attachment) string { return pinned.Decode(filepath.Base(*a.Pinned
 func (e *Engine) Unload(ctx context.Context, req UnloadRequest) (Unloaded, error) {
 	unloaded := Unloaded{Names: []string{}}
 	err := e.change(ctx, req.DryRun, func() error { return e.unload(req, &unloaded) })
+	if unloaded.Detached > 0 && !req.DryRun {
+		dropEvents()
+	}
 	if err != nil && req.Name != "" {
 		err = fmt.Errorf("unload %q: %w", req.Name, err)
 	} else if err != nil {
