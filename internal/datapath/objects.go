@@ -110,7 +110,7 @@ func (o *opened) attach(plan *loadPlan) error {
 			return err
 		}
 	}
-	for _, name := range keys(o.progs) {
+	for _, name := range slices.Backward(keys(o.progs)) { // NAME_return before NAME, whose calls it is to end
 		spec := plan.spec.Programs[name]
 		c := candidate{name: name, section: spec.SectionName, typ: spec.Type, attach: spec.AttachType}
 		l, err := c.start(builtin, o.progs[name])
