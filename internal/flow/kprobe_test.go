@@ -72,3 +72,22 @@ func TestKprobesTellCookies(t *testing.T) {
 		t.Errorf("%d without a cookie of %v", without, seen)
 	}
 }
+
+// Processes that find no place are told together, also while the socket is open.
+func TestKprobesTellWhoFindsNoPlace(t *testing.T) {
+	s := newSite(t)
+	d := s.startKprobes(map[string]uint32{"flow_claims": 1})
+	sent := uint64(0)
+	for i := range 5 {
+		e := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		s.must(unix.Sendto(e.fd, make([]byte, 10+i), 0, loopback(9)))
+		sent += uint64(10 + i)
+	}
+	counted := uint64(0)
+	for _, r := range d.sample() {
+		counted += r.TransmitBytes
+	}
+	if counted != sent {
+		t.Errorf("of %d bytes %d were counted; lost: %+v", sent, counted, d.last.Loss)
+	}
+}
