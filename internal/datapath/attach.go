@@ -446,6 +446,7 @@ func (e *Engine) traceSpots(req AttachRequest) ([]spot, error) {
 		}
 		spots = append(spots, spot{candidate: c, hook: hookTrace, at: target{Trace: kind + "/" + what}})
 	}
+	slices.SortStableFunc(spots, func(a, b spot) int { return returnsFirst(a.section, b.section) })
 	return spots, nil
 }
 

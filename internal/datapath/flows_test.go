@@ -133,7 +133,16 @@ func TestKprobesWithoutPins(t *testing.T) {
 	}
 	_, err = e.Load(ctx, LoadRequest{Source: "flows", Mechanism: "kprobe"})
 	if err == nil {
-		attach(t, e, AttachRequest{Hook: "trace", Name: "flows"})
+		entries := 0
+		for _, a := range attach(t, e, AttachRequest{Hook: "trace", Name: "flows"}).Attachments {
+			switch {
+			case a.Target == nil: // at the root of cgroups
+			case strings.HasPrefix(*a.Target, "kprobe/"):
+				entries++
+			case strings.HasPrefix(*a.Target, "kretprobe/") && entries > 0:
+				t.Errorf("%s is attached after the entry of a function", a.Program)
+			}
+		}
 		return
 	}
 	refusedAs(t, err, fault.ErrUnsupported, "Linux 5.15")

@@ -27,6 +27,20 @@ func kretprobe(what string, prog *ebpf.Program) (link.Link, error) {
 	return l, nil
 }
 
+// returnsFirst orders sections so that kretprobes come first: whose entry is seen, its return
+// is, too.
+func returnsFirst(a, b string) int {
+	const kind = "kretprobe/"
+	first, second := strings.HasPrefix(a, kind), strings.HasPrefix(b, kind)
+	switch {
+	case first == second:
+		return 0
+	case first:
+		return -1
+	}
+	return 1
+}
+
 // dropEvents removes events of kretprobes that nothing uses any more: they outlive a link
 // that was pinned, or a process that was killed. The kernel frees a link some time after its
 // pin, and refuses to remove what is in use.

@@ -110,7 +110,11 @@ func (o *opened) attach(plan *loadPlan) error {
 			return err
 		}
 	}
-	for _, name := range slices.Backward(keys(o.progs)) { // NAME_return before NAME, whose calls it is to end
+	names := keys(o.progs)
+	slices.SortStableFunc(names, func(a, b string) int {
+		return returnsFirst(plan.spec.Programs[a].SectionName, plan.spec.Programs[b].SectionName)
+	})
+	for _, name := range names {
 		spec := plan.spec.Programs[name]
 		c := candidate{name: name, section: spec.SectionName, typ: spec.Type, attach: spec.AttachType}
 		l, err := c.start(builtin, o.progs[name])
