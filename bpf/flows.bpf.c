@@ -480,14 +480,7 @@ int flows_dump(struct bpf_iter__bpf_sk_storage_map *ctx)
 		write_counts(seq, socket, &record, told);
 		return 0;
 	}
-#pragma unroll
-	for (__u32 i = 0; i <= FIRST; i++) {
-		if (!(told & 1U << i))
-			continue;
-		describe_use(socket, i, &record);
-		bpf_seq_write(seq, &record, sizeof(record));
-		record.number++;
-	}
+	write_uses(seq, socket, &record, told);
 	return 0;
 }
 

@@ -578,14 +578,7 @@ int flows_dump(struct bpf_iter__bpf_map_elem *ctx)
 	told = told_uses(socket);
 	sk = (struct sock *)*key;
 	describe_socket(likely(is_kept(sk, socket)) ? sk : NULL, socket, &record);
-#pragma unroll
-	for (__u32 i = 0; i <= FIRST; i++) {
-		if (!(told & 1U << i))
-			continue;
-		describe_use(socket, i, &record);
-		bpf_seq_write(seq, &record, sizeof(record));
-		record.number++;
-	}
+	write_uses(seq, socket, &record, told);
 	return 0;
 }
 

@@ -1056,6 +1056,20 @@ static __always_inline __u32 told_uses(const struct flow_socket *socket)
 	return told | is_told(socket, USES) << USES;
 }
 
+/* Writes the uses that are told; what is the same in all of their records is there. */
+static __always_inline void write_uses(struct seq_file *seq, const struct flow_socket *socket,
+                                       struct flow_record *record, __u32 told)
+{
+#pragma unroll
+	for (__u32 i = 0; i <= FIRST; i++) {
+		if (!(told & 1U << i))
+			continue;
+		describe_use(socket, i, record);
+		bpf_seq_write(seq, record, sizeof(*record));
+		record->number++;
+	}
+}
+
 static __always_inline void note_beginning(void)
 {
 	struct flow_sums *all = totals();

@@ -22,20 +22,25 @@ func (s *site) startKprobes(entries map[string]uint32) *sampler {
 	return &sampler{site: s, Sampler: r}
 }
 
-// With kprobes sockets are in a table: what finds no room there is lost, and told.
-func TestKprobesTellWhatFindsNoRoom(t *testing.T) {
-	s := newSite(t)
-	d := s.startKprobes(map[string]uint32{"flow_sockets": 1})
-	sent := uint64(0)
+// sendByFive has five sockets send, and returns how many bytes, and how many were counted.
+func (s *sampler) sendByFive() (sent, counted uint64) {
+	s.Helper()
 	for i := range 5 {
 		e := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		s.must(unix.Sendto(e.fd, make([]byte, 10+i), 0, loopback(9)))
 		sent += uint64(10 + i)
 	}
-	counted := uint64(0)
-	for _, r := range d.sample() {
+	for _, r := range s.sample() {
 		counted += r.TransmitBytes
 	}
+	return sent, counted
+}
+
+// With kprobes sockets are in a table: what finds no room there is lost, and told.
+func TestKprobesTellWhatFindsNoRoom(t *testing.T) {
+	s := newSite(t)
+	d := s.startKprobes(map[string]uint32{"flow_sockets": 1})
+	sent, counted := d.sendByFive()
 	if d.last.Loss.MapFull < 4 || counted+d.last.Loss.Unattributed < sent {
 		t.Errorf("of %d bytes %d were counted; lost: %+v", sent, counted, d.last.Loss)
 	}
@@ -77,16 +82,7 @@ func TestKprobesTellCookies(t *testing.T) {
 func TestKprobesTellWhoFindsNoPlace(t *testing.T) {
 	s := newSite(t)
 	d := s.startKprobes(map[string]uint32{"flow_claims": 1})
-	sent := uint64(0)
-	for i := range 5 {
-		e := s.socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-		s.must(unix.Sendto(e.fd, make([]byte, 10+i), 0, loopback(9)))
-		sent += uint64(10 + i)
-	}
-	counted := uint64(0)
-	for _, r := range d.sample() {
-		counted += r.TransmitBytes
-	}
+	sent, counted := d.sendByFive()
 	if counted != sent {
 		t.Errorf("of %d bytes %d were counted; lost: %+v", sent, counted, d.last.Loss)
 	}
